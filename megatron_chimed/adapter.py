@@ -1,0 +1,148 @@
+"""What megatron-core 0.19.2 needs so that a pip-only install trains and resumes to the bit, in one place.
+
+Each function names the upstream fault that it mends; with Transformer Engine or apex installed their optimizer is used,
+and the mends of torch's Adam do nothing. Together with train.py the only importer of megatron.training.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.training import initialize, training
+
+from megatron_chimed.errors import InputError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def install(*, without_cuda: bool, log: "Log") -> None:
+    """Mend the trainer and attach `log` to it. Once per process, before `pretrain`."""
+    _skip_compilation()
+    if without_cuda:
+        training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
+    _give_adam_its_state_before_loading()
+    _give_each_parameter_its_own_step()
+    _log_every_iteration_by_itself(log)
+    _log_evaluations(log)
+
+
+class Log:
+    """Receives the trainer's figures, in full precision, on every rank."""
+
+    def training(self, iteration: int, losses: dict, learning_rate: float, grad_norm: float) -> None:
+        """Called after each iteration; `losses` is {name: tensor} on the last pipeline stage, else empty."""
+
+    def evaluation(self, split: str, iteration: int, losses: dict) -> None:
+        """Called after each evaluation; split is "valid", "final_valid" or "test"."""
+
+
+def latest_iteration(folder: str | Path) -> int:
+    """The iteration of the newest whole checkpoint in a folder, 0 when there is none.
+
+    Raises InputError when the tracker file holds something else.
+    """
+    tracker = Path(folder) / TRACKER
+    if not tracker.is_file():
+        return 0
+    text = tracker.read_text(encoding="utf-8").strip()
+    if text == "release":
+        return 0
+    if not text.isdecimal():
+        raise InputError(f"{tracker}: holds {text!r}; expected an iteration number. Remove it or write the right one")
+    return int(text)
+
+
+def _skip_compilation() -> None:
+    """Upstream runs `make` in a folder that the wheel lacks, and exits; the compiled helper is in the wheel."""
+    from megatron.core.datasets import helpers_cpp  # noqa: F401  an ImportError here is a broken wheel
+
+    initialize._compile_dependencies = lambda: None
+
+
+def _torch_adams(optimizer) -> list[torch.optim.Optimizer]:
+    """The torch Adam optimizers inside one of Megatron's optimizers."""
+    inner = [chained.optimizer for chained in getattr(optimizer, "chained_optimizers", [optimizer])]
+    return [adam for adam in inner if isinstance(adam, torch.optim.Adam | torch.optim.AdamW)]
+
+
+def _give_adam_its_state_before_loading() -> None:
+    """DistributedOptimizer.state_dict asserts that all parameters share one step; torch's Adam has none before its
+    first one, which is the situation of a resume."""
+    original = DistributedOptimizer.state_dict
+
+    @functools.wraps(original)
+    def state_dict(self):
+        for adam in _torch_adams(self):
+            if not adam.state:
+                for group in adam.param_groups:
+                    for parameter in group["params"]:
+                        adam.state[parameter] = {
+                            "step": torch.tensor(0.0),
+                            "exp_avg": torch.zeros_like(parameter),
+                            "exp_avg_sq": torch.zeros_like(parameter),
+                        }
+        return original(self)
+
+    DistributedOptimizer.state_dict = state_dict
+
+
+def _give_each_parameter_its_own_step() -> None:
+    """After loading, Adam's step is 0, or one tensor shared by all parameters, which then advances once per parameter.
+    The saved value arrives in the parameter groups."""
+    original = training.load_checkpoint
+
+    @functools.wraps(original)
+    def load_checkpoint(model, optimizer, *args, **kwargs):
+        result = original(model, optimizer, *args, **kwargs)
+        for adam in _torch_adams(optimizer) if optimizer is not None else []:
+            for group in adam.param_groups:
+                step = group.pop("step", None)
+                for parameter in group["params"]:
+                    state = adam.state.get(parameter)
+                    if state:
+                        state["step"] = torch.tensor(float(state["step"] if step is None else step))
+        return result
+
+    training.load_checkpoint = load_checkpoint
+
+
+def _log_every_iteration_by_itself(log: Log) -> None:
+    """Upstream prints the first iteration of a process but does not reset its sums, so that the second one after a
+    resume shows the mean of both."""
+    original = training.training_log
+
+    @functools.wraps(original)
+    def training_log(loss_dict, total_loss_dict, learning_rate, iteration, *args, is_first_iteration=False, **kwargs):
+        interval = training.get_args().log_interval
+        grad_norm = args[3]
+        log.training(iteration, loss_dict, learning_rate, grad_norm)
+        first = is_first_iteration and iteration % interval != 0
+        return original(
+            loss_dict, total_loss_dict, learning_rate, iteration, *args, is_first_iteration=first, **kwargs
+        )
+
+    training.training_log = training_log
+
+
+def _log_evaluations(log: Log) -> None:
+    """Pass the result of each evaluation to the log; upstream gives it to TensorBoard alone."""
+    evaluate, evaluate_and_print = training.evaluate, training.evaluate_and_print_results
+    context: Callable[[dict], None] | None = None
+
+    @functools.wraps(evaluate)
+    def evaluate_and_log(*args, **kwargs):
+        result = evaluate(*args, **kwargs)
+        if result[0] is not None:
+            context(result[0])
+        return result
+
+    @functools.wraps(evaluate_and_print)
+    def with_context(prefix, forward_step, iterator, model, iteration, *args, **kwargs):
+        nonlocal context
+        split = "test" if "test set" in prefix else "final_valid" if "validation set" in prefix else "valid"
+        context = functools.partial(log.evaluation, split, iteration)
+        return evaluate_and_print(prefix, forward_step, iterator, model, iteration, *args, **kwargs)
+
+    training.evaluate, training.evaluate_and_print_results = evaluate_and_log, with_context

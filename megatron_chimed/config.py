@@ -1,0 +1,206 @@
+"""Configuration: a model YAML and a stage YAML in, Megatron's settings and our dataclasses out.
+
+Each file has two blocks. ``megatron:`` holds Megatron's own argument names, which go verbatim through Megatron's own
+parser; ``chimed:`` fills the dataclasses below. A key given twice (in one file or in both), an unknown key and a wrong
+type are errors that name file, line and key.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from megatron_chimed.errors import InputError
+
+BLOCKS = ("megatron", "chimed")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value and where it was given, for messages: ``model.yaml:12`` or ``command line``."""
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What our layer specification adds to Megatron's model arguments."""
+
+    attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
+    """Kernel of packed attention: flash-attn's varlen, torch's varlen, or SDPA per document. auto takes the first that
+    the machine has."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Continued pre-training on indexed corpora (paper, section on training: first stage)."""
+
+    mask_loss_across_documents: bool = True
+    """Do not train the last token of a document to predict the first token of the next one."""
+
+    isolate_documents: bool = False
+    """Attention never crosses a document boundary: positions restart and rows are packed with cu_seqlens."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The merged content of a model YAML, a stage YAML and the command line."""
+
+    megatron: dict[str, Setting]
+    """Megatron's arguments by option name without the leading dashes, hyphens inside: "num-layers"."""
+
+    chimed: dict[str, Setting] = field(default_factory=dict)
+    """Our own keys."""
+
+
+class _LocatedLoader(yaml.SafeLoader):
+    """YAML's safe loader; a key given twice in one mapping is an error."""
+
+
+def _construct_mapping(loader: _LocatedLoader, node: yaml.MappingNode) -> dict:
+    """A mapping as {key: Setting with line}, nested mappings likewise."""
+    content: dict[Any, Setting] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        where = f"{loader.name}:{key_node.start_mark.line + 1}"
+        if key in content:
+            raise InputError(f"{where}: key {key!r} is given twice (first at {content[key].where}); keep one")
+        content[key] = Setting(loader.construct_object(value_node, deep=True), where)
+    return content
+
+
+_LocatedLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
+    """Read one configuration file to {"megatron": {...}, "chimed": {...}}; both blocks may be absent.
+
+    Raises InputError with file and line: not a file, not YAML, a key given twice, an unknown block, a block or file
+    that is no mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            loader = _LocatedLoader(file.read())
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file; give a YAML with blocks megatron: and chimed:") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a UTF-8 text ({error})") from None
+    loader.name = str(path)
+    try:
+        content = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = (error.problem_mark or error.context_mark).line + 1
+        raise InputError(f"{path}:{line}: not YAML ({error.problem or error.context})") from None
+    except TypeError:
+        raise InputError(f"{path}: a key must be a word, not a list or a mapping") from None
+    finally:
+        loader.dispose()
+    return _blocks(path, content)
+
+
+def _blocks(path: str | Path, content: Any) -> dict[str, dict[str, Setting]]:
+    """Check the two-block form of a configuration file and normalise Megatron's names to hyphens."""
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping with blocks megatron: and chimed:")
+    blocks: dict[str, dict[str, Setting]] = {name: {} for name in BLOCKS}
+    for name, block in content.items():
+        if name not in BLOCKS:
+            raise InputError(f"{block.where}: unknown block {name!r}; a configuration has megatron: and chimed:")
+        if block.value is None:
+            continue
+        if not isinstance(block.value, dict):
+            raise InputError(f"{block.where}: block {name}: holds a {type(block.value).__name__}; expected a mapping")
+        for key, setting in block.value.items():
+            normal = str(key).replace("_", "-") if name == "megatron" else str(key)
+            merge(blocks[name], {normal: setting})
+    return blocks
+
+
+def merge(into: dict[str, Setting], more: dict[str, Setting]) -> None:
+    """Add settings to a block. Raises InputError when a key is given in both."""
+    for key, setting in more.items():
+        if key in into:
+            raise InputError(f"{setting.where}: key {key!r} is given twice (first at {into[key].where}); keep one")
+        into[key] = setting
+
+
+def parse_overrides(words: list[str]) -> dict[str, Setting]:
+    """``["--lr", "1e-4", "--bf16", "--data-path", "a", "b"]`` to settings: no value is True, several are a list.
+
+    Raises InputError when a word stands before the first ``--key``.
+    """
+    overrides: dict[str, Setting] = {}
+    values: dict[str, list[str]] = {}
+    key = None
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("_", "-")
+            values[key] = [value] if equals else []
+        elif key is None:
+            raise InputError(f"command line: unexpected {word!r}; after the two YAML files come --megatron-arg value")
+        else:
+            values[key].append(word)
+    for key, given in values.items():
+        value: Any = True if not given else given[0] if len(given) == 1 else given
+        overrides[key] = Setting(value, f"command line --{key}")
+    return overrides
+
+
+def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: list[str]) -> Settings:
+    """Merge the two files; the command line overrides Megatron's arguments. Raises InputError."""
+    merged: dict[str, dict[str, Setting]] = {name: {} for name in BLOCKS}
+    for path in (model_yaml, stage_yaml):
+        for name, block in read_yaml(path).items():
+            merge(merged[name], block)
+    return Settings(merged["megatron"] | parse_overrides(overrides), merged["chimed"])
+
+
+def fill(settings: dict[str, Setting], *classes: type) -> list[Any]:
+    """Fill one instance of each dataclass from the ``chimed:`` block, every key going to the class that has it.
+
+    Raises InputError on a key that no class has (with the known ones) and on a wrong type.
+    """
+    owner = {f.name: (cls, f) for cls in classes for f in dataclasses.fields(cls)}
+    given: dict[type, dict[str, Any]] = {cls: {} for cls in classes}
+    for key, setting in settings.items():
+        if key not in owner:
+            raise InputError(f"{setting.where}: unknown key {key!r} in chimed:; known here: {', '.join(sorted(owner))}")
+        cls, f = owner[key]
+        given[cls][key] = _checked(key, setting, typing.get_type_hints(cls)[f.name])
+    return [cls(**given[cls]) for cls in classes]
+
+
+def _checked(key: str, setting: Setting, expected: Any) -> Any:
+    """The setting's value if it has the expected type (an int may stand for a float)."""
+    value = setting.value
+    if isinstance(value, str) and expected is float:
+        try:
+            return float(value)  # YAML 1.1 reads 1e-5 as text
+        except ValueError:
+            pass
+    elif isinstance(value, int) and not isinstance(value, bool) and expected is float:
+        return float(value)
+    if not _fits(value, expected):
+        name = getattr(expected, "__name__", str(expected)) if not typing.get_args(expected) else str(expected)
+        raise InputError(f"{setting.where}: {key}: expected {name}, found {value!r}")
+    return value
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a YAML value is of a type: bool, int, float, str, None, Literal, unions and lists of them."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Literal:
+        return value in arguments
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if expected is type(None):
+        return value is None
+    return type(value) is expected

@@ -1,0 +1,152 @@
+"""Megatron on a CPU over gloo: the one file that replaces parts of torch.cuda, installed only where there is no CUDA.
+
+Megatron asks for device "cuda" everywhere. Here that device is the CPU: a torch-function mode maps it, streams and
+events do nothing, memory counters read 0, and the CUDA generator is torch's default one. Nothing else of Megatron is
+changed, so what runs is its own trainer, tensor parallelism, optimizer and checkpoints.
+"""
+
+import argparse
+import collections
+import contextlib
+import os
+import types
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_chimed.errors import InputError
+
+CPU = torch.device("cpu")
+
+_REFUSED = {
+    "fp16": "use --bf16 or float32",
+    "fp8": "use --bf16 or float32",
+    "fp4": "use --bf16 or float32",
+    "use_megatron_fsdp": "use --use-distributed-optimizer",
+    "use_torch_fsdp2": "use --use-distributed-optimizer",
+    "tp_comm_overlap": "leave it out",
+    "optimizer_cpu_offload": "leave it out: the optimizer is on the CPU already",
+    "profile": "leave it out: it needs nsys and a GPU",
+    "async_save": "leave it out",
+}
+
+
+def is_needed() -> bool:
+    """Whether this machine has no CUDA device, so that Megatron needs this backend."""
+    return not torch.cuda.is_available()
+
+
+def refuse(args: argparse.Namespace) -> None:
+    """Raise InputError listing every one of Megatron's parsed arguments that cannot work on a CPU, and what to do."""
+    wrong = [f"--{name.replace('_', '-')} ({advice})" for name, advice in _REFUSED.items() if getattr(args, name, None)]
+    if args.transformer_impl != "local":
+        wrong.append(f"--transformer-impl {args.transformer_impl} (use local)")
+    if args.distributed_backend != "gloo":
+        wrong.append(f"--distributed-backend {args.distributed_backend} (use gloo)")
+    if args.context_parallel_size > 1:
+        wrong.append("--context-parallel-size (use 1)")
+    if args.cuda_graph_impl != "none":
+        wrong.append(f"--cuda-graph-impl {args.cuda_graph_impl} (use none)")
+    if wrong:
+        raise InputError("these arguments need a GPU, and this machine has none: " + "; ".join(wrong))
+
+
+def _is_cuda(device: Any) -> bool:
+    """Whether an argument names a CUDA device. Integers are left alone: they are sizes as often as devices."""
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+class CudaMeansCpu(TorchFunctionMode):
+    """Every torch function that is asked for a CUDA device, or for pinned memory, gets the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
+            return args[0]
+        if kwargs:
+            if kwargs.get("pin_memory"):
+                kwargs = dict(kwargs, pin_memory=False)
+            if _is_cuda(kwargs.get("device")):
+                kwargs = dict(kwargs, device=CPU)
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], CPU, *args[2:])
+        elif func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # Megatron's gradient clipping asserts this name.
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        return func(*args, **kwargs)
+
+
+class _Nothing:
+    """A CUDA stream or event on a machine that has none: every operation is done when it is asked for."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def _done(self, *args, **kwargs):
+        return None
+
+    wait = wait_stream = wait_event = synchronize = record = _done
+
+    def record_event(self, *args):
+        return _Nothing()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other) -> float:
+        return 0.0
+
+
+_installed: CudaMeansCpu | None = None
+
+
+def install() -> None:
+    """Make device "cuda" mean the CPU in this process. Call it before Megatron is imported; twice is harmless."""
+    global _installed
+    if _installed is not None:
+        return
+    _replace_devices()
+    _replace_generator()
+    _installed = CudaMeansCpu()
+    _installed.__enter__()
+    _replace_megatron_generator()
+
+
+def _replace_devices() -> None:
+    """Devices, streams, events and memory counters of torch.cuda."""
+    cuda = torch.cuda
+    cuda.current_device = lambda: CPU
+    cuda.device_count = lambda: int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cuda.get_device_capability = lambda *a: (8, 0)  # what Megatron takes for "has bf16"
+    cuda.get_device_properties = lambda *a: types.SimpleNamespace(
+        major=8, minor=0, name="cpu", total_memory=1 << 34, multi_processor_count=1
+    )
+    for name in ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats"):
+        setattr(cuda, name, lambda *a, **k: None)
+    for name in ("memory_reserved", "memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+        setattr(cuda, name, lambda *a, **k: 0)
+    cuda.device_memory_used = lambda *a, **k: 0
+    cuda.memory_stats = lambda *a, **k: collections.defaultdict(int)
+    cuda.is_current_stream_capturing = lambda: False
+    cuda.Stream = cuda.Event = _Nothing
+    cuda.current_stream = cuda.default_stream = lambda *a: _Nothing()
+    cuda.stream = lambda stream: contextlib.nullcontext()
+
+
+def _replace_generator() -> None:
+    """The CUDA random generator is torch's default generator."""
+    cuda = torch.cuda
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda device="cpu": torch.get_rng_state()
+    cuda.set_rng_state = lambda state, device="cpu": torch.set_rng_state(state)
+    cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+
+
+def _replace_megatron_generator() -> None:
+    """Megatron's RNG tracker sets the state through torch.cuda._lazy_call, which on a CPU queues for ever: the tracker
+    would do nothing, tensor-parallel ranks would drift apart, and memory would leak with every layer."""
+    import megatron.core.tensor_parallel.random as random
+
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)

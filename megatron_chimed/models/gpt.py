@@ -1,0 +1,124 @@
+"""The LLaMA-shaped GPTModel: RoPE, RMSNorm, SwiGLU, no biases; MHA or GQA, tied or untied embeddings.
+
+The one place that constructs a language model. `config` is Megatron's GPTModelConfig; it is taken by its attributes,
+because this package does not import megatron.training.
+"""
+
+import importlib.util
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from megatron_chimed.config import ModelOptions
+from megatron_chimed.models import norm
+from megatron_chimed.models.attention import CoreAttention, choose_kernel
+
+
+def check_llama_shape(config: TransformerConfig, position_embedding_type: str) -> None:
+    """Raise ValueError listing what in a Megatron configuration is not LLaMA-shaped, or not in our layers."""
+    wrong = []
+    if config.normalization != "RMSNorm":
+        wrong.append("--normalization must be RMSNorm")
+    if position_embedding_type != "rope":
+        wrong.append("--position-embedding-type must be rope")
+    if not config.gated_linear_unit:
+        wrong.append("--swiglu must be given")
+    if config.add_bias_linear:
+        wrong.append("--disable-bias-linear must be given")
+    if config.num_moe_experts is not None:
+        wrong.append("--num-experts is not supported")
+    if config.transformer_impl == "local":
+        if config.window_size is not None:
+            wrong.append("--window-size needs --transformer-impl transformer_engine")
+        if config.apply_query_key_layer_scaling:
+            wrong.append("--apply-query-key-layer-scaling needs --transformer-impl transformer_engine")
+        if config.softmax_type != "vanilla":
+            wrong.append("--softmax-type must be vanilla")
+        if config.context_parallel_size > 1:
+            wrong.append("--context-parallel-size needs --transformer-impl transformer_engine")
+    if wrong:
+        raise ValueError("the model is not LLaMA-shaped: " + "; ".join(wrong))
+
+
+def layer_spec(config: TransformerConfig, attention: str) -> ModuleSpec | TransformerBlockSubmodules:
+    """Megatron's layer specification: Transformer Engine's when the configuration asks for it, else our own."""
+    if config.transformer_impl == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    kernel = choose_kernel(attention)
+    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = norm.RMSNorm
+    core_attention = CoreAttention if kernel == "sdpa" else type("CoreAttention", (CoreAttention,), {"kernel": kernel})
+    layer.self_attention.submodules.core_attention = core_attention
+    # A bare layer specification would leave the final norm to a default that refuses sequence parallelism.
+    return TransformerBlockSubmodules(layer_specs=[spec] * _layers_here(config), layer_norm=norm.RMSNorm)
+
+
+def _layers_here(config: TransformerConfig) -> int:
+    """Layers of this pipeline stage (all of them without pipeline parallelism)."""
+    from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+    return get_num_layers_to_build(config)
+
+
+def build_gpt(
+    options: ModelOptions,
+    config: Any,
+    *,
+    vocab_size: int,
+    pre_process: bool,
+    post_process: bool,
+    pg_collection: ProcessGroupCollection,
+    vp_stage: int | None = None,
+) -> GPTModel:
+    """Build this rank's part of the model.
+
+    config: Megatron's GPTModelConfig; vocab_size: padded, divisible by the tensor-parallel size; pre_process and
+    post_process: whether this rank holds the embedding and the output layer. Raises ValueError when the configuration
+    is not LLaMA-shaped.
+    """
+    check_llama_shape(config.transformer, config.position_embedding_type)
+    return GPTModel(
+        config=config.transformer,
+        transformer_layer_spec=layer_spec(config.transformer, options.attention),
+        vocab_size=vocab_size,
+        max_sequence_length=config.seq_length,
+        pre_process=pre_process,
+        post_process=post_process,
+        fp16_lm_cross_entropy=config.fp16_lm_cross_entropy,
+        parallel_output=config.parallel_output,
+        share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
+        position_embedding_type=config.position_embedding_type,
+        rotary_percent=config.rotary_percent,
+        rotary_base=config.rotary_base,
+        rope_scaling=config.rope_scaling,
+        rope_scaling_factor=config.rope_scaling_factor,
+        seq_len_interpolation_factor=config.seq_len_interpolation_factor,
+        scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
+        pg_collection=pg_collection,
+        vp_stage=vp_stage,
+    )
+
+
+def backends(transformer_impl: str, fused_weight_gradients: bool, attention: str) -> dict[str, str]:
+    """Which package serves each part of the model, for the start-up line."""
+    if transformer_impl == "transformer_engine":
+        return dict.fromkeys(("attention", "norms", "weight gradients"), "transformer-engine")
+    return {
+        "attention": f"torch SDPA (packed: {choose_kernel(attention)})",
+        "norms": norm.BACKEND,
+        "weight gradients": "apex" if fused_weight_gradients else "torch",
+    }
+
+
+def has(package: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return importlib.util.find_spec(package) is not None

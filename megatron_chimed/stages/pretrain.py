@@ -1,0 +1,79 @@
+"""Continued pre-training: next-token prediction on indexed corpora (paper, first training stage)."""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_chimed.config import PretrainConfig
+from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
+from megatron_chimed.datasets.rows import cu_seqlens_from_positions
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import find_corpus_manifest
+from megatron_chimed.losses import masked_nll
+from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.stages.stage import Batch, DataRequest, Stage
+
+
+def build_datasets(config: PretrainConfig, request: DataRequest) -> tuple:
+    """Train, valid and test over the corpora of --data-path.
+
+    Raises InputError when a corpus fails its quick check, or was tokenized for a larger vocabulary than the model's.
+    """
+    check_vocabulary(request)
+    dataset_config = PretrainDatasetConfig(
+        random_seed=request.seed,
+        sequence_length=request.sequence_length,
+        blend=request.blend,
+        blend_per_split=request.blend_per_split,
+        split=request.split,
+        path_to_cache=request.cache,
+        mask_loss_across_documents=config.mask_loss_across_documents,
+        isolate_documents=config.isolate_documents,
+    )
+    return build_pretrain_datasets(dataset_config, request.num_samples)
+
+
+def check_vocabulary(request: DataRequest) -> None:
+    """Raise InputError when a corpus may hold token ids that the model does not have."""
+    for prefixes, _ in filter(None, [request.blend, *(request.blend_per_split or [])]):
+        for prefix in prefixes:
+            manifest_path, manifest = find_corpus_manifest(prefix)
+            if manifest.get("vocab_size", 0) > request.vocab_size:
+                raise InputError(
+                    f"{manifest_path}: the corpus was tokenized with {manifest['vocab_size']} ids, but the model has "
+                    f"{request.vocab_size}; train with the tokenizer of the corpus, or build the corpus with the model's"
+                )
+
+
+def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
+    """One micro batch: tokens, labels, loss_mask, position_ids, all [B, S] -> (NLL per token, loss function).
+
+    With isolated documents the rows are joined to one packed row [1, B * S] whose documents are given by cu_seqlens.
+    """
+    batch = next(batches)
+    packed = None
+    if config.isolate_documents:
+        packed = packed_parameters(batch["position_ids"])
+        batch = {name: tensor.view(1, -1) for name, tensor in batch.items()}
+    batch = {name: tensor.cuda(non_blocking=True) for name, tensor in batch.items()}
+    nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
+    return nll, functools.partial(masked_nll, batch["loss_mask"])
+
+
+def packed_parameters(position_ids: torch.Tensor) -> PackedSeqParams:
+    """Positions [B, S] that restart at 0 with each document -> Megatron's description of one packed row [1, B * S]."""
+    boundaries = torch.from_numpy(cu_seqlens_from_positions(position_ids.numpy()))
+    longest = int(boundaries.diff().max())
+    boundaries = boundaries.cuda(non_blocking=True)
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=boundaries,
+        cu_seqlens_kv=boundaries,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+STAGE = Stage("pretrain", PretrainConfig, build_datasets, build_gpt, forward_step)

@@ -1,0 +1,59 @@
+"""A stage of the regime as one frozen record of hooks; the trainer knows stages only by it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What the trainer tells a stage about the data that it needs, from Megatron's arguments."""
+
+    num_samples: tuple[int, int, int]
+    """Samples of train, valid and test."""
+
+    sequence_length: int
+    """Tokens per row."""
+
+    vocab_size: int
+    """Padded vocabulary of the model: every token id is below it."""
+
+    seed: int
+    """--seed."""
+
+    blend: tuple[list[str], list[float] | None] | None
+    """--data-path as (prefixes, weights)."""
+
+    blend_per_split: list[tuple[list[str], list[float] | None] | None] | None
+    """--train-data-path, --valid-data-path, --test-data-path likewise."""
+
+    split: str | None
+    """--split, such as "949,50,1"."""
+
+    cache: str | None
+    """--data-cache-path."""
+
+
+Batch = dict[str, torch.Tensor]
+Loss = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The hooks of one stage. No hook reads global arguments."""
+
+    name: str
+
+    config_class: type
+    """The dataclass of the `chimed:` block."""
+
+    build_datasets: Callable[[Any, DataRequest], tuple]
+    """(config, request) -> (train, valid, test) datasets, each may be None; called on every rank."""
+
+    build_model: Callable[..., torch.nn.Module]
+    """(Megatron's model config, ModelOptions, placement as keywords) -> this rank's model; see models.gpt.build_gpt."""
+
+    forward_step: Callable[[Any, Iterator[Batch], torch.nn.Module], tuple[torch.Tensor, Callable[..., Loss]]]
+    """(config, iterator of batches, model) -> (output, function of the output to (sum, count, report))."""

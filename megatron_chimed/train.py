@@ -1,0 +1,272 @@
+"""A stage and its configuration into `megatron.training.pretrain`: the only module, with adapter.py, that knows both.
+
+Order of things: settings -> Megatron's parser -> refusals -> run folder -> the trainer with the stage's hooks.
+"""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from megatron.core import mpu
+from megatron.core.enums import ModelType
+from megatron.core.optimizer import Adam
+from megatron.core.pipeline_parallel.utils import is_pp_first_stage, is_pp_last_stage
+from megatron.training import get_args, pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
+from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+from megatron.training.utils import get_blend_and_blend_per_split
+
+from megatron_chimed import adapter, arguments, config, cpu
+from megatron_chimed.config import Setting
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.models.gpt import backends, has
+from megatron_chimed.runlog import RunLog
+from megatron_chimed.stages import pretrain as pretrain_stage
+from megatron_chimed.stages.stage import DataRequest, Stage
+
+STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE,)}
+USAGE = "launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
+
+
+def train(words: list[str]) -> None:
+    """Run one rank of a stage: ``[stage name, model YAML, stage YAML, overrides ...]``.
+
+    Raises InputError for whatever the user can mend.
+    """
+    if len(words) < 3 or words[0] not in STAGES:
+        raise InputError(f"expected {USAGE}, with STAGE one of {', '.join(STAGES)}; found {' '.join(words) or 'nothing'}")
+    stage = STAGES[words[0]]
+    settings = config.load_settings(words[1], words[2], words[3:])
+    options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
+    args, megatron_settings = parse(settings.megatron)
+    done = adapter.latest_iteration(args.save) if args.save else 0
+    if args.train_iters and done >= args.train_iters:
+        _say(f"{args.save} is trained to iteration {done}; raise --train-iters to continue")
+        return
+    _open_run(args, stage, megatron_settings, settings.chimed)
+    _say(start_line(args, stage, options))
+    adapter.install(without_cuda=cpu.is_needed(), log=_run_log(args, done))
+    container = pretrain_cfg_container_from_args(args, model_config(args, stage, options))
+    try:
+        pretrain(
+            container,
+            _iterators_provider(stage, stage_config),
+            ModelType.encoder_or_decoder,
+            _forward_step(stage, stage_config),
+        )
+    except AssertionError as error:
+        if str(error).startswith("OptimizerParamScheduler"):
+            raise InputError(
+                f"the learning-rate schedule differs from that of the checkpoint in {args.load} ({error}); set "
+                "--lr-decay-iters to the same value in every run, or give --override-opt-param-scheduler"
+            ) from None
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def defaults() -> dict[str, Any]:
+    """Arguments that follow from what is installed here, for those that the user does not give."""
+    chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
+    has_te = has("transformer_engine") and not cpu.is_needed()
+    if not has_te:
+        chosen |= {
+            "transformer-impl": "local",
+            "no-rope-fusion": True,
+            "no-persist-layer-norm": True,
+            "no-masked-softmax-fusion": True,
+        }
+        if not has("fused_weight_gradient_mlp_cuda"):
+            chosen["no-gradient-accumulation-fusion"] = True
+    if cpu.is_needed():
+        chosen |= {
+            "distributed-backend": "gloo",
+            "use-cpu-initialization": True,
+            "no-bias-swiglu-fusion": True,  # compiled with inductor on a CPU, which takes longer than it saves
+            "num-workers": 0,
+        }
+    return chosen
+
+
+class _Parser(argparse.ArgumentParser):
+    """Megatron's usage text has 4,000 lines; the message alone is what helps."""
+
+    def error(self, message: str):
+        raise InputError(f"Megatron's arguments: {message}")
+
+
+def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, Setting]]:
+    """Settings through Megatron's own parser and validation, into its global arguments.
+
+    Returns the arguments and the settings with our defaults. Raises InputError.
+    """
+    parser = add_megatron_arguments(_Parser(allow_abbrev=False))
+    settings = arguments.with_defaults(_resume(settings), defaults(), parser)
+    words = arguments.to_words(settings, parser)
+    parsed = parser.parse_args(words)
+    if cpu.is_needed():
+        cpu.refuse(parsed)
+    elif parsed.transformer_impl == "transformer_engine" and not has("transformer_engine"):
+        raise InputError("--transformer-impl transformer_engine: Transformer Engine is not installed; see extra `gpu`")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron asks for it when TP > 1, also on a CPU
+    sys.argv = [sys.argv[0], *words]
+    try:
+        return parse_and_validate_args(args_defaults={}), settings
+    except (AssertionError, ValueError, RuntimeError, OSError) as error:
+        place = inspect.trace()[-1]
+        reason = str(error) or f"{(place.code_context or ['?'])[0].strip()} (line {place.lineno} of its arguments)"
+        raise InputError(f"Megatron refuses these arguments: {reason}") from None
+
+
+def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
+    """The same command again continues: a checkpoint in --save wins over --load and what belongs to a first start."""
+    save = settings.get("save")
+    if save is None or not adapter.latest_iteration(str(save.value)):
+        return settings
+    first_start = ("load", "finetune", "pretrained-checkpoint", "no-load-optim", "no-load-rng")
+    kept = {key: setting for key, setting in settings.items() if key not in first_start}
+    return kept | {"load": Setting(save.value, "checkpoint in --save")}
+
+
+def _open_run(args: argparse.Namespace, stage: Stage, megatron: dict, chimed: dict) -> None:
+    """Make the run folder and save the resolved configuration in it (rank 0)."""
+    if not args.save or args.rank:
+        return
+    resolved = {
+        "stage": stage.name,
+        "megatron": {key: setting.value for key, setting in sorted(megatron.items())},
+        "chimed": {key: setting.value for key, setting in sorted(chimed.items())},
+    }
+    with atomic_output(Path(args.save) / "config.yaml") as file:
+        yaml.safe_dump(resolved, file, sort_keys=False, allow_unicode=True)
+
+
+def _say(line: str) -> None:
+    """One line on stderr, from rank 0."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"megatron_chimed: {line}", file=sys.stderr, flush=True)
+
+
+def start_line(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> str:
+    """Which stage runs on what, and which package serves each part."""
+    device = "CPU" if cpu.is_needed() else torch.cuda.get_device_name()
+    parts = backends(args.transformer_impl, args.gradient_accumulation_fusion, options.attention)
+    parts["Adam"] = Adam.__module__.split(".")[0]
+    layout = f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size} x DP {args.data_parallel_size}"
+    served = ", ".join(f"{part} {package}" for part, package in parts.items())
+    return f"{stage.name} on {args.world_size} x {device} ({layout}, {args.distributed_backend}); {served}"
+
+
+def _run_log(args: argparse.Namespace, start: int) -> Any:
+    """The run's log on the last rank, where the losses are; elsewhere one that keeps nothing."""
+    if args.rank != args.world_size - 1:
+        return adapter.Log()
+    return RunLog(args.save, start, args.train_iters, args.global_batch_size * args.seq_length)
+
+
+@dataclasses.dataclass(kw_only=True)
+class StageModelConfig(GPTModelConfig):
+    """Megatron's model config with a stage's builder; the trainer takes a model from nowhere else."""
+
+    builder: ClassVar[str] = "megatron_chimed.train.StageModelBuilder"
+    build: Callable[..., torch.nn.Module] | None = None
+
+
+class StageModelBuilder(GPTModelBuilder):
+    """Builds each pipeline stage with the stage's own hook."""
+
+    def build_model(self, pg_collection, pre_process=None, post_process=None, vp_stage=None) -> torch.nn.Module:
+        """This rank's part of the model."""
+        if vp_stage is not None:
+            raise InputError("virtual pipeline parallelism is not supported; leave --num-layers-per-virtual-pipeline-stage out")
+        config = self._model_config
+        return config.build(
+            config,
+            vocab_size=config.vocab_size,
+            pre_process=is_pp_first_stage(pg_collection.pp) if pre_process is None else pre_process,
+            post_process=is_pp_last_stage(pg_collection.pp) if post_process is None else post_process,
+            pg_collection=pg_collection,
+        )
+
+
+def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> StageModelConfig:
+    """Megatron's model config from its arguments, with the stage's model."""
+    made = gpt_config_from_args(args, model_config_cls=StageModelConfig)
+    made.build = functools.partial(stage.build_model, options)
+    return made
+
+
+def _forward_step(stage: Stage, stage_config: Any) -> Callable:
+    """The stage's forward step with the trainer's signature."""
+
+    def forward_step(data_iterator, model):
+        return stage.forward_step(stage_config, data_iterator, model)
+
+    return forward_step
+
+
+def _iterators_provider(stage: Stage, stage_config: Any) -> Callable:
+    """The trainer's dataset provider. It returns iterators ("external" loaders), for two reasons: a loader of our own
+    draws its seed from its own generator (upstream's draws from torch's, which dropout on a CPU uses, so that a resumed
+    run would differ), and every rank reads its rows itself from the shared memory map, without a broadcast.
+    """
+
+    def provide(num_samples):
+        args = get_args()
+        datasets = stage.build_datasets(stage_config, data_request(args, num_samples))
+        consumed = (args.consumed_train_samples, args.consumed_valid_samples, 0)
+        batches = (args.micro_batch_size, args.eval_micro_batch_size, args.eval_micro_batch_size)
+        return tuple(_iterator(*each, args) for each in zip(datasets, consumed, batches, strict=True))
+
+    provide.is_distributed = True
+    return provide
+
+
+def data_request(args: argparse.Namespace, num_samples: tuple[int, int, int]) -> DataRequest:
+    """What Megatron's arguments say about the data."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    return DataRequest(
+        num_samples=tuple(num_samples),
+        sequence_length=args.seq_length,
+        vocab_size=args.padded_vocab_size,
+        seed=args.seed,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        cache=args.data_cache_path,
+    )
+
+
+def _iterator(dataset: Any, consumed: int, micro_batch_size: int, args: argparse.Namespace):
+    """Batches of this data-parallel rank's rows, from the first one that is not consumed."""
+    if dataset is None or len(dataset) == 0:
+        return None
+    sampler = MegatronPretrainingSampler(
+        total_samples=len(dataset),
+        consumed_samples=consumed,
+        micro_batch_size=micro_batch_size,
+        data_parallel_rank=mpu.get_data_parallel_rank(),
+        data_parallel_size=mpu.get_data_parallel_world_size(),
+    )
+    return iter(
+        torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=args.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(args.seed),
+            persistent_workers=args.num_workers > 0,
+        )
+    )
