@@ -1,0 +1,36 @@
+# Every target does its own set-up; the second time set-up is a no-op. `make help` lists the targets.
+
+PYTHON := .venv/bin/python
+# For commands that call `python` or `torchrun`. Not exported to set-up, which looks for a Python outside .venv.
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.PHONY: help demo test test-light lint bench setup clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: .venv/.installed ## corpus, tokenizer and training with two ranks on this machine; SIZE=n scales the world
+	@$(IN_VENV) sh examples/quickstart/run.sh
+
+test: .venv/.installed ## all tests that this machine can run
+	@$(IN_VENV) $(PYTHON) -m pytest
+
+test-light: .venv/.installed ## the tests that need no torch, in seconds
+	@$(IN_VENV) $(PYTHON) -m pytest -m "not cpu and not gpu"
+
+lint: .venv/.installed ## ruff: style and formatting
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+bench: .venv/.installed ## the side-by-side measurements
+	@$(IN_VENV) $(PYTHON) benchmarks/run_all.py
+
+setup: .venv/.installed ## make .venv and install requirements.lock into it
+
+.venv/.installed: setup.py pyproject.toml requirements.lock
+	@sh tools/setup_venv.sh
+
+clean: ## remove caches, build folders and the demo's outputs; .venv and other runs stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis runs/demo
+	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

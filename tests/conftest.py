@@ -1,0 +1,77 @@
+"""Test tiers, and what holds for every test.
+
+A test file's tier follows from where it lies and what it imports, so that nobody has to remember a marker:
+
+- ``tests/gpu/``: gpu, skipped with a reason where there is no CUDA device;
+- ``tests/distributed/``, and every file that imports torch, Megatron or a module of ours that does: cpu;
+- all others: light.
+
+A file that only starts such a program in a subprocess says so itself: ``pytestmark = pytest.mark.cpu``.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import hypothesis
+import pytest
+from guards import imports, tree
+
+LIGHT_ONLY = "not cpu and not gpu"
+TORCH = ("torch", "megatron")
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network
+hypothesis.settings.register_profile("project", deadline=None)  # a slow machine is no failure
+hypothesis.settings.load_profile("project")
+
+
+@cache
+def module_files() -> dict[str, str]:
+    """The package's modules (dotted name without the package's) and the helpers that lie in tests/, to path."""
+    modules = {imports.module_name(path): path for path in tree.python_files(f"{imports.PACKAGE}/")}
+    helpers = [path for path in tree.python_files("tests/") if path.count("/") == 1]
+    return modules | {f"tests.{Path(path).stem}": path for path in helpers}
+
+
+@cache
+def needs_torch(path: str) -> bool:
+    """Whether a file, or a module of ours that it imports, imports torch or Megatron."""
+    files, seen, todo = module_files(), set(), [path]
+    while todo:
+        source = tree.read(todo.pop())
+        names = {name for _, name in imports.imports(source)}
+        if any(imports.is_under(name, TORCH) for name in names):
+            return True
+        helpers = {f"tests.{name.split('.')[0]}" for name in names} & set(files)
+        found = (imports.own_modules(source, set(files)) | helpers) - seen
+        seen |= found
+        todo += [files[module] for module in found]
+    return False
+
+
+def tier(file: Path) -> str:
+    """light, cpu or gpu."""
+    path = file.relative_to(tree.ROOT).as_posix()
+    if path.startswith("tests/gpu/"):
+        return "gpu"
+    return "cpu" if path.startswith("tests/distributed/") or needs_torch(path) else "light"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`make test-light` does not even import the files that need torch."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if is_test and config.option.markexpr == LIGHT_ONLY and tier(collection_path) != "light" else None
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test with its tier; skip the gpu tier where there is no device."""
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("light", "cpu", "gpu")):
+            item.add_marker(tier(item.path))
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,180 @@
+"""Who may import what, checked on the syntax tree, so that imports inside functions count too.
+
+`RULES` is the table: a module obeys the entry with the longest matching prefix, and a module without an entry is a
+finding, so that a new part of the package starts with its rule. The standard library is open to all.
+"""
+
+import ast
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
+
+PACKAGE = "megatron_chimed"
+
+
+class Rule(NamedTuple):
+    """Allowed imports as dotted prefixes: `own` inside the package (without its name), `others` outside."""
+
+    own: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+BASE = ("errors", "jsonl", "records", "config", "template", "tokenizer")
+TOKENIZERS = ("sentencepiece", "tokenizers", "transformers")
+KERNELS = ("apex", "flash_attn", "transformer_engine")  # optional; the model looks whether they are installed
+
+RULES = {
+    "__init__": Rule(),
+    # Base modules: no torch, no Megatron, nothing above them.
+    "errors": Rule(),
+    "jsonl": Rule(("errors",)),
+    "records": Rule(("errors",)),
+    "config": Rule(("errors",), ("yaml",)),
+    "template": Rule(BASE),
+    "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
+    "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
+    # From sources to a corpus.
+    "data": Rule((*BASE, "data"), ("numpy", "charset_normalizer", "datasketch", "nltk", "tqdm")),
+    "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
+    # From a corpus to batches.
+    "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),
+    "datasets.packing": Rule(("errors",), ("numpy",)),
+    "datasets.rows": Rule(("errors",), ("numpy",)),
+    # Tensors.
+    "losses": Rule((), ("torch",)),
+    "convert.tensors": Rule((), ("torch",)),
+    "models": Rule(("errors", "config", "models"), ("torch", "megatron.core", *KERNELS)),
+    # Stages know each other only through the record.
+    "stages": Rule(
+        ("errors", "jsonl", "config", "datasets", "models", "losses", "stages.stage"), ("torch", "megatron.core")
+    ),
+    "stages.stage": Rule(("errors", "config"), ("torch",)),
+    # Above the stages: the trainer and what adapts Megatron.
+    "cpu": Rule(("errors",), ("torch", "megatron.core")),
+    "adapter": Rule(("errors", "cpu"), ("torch", "megatron.core", "megatron.training")),
+    "arguments": Rule(("errors", "config")),
+    "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
+    "train": Rule(
+        ("errors", "jsonl", "config", "tokenizer", "arguments", "runlog", "cpu", "adapter", "models", "stages"),
+        ("torch", "yaml", "megatron.core", "megatron.training"),
+    ),
+    "launch": Rule(("errors",), ("torch.distributed",)),
+    "__main__": Rule(("errors", "cpu", "train")),
+    "rejection.select": Rule(BASE),
+    "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
+}
+
+TRAINING = ("train", "adapter")
+"""The importers of megatron.training: the trainer and one sibling."""
+
+
+def module_name(path: str) -> str:
+    """``megatron_chimed/data/corpus.py`` to ``data.corpus``; a folder's __init__.py is the folder."""
+    name = path.removeprefix(f"{PACKAGE}/").removesuffix(".py").replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def imports(source: str) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import in a module; ``from a import b`` gives ``a.b``.
+
+    A literal in importlib.import_module or __import__ counts, a relative import is the name with leading dots.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found += [(node.lineno, arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+    return found
+
+
+def is_under(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the prefixes or lies below one."""
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def rule_for(module: str, rules: dict[str, Rule]) -> Rule | None:
+    """The entry with the longest prefix of the module's name."""
+    fitting = [prefix for prefix in rules if is_under(module, [prefix])]
+    return rules[max(fitting, key=len)] if fitting else None
+
+
+def forbidden_imports(path: str, source: str, rules: dict[str, Rule] = RULES) -> list[str]:
+    """Imports of a package module that its rule does not allow, or that no rule covers it."""
+    rule = rule_for(module_name(path), rules)
+    if rule is None:
+        return [f"{path}:1: no import rule covers this module; add one to RULES in tests/guards/imports.py"]
+    findings = []
+    for line, name in imports(source):
+        if name.startswith("."):
+            findings.append(f"{path}:{line}: relative import {name}; write the full name")
+        elif is_under(name, [PACKAGE]):
+            own = name.removeprefix(PACKAGE).removeprefix(".")
+            if own != "__version__" and not is_under(own, rule.own):
+                findings.append(f"{path}:{line}: may not import {name}")
+        elif name.split(".")[0] not in sys.stdlib_module_names and not is_under(name, rule.others):
+            findings.append(f"{path}:{line}: may not import {name}")
+    return findings
+
+
+def import_cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that can reach themselves. `graph` maps a module to what it imports."""
+    findings = []
+    for start in sorted(graph):
+        seen, todo = set(), list(graph[start])
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo += graph.get(module, ())
+        if start in seen:
+            findings.append(f"{start}: imports itself through others")
+    return findings
+
+
+def own_modules(source: str, known: set[str]) -> set[str]:
+    """The package's modules (dotted, without the package's name) that a file imports."""
+    names = {name.removeprefix(f"{PACKAGE}.") for _, name in imports(source) if name.startswith(f"{PACKAGE}.")}
+    parents = {name.rpartition(".")[0] for name in names}  # `from package.module import function`
+    return {name for name in names | parents if name in known}
+
+
+def patches(path: str, source: str) -> list[str]:
+    """Assignments to attributes of imported torch or Megatron objects, by =, del or setattr.
+
+    Settings below torch.backends are no patches. An alias (``cuda = torch.cuda``) is followed.
+    """
+    tree = ast.parse(source)
+    foreign = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            for alias in node.names:
+                if is_under(module or alias.name, ["torch", "megatron"]):
+                    foreign.add(alias.asname or alias.name.split(".")[0])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and _root(node.value) in foreign:
+            foreign |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    findings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+            target = node
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            target = node.args[0]
+        else:
+            continue
+        if _root(target) in foreign and not ast.unparse(target).startswith("torch.backends."):
+            findings.append(
+                f"{path}:{node.lineno}: changes {ast.unparse(target)}; patches belong into the named modules"
+            )
+    return findings
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name at the left end of ``name.attribute.attribute``."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
