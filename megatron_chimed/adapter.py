@@ -23,7 +23,7 @@ def install(*, without_cuda: bool, log: "Log") -> None:
     if without_cuda:
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
     _give_adam_its_state_before_loading()
-    _give_each_parameter_its_own_step()
+    _load_optimizer_exactly()
     _log_every_iteration_by_itself(log)
     _log_evaluations(log)
 
@@ -88,12 +88,14 @@ def _give_adam_its_state_before_loading() -> None:
     DistributedOptimizer.state_dict = state_dict
 
 
-def _give_each_parameter_its_own_step() -> None:
+def _load_optimizer_exactly() -> None:
     """After loading, Adam's step is 0, or one tensor shared by all parameters, which then advances once per parameter.
-    The saved value arrives in the parameter groups."""
+    The saved value arrives in the parameter groups. And in float32 the distributed optimizer's weights are views of
+    the model's, which upstream overwrites in place without leaving autograd."""
     original = training.load_checkpoint
 
     @functools.wraps(original)
+    @torch.no_grad()
     def load_checkpoint(model, optimizer, *args, **kwargs):
         result = original(model, optimizer, *args, **kwargs)
         for adam in _torch_adams(optimizer) if optimizer is not None else []:

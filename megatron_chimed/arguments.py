@@ -9,12 +9,9 @@ from megatron_chimed.errors import InputError
 
 def with_defaults(settings: dict[str, Setting], defaults: dict[str, Any], parser: argparse.ArgumentParser) -> dict:
     """Add our defaults where neither a key nor another option of the same argument is given."""
-    given = {parser._option_string_actions[f"--{key}"].dest for key in settings if f"--{key}" in _options(parser)}
-    missing = {
-        key: Setting(value, "default")
-        for key, value in defaults.items()
-        if parser._option_string_actions[f"--{key}"].dest not in given
-    }
+    options = _options(parser)
+    given = {options[key].dest for key in settings if key in options}
+    missing = {key: Setting(value, "default") for key, value in defaults.items() if options[key].dest not in given}
     return missing | settings
 
 
@@ -26,21 +23,27 @@ def to_words(settings: dict[str, Setting], parser: argparse.ArgumentParser) -> l
     names of one argument are given.
     """
     words: list[str] = []
+    options = _options(parser)
     owner: dict[str, Setting] = {}
     for key, setting in settings.items():
-        action = _options(parser).get(f"--{key}")
+        action = options.get(key)
         if action is None:
             raise InputError(f"{setting.where}: Megatron has no argument {key!r}; see its arguments with --help")
         if action.dest in owner and not _is_plain_flag(action):
             raise InputError(f"{setting.where}: {key!r} is given twice (first at {owner[action.dest].where}); keep one")
         owner[action.dest] = setting
-        words += _option(f"--{key}", setting, action)
+        words += _option(setting, action, name=next(o for o in action.option_strings if _normal(o) == key))
     return words
 
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """The parser's options by name. argparse has no public way to ask for them."""
-    return parser._option_string_actions
+    """The parser's options by normalised name. argparse has no public way to ask for them."""
+    return {_normal(name): action for name, action in parser._option_string_actions.items()}
+
+
+def _normal(option: str) -> str:
+    """``--override-opt_param-scheduler`` to ``override-opt-param-scheduler``, the form of keys in settings."""
+    return option.lstrip("-").replace("_", "-")
 
 
 def _is_plain_flag(action: argparse.Action) -> bool:
@@ -48,7 +51,7 @@ def _is_plain_flag(action: argparse.Action) -> bool:
     return action.nargs == 0
 
 
-def _option(name: str, setting: Setting, action: argparse.Action) -> list[str]:
+def _option(setting: Setting, action: argparse.Action, name: str) -> list[str]:
     """One option with its values as words. Raises InputError."""
     value = setting.value
     if _is_plain_flag(action):

@@ -137,6 +137,10 @@ def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
         return settings
     first_start = ("load", "finetune", "pretrained-checkpoint", "no-load-optim", "no-load-rng")
     kept = {key: setting for key, setting in settings.items() if key not in first_start}
+    style = settings.get("lr-decay-style")
+    if style is not None and style.value == "constant" and "lr-decay-iters" not in settings:
+        # Its length follows --train-iters, and upstream refuses a longer run; a constant rate does not depend on it.
+        kept["override-opt-param-scheduler"] = Setting(True, "constant learning rate")
     return kept | {"load": Setting(save.value, "checkpoint in --save")}
 
 

@@ -14,7 +14,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.runlog import read_log
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 VOCAB = 250
 
 MODEL = {
