@@ -1,0 +1,93 @@
+"""Text cleaning for the medical corpora: stray characters, widths, repetition, white space, courtesy formulas.
+
+`clean` is a pure text function that gives a text it has made back unchanged. Personal information is the business of
+`redact` (megatron_chimed.data.redact), which is offered here too: the corpus builder applies both.
+Source: "redundancy and personal information are removed" (ChiMed-GPT, arXiv 2311.06025, data).
+"""
+
+import re
+
+from megatron_chimed.data.redact import redact
+
+__all__ = ["clean", "redact"]
+
+# Full-width forms that become ASCII: letters, digits and the signs of quantities and addresses. Chinese punctuation
+# (，。！？：；（）、～ and the quotation marks) stays full-width: in Chinese text that is its right form.
+FULL_WIDTH = "＃％＆＊＋－．／＜＝＞＠＿" + "".join(
+    chr(code) for first, last in ("０９", "ＡＺ", "ａｚ") for code in range(ord(first), ord(last) + 1)
+)
+LINE_BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+SPACES = "\t\xa0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+# Controls, soft hyphen, zero-width characters and joiners, direction marks, byte order mark, unpaired surrogates,
+# interlinear marks and the non-characters. U+FFFD goes too: it stands where a decoder lost a character.
+REMOVED = (
+    *(chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n" + LINE_BREAKS + SPACES),
+    *map(chr, (0xAD, 0x61C, 0x180E, 0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF)),
+    *map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070))),
+    *map(chr, (*range(0xFFF9, 0xFFFC), *range(0xD800, 0xE000))),
+)
+TABLE = (
+    {ord(character): None for character in REMOVED}
+    | {ord(character): chr(ord(character) - 0xFEE0) for character in FULL_WIDTH}
+    | {ord(character): "\n" for character in LINE_BREAKS}
+    | {ord(character): " " for character in SPACES}
+)
+IN_TABLE = re.compile("[" + "".join(f"\\U{code:08x}" for code in sorted(TABLE)) + "]")
+
+# One mark for a run of the same mark. Ellipsis (……, ...) and dash (——) are runs by right: longer ones shrink to them.
+REPEATED = re.compile(r"([。！？，、；：!?,;~～])\1+|(……)…+|(——)—+|(\.\.\.)\.+")
+
+BLANK_RUN = re.compile(r" {2,}")
+AROUND_BREAK = re.compile(r" *\n *")
+BREAK_RUN = re.compile(r"\n{3,}")
+
+# Courtesy formulas of Chinese question-and-answer sites. A sentence goes if it holds nothing but these.
+COURTESIES = (
+    r"(?:非常)?(?:感谢|谢谢)(?:您|你)?(?:对我)?的?(?:咨询|提问|信任|支持|理解|配合)?",
+    r"以上(?:就)?是(?:我)?对于?[“\"「][^”\"」\n]{1,80}[”\"」](?:这个|这类|的|相关)*问题(?:所做)?的?"
+    r"(?:建议|回答|解答|分析|解释|意见)",
+    r"以上(?:回答|建议|答案|内容)?(?:仅供|可以[做作]为|[做作]为)参考",
+    r"(?:希望|期望)(?:以上|上述)?的?(?:我的)?(?:回答|答案|建议|解答|内容)?(?:能够|能|可以|会)?"
+    r"(?:对(?:您|你)(?:能)?(?:有所|有)帮助|(?:协助|帮助|帮)到(?:您|你))",
+    r"上述的?(?:答案|回答)(?:希望|期望)(?:能够|能|可以)(?:协助|帮助|帮)到(?:您|你)",
+    r"祝愿?(?:您|你|患者|大家)?(?:身体|早日|尽快|生活|天天)*(?:恢复|康复|健康|痊愈|愉快|平安)+",
+)
+ANY_COURTESY = "(?:" + "|".join(COURTESIES) + ")"
+COURTESY_SENTENCE = re.compile(
+    # Possessive (*+) and anchored at the start of a sentence: the time stays linear on any text.
+    rf"(?<![^。！？!?；;\n]) ?{ANY_COURTESY}(?:[，,、 ]*{ANY_COURTESY})*+(?: *[。！!~～；;]+|(?=\n)|$)"
+)
+COURTESY_WORDS = ("谢", "祝", "以上", "希望", "期望")
+
+
+def clean(text: str) -> str:
+    """The text without what a language model should not learn; `clean(clean(text)) == clean(text)`.
+
+    Control and zero-width characters, byte order marks and unpaired surrogates go; full-width letters, digits and
+    signs become ASCII (Chinese punctuation stays); runs of one punctuation mark become one; every kind of space
+    becomes one space, at most one blank line separates paragraphs, line ends are "\\n"; courtesy sentences go.
+    A text that holds nothing else becomes "".
+
+    >>> clean("体温３７．５℃。。。\\u200b 以上是对“发烧”这个问题的建议，祝您健康！")
+    '体温37.5℃。'
+    """
+    while (cleaned := _clean_once(text)) != text:  # one rule may make room for another; each pass comes closer
+        text = cleaned
+    return text
+
+
+def _clean_once(text: str) -> str:
+    # Most texts need few of the rules; a search for a fixed string or one set of characters is far cheaper than them.
+    if IN_TABLE.search(text):
+        text = text.replace("\r\n", "\n").translate(TABLE)
+    if REPEATED.search(text):
+        text = REPEATED.sub(lambda match: match[match.lastindex], text)
+    if any(word in text for word in COURTESY_WORDS):
+        text = COURTESY_SENTENCE.sub("", text)
+    if "  " in text:
+        text = BLANK_RUN.sub(" ", text)
+    if " \n" in text or "\n " in text:
+        text = AROUND_BREAK.sub("\n", text)
+    if "\n\n\n" in text:
+        text = BREAK_RUN.sub("\n\n", text)
+    return text.strip(" \n")
