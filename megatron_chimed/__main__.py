@@ -10,7 +10,6 @@ import time
 
 from megatron_chimed.errors import InputError, one_line
 
-
 # Processes that write checkpoints import this module too: silence "no CUDA runtime" in all of them.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 

@@ -121,9 +121,7 @@ def _log_every_iteration_by_itself(log: Log) -> None:
         grad_norm = args[3]
         log.training(iteration, loss_dict, learning_rate, grad_norm)
         first = is_first_iteration and iteration % interval != 0
-        return original(
-            loss_dict, total_loss_dict, learning_rate, iteration, *args, is_first_iteration=first, **kwargs
-        )
+        return original(loss_dict, total_loss_dict, learning_rate, iteration, *args, is_first_iteration=first, **kwargs)
 
     training.training_log = training_log
 

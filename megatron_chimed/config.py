@@ -187,9 +187,15 @@ def _checked(key: str, setting: Setting, expected: Any) -> Any:
     elif isinstance(value, int) and not isinstance(value, bool) and expected is float:
         return float(value)
     if not _fits(value, expected):
-        name = getattr(expected, "__name__", str(expected)) if not typing.get_args(expected) else str(expected)
-        raise InputError(f"{setting.where}: {key}: expected {name}, found {value!r}")
+        raise InputError(f"{setting.where}: {key}: expected {_name(expected)}, found {value!r}")
     return value
+
+
+def _name(expected: Any) -> str:
+    """A type for a message: bool, one of 'a', 'b', str | None."""
+    if typing.get_origin(expected) is Literal:
+        return "one of " + ", ".join(repr(argument) for argument in typing.get_args(expected))
+    return expected.__name__ if isinstance(expected, type) else str(expected)
 
 
 def _fits(value: Any, expected: Any) -> bool:

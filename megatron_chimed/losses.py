@@ -6,17 +6,18 @@ A mean of per-rank or per-micro-batch means would weigh a token by how many othe
 import torch
 
 
-def masked_nll(loss_mask: torch.Tensor, nll: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def masked_nll(
+    loss_mask: torch.Tensor, nll: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Negative log-likelihood of the unmasked target tokens, in nats.
 
     loss_mask and nll: the same number of elements, any shape; nll per token from the model. Returns (sum, number of
-    target tokens as int64, {"lm loss": [sum, count]}), as Megatron's trainer expects it with --calculate-per-token-loss.
+    target tokens as int64, {"lm loss": [sum, count]}), as Megatron's trainer takes it with --calculate-per-token-loss.
 
     >>> masked_nll(torch.tensor([[1., 0., 1.]]), torch.tensor([[2., 9., 4.]]))[:2]
     (tensor(6.), tensor(2))
     """
     mask = loss_mask.reshape(-1).float()
     total = (nll.reshape(-1).float() * mask).sum()
-    # The trainer adds counts over ranks and micro batches in this dtype: float32 would lose tokens above 2**24.
     count = mask.count_nonzero()
     return total, count, {"lm loss": torch.stack([total.detach(), count.to(total.dtype)])}

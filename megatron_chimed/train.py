@@ -45,7 +45,9 @@ def train(words: list[str]) -> None:
     Raises InputError for whatever the user can mend.
     """
     if len(words) < 3 or words[0] not in STAGES:
-        raise InputError(f"expected {USAGE}, with STAGE one of {', '.join(STAGES)}; found {' '.join(words) or 'nothing'}")
+        raise InputError(
+            f"expected {USAGE}, with STAGE one of {', '.join(STAGES)}; found {' '.join(words) or 'nothing'}"
+        )
     stage = STAGES[words[0]]
     settings = config.load_settings(words[1], words[2], words[3:])
     options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
@@ -168,7 +170,9 @@ def start_line(args: argparse.Namespace, stage: Stage, options: config.ModelOpti
     device = "CPU" if cpu.is_needed() else torch.cuda.get_device_name()
     parts = backends(args.transformer_impl, args.gradient_accumulation_fusion, options.attention)
     parts["Adam"] = Adam.__module__.split(".")[0]
-    layout = f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size} x DP {args.data_parallel_size}"
+    layout = (
+        f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size} x DP {args.data_parallel_size}"
+    )
     served = ", ".join(f"{part} {package}" for part, package in parts.items())
     return f"{stage.name} on {args.world_size} x {device} ({layout}, {args.distributed_backend}); {served}"
 
@@ -194,7 +198,9 @@ class StageModelBuilder(GPTModelBuilder):
     def build_model(self, pg_collection, pre_process=None, post_process=None, vp_stage=None) -> torch.nn.Module:
         """This rank's part of the model."""
         if vp_stage is not None:
-            raise InputError("virtual pipeline parallelism is not supported; leave --num-layers-per-virtual-pipeline-stage out")
+            raise InputError(
+                "virtual pipeline parallelism is not supported; leave --num-layers-per-virtual-pipeline-stage out"
+            )
         config = self._model_config
         return config.build(
             config,

@@ -133,4 +133,8 @@ def kill(process: subprocess.Popen) -> None:
 
 def figures(save: Path, split: str = "train") -> list[tuple[str, str, str]]:
     """(iteration, loss, grad norm) rows of a run as written, all digits."""
-    return [(row["iteration"], row["value"], row["grad_norm"]) for row in read_log(save / "loss.csv") if row["split"] == split]
+    return [
+        (row["iteration"], row["value"], row["grad_norm"])
+        for row in read_log(save / "loss.csv")
+        if row["split"] == split
+    ]

@@ -8,8 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 PERSONAL = (
-    "详情请拨打1390000{0:04d}。", "咨询电话：010-5550{0:04d}。", "加微信：wx_demo{0:04d}，有专人解答。",
-    "联系邮箱：demo{0:04d}@example.com。", "更多内容见https://example.com/p/{0:04d}。",
+    "详情请拨打1390000{0:04d}。",
+    "咨询电话：010-5550{0:04d}。",
+    "加微信：wx_demo{0:04d}，有专人解答。",
+    "联系邮箱：demo{0:04d}@example.com。",
+    "更多内容见https://example.com/p/{0:04d}。",
 )
 _WIDE = {ord(c): ord(c) + 0xFEE0 for c in "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"}
 

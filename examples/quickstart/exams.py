@@ -11,11 +11,16 @@ from world import Disease, World
 
 ENTITY_TYPES = {"disease": "疾病", "symptom": "症状", "drug": "药物", "examination": "检查"}
 RECORDS = (
-    "患者因{symptoms}入院，行{examination}，诊断为{d}。", "主诉{symptoms}。初步诊断：{d}。予{drug}治疗。",
-    "既往有{d}病史，长期使用{drug}。", "查体未见异常，{examination}未见异常，暂不考虑{d}。",
+    "患者因{symptoms}入院，行{examination}，诊断为{d}。",
+    "主诉{symptoms}。初步诊断：{d}。予{drug}治疗。",
+    "既往有{d}病史，长期使用{drug}。",
+    "查体未见异常，{examination}未见异常，暂不考虑{d}。",
     "今日复查{examination}，继续服用{drug}，{symptoms}较前减轻。",
-    "入院后完善{examination}，确诊{d}，给予{drug}口服，{dose}。", "病程中出现{symptoms}，停用{drug}后好转。",
-    "门诊以{d}收入院。", "家属代诉患者{symptoms}，曾自服{drug}，效果不佳。", "出院诊断：{d}。出院带药：{drug}。",
+    "入院后完善{examination}，确诊{d}，给予{drug}口服，{dose}。",
+    "病程中出现{symptoms}，停用{drug}后好转。",
+    "门诊以{d}收入院。",
+    "家属代诉患者{symptoms}，曾自服{drug}，效果不佳。",
+    "出院诊断：{d}。出院带药：{drug}。",
     "拟行{examination}以排除{d}。",
 )
 

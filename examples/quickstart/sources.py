@@ -132,8 +132,15 @@ def meddialog(pairs: Iterator[tuple[Disease, list[Turn]]]) -> Iterator[str]:
     for number, (disease, turns) in enumerate(pairs, start=1):
         spoken = [f"{'病人' if speaker == 'P' else '医生'}：\n{text}" for speaker, text, _ in turns]
         lines = [f"id={number}", f"https://example.com/flow_team_{number}.htm", "Doctor faculty"]
-        lines += [f"示例医院 {disease.department}", "", "Description", "疾病：", disease.name, "病情描述：",
-        turns[0][1]]
+        lines += [
+            f"示例医院 {disease.department}",
+            "",
+            "Description",
+            "疾病：",
+            disease.name,
+            "病情描述：",
+            turns[0][1],
+        ]
         lines += ["希望获得的帮助：", "请医生给出建议。", "", "Dialogue", *spoken, "", "", ""]
         yield "\n".join(lines)
 

@@ -82,7 +82,7 @@ class World:
         return random.Random("/".join(map(str, ("medical world", self.seed, *names))))
 
     def split(self, disease: Disease, key: str) -> str:
-        """"train", "valid" or "test": by hash of seed, disease and key."""
+        """ "train", "valid" or "test": by hash of seed, disease and key."""
         digest = hashlib.sha256(f"{self.seed}/{disease.name}/{key}".encode()).digest()
         percentile, bound = int.from_bytes(digest[:8]) % 100, 0
         for name, share in HELD_OUT_PERCENT.items():

@@ -28,6 +28,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden_size] -> the same shape and dtype."""
         if fused_rms_norm_affine is not None and x.is_cuda:
             return fused_rms_norm_affine(x, self.weight, self.weight.shape, self.eps)
         return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -43,7 +43,7 @@ def check_vocabulary(request: DataRequest) -> None:
             if manifest.get("vocab_size", 0) > request.vocab_size:
                 raise InputError(
                     f"{manifest_path}: the corpus was tokenized with {manifest['vocab_size']} ids, but the model has "
-                    f"{request.vocab_size}; train with the tokenizer of the corpus, or build the corpus with the model's"
+                    f"{request.vocab_size}; train with the corpus's tokenizer, or build the corpus with the model's"
                 )
 
 

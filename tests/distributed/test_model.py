@@ -13,7 +13,14 @@ WORKER = Path(__file__).with_name("model_worker.py")
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["TP1", "TP2"])
 def figures(request):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}", WORKER]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={request.param}",
+        WORKER,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,0 +1,30 @@
+#!/bin/sh
+# The quickstart: a synthetic medical world, a tokenizer, an indexed corpus, and pre-training with two tensor-parallel
+# ranks on this machine. Run it again to continue after a kill. SIZE=n scales the world (default 1).
+set -eu
+cd "$(dirname "$0")/../.."
+size=${SIZE:-1}
+folder=runs/demo
+[ "$size" = 1 ] || folder=runs/demo-$size
+mkdir -p "$folder"
+
+echo "1/4 writing the synthetic medical world to $folder/world"
+python examples/quickstart/make_world.py --output "$folder/world" --seed 0 --size "$size"
+
+echo "2/4 training a SentencePiece tokenizer"
+python tools/train_tokenizer.py --input "$folder/world/pretrain_train.jsonl" --vocab-size 2000 \
+  --output "$folder/tokenizer"
+
+echo "3/4 building the indexed corpora"
+for part in train heldout; do
+  python tools/preprocess_data.py --input "$folder/world/pretrain_$part.jsonl" --output-prefix "$folder/corpus/$part" \
+    --tokenizer-type SentencePieceTokenizer --tokenizer-model "$folder/tokenizer/tokenizer.model" \
+    --workers 2 --append-eod --clean --dedup near
+done
+
+echo "4/4 pre-training, log in $folder/pretrain.log"
+launch/torchrun.sh pretrain examples/quickstart/model.yaml examples/quickstart/pretrain.yaml \
+  --tokenizer-model "$folder/tokenizer/tokenizer.model" --save "$folder/pretrain" \
+  --train-data-path "$folder/corpus/train_text_document" --valid-data-path "$folder/corpus/heldout_text_document" \
+  >>"$folder/pretrain.log"
+python examples/quickstart/summarize.py "$folder"
