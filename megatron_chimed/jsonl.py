@@ -141,7 +141,15 @@ def manifest(*, made_by: str, rows: int, sha256: Any, parents: dict, dropped: di
     made_by: the command; rows: records written; sha256: the output's hash, or one per file; parents: {name: hash} of
     all that went in, settings too; dropped: {reason: count} of records that did not make it.
     """
-    return {"schema": SCHEMA, "made_by": made_by, "rows": rows, "sha256": sha256, "parents": parents, "dropped": dropped, **extra}
+    return {
+        "schema": SCHEMA,
+        "made_by": made_by,
+        "rows": rows,
+        "sha256": sha256,
+        "parents": parents,
+        "dropped": dropped,
+        **extra,
+    }
 
 
 def find_corpus_manifest(dataset_prefix: str | Path) -> tuple[Path, dict]:

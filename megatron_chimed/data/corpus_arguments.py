@@ -1,0 +1,89 @@
+"""The command line of tools/preprocess_data.py: its flags, and the options that they stand for."""
+
+import argparse
+import os
+from pathlib import Path
+
+from megatron_chimed.data.corpus import RunOptions, build_corpus
+from megatron_chimed.data.corpus_merge import merge_shards
+from megatron_chimed.data.corpus_worker import TextOptions
+from megatron_chimed.errors import InputError
+from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+
+SENTENCE_PIECE = ["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"]  # one and the same
+DESCRIPTION = """JSON lines to Megatron's indexed dataset: a drop-in for Megatron's tool of this name.
+
+It writes PREFIX_{key}_document.bin and .idx, byte for byte those of Megatron's tool, PREFIX.rejected.jsonl with the
+rows that could not be used and why, and PREFIX.manifest.json, all at the end. Killed, it goes on from its finished
+parts when the same command is given again."""
+EXAMPLE = """examples:
+  python tools/preprocess_data.py --input raw/*.jsonl more.jsonl.gz --output-prefix corpora/medical --append-eod \\
+      --tokenizer-type SentencePieceTokenizer --tokenizer-model tokenizer.model --workers 8 --clean --dedup exact
+  ... --num-shards 8 --shard-index $SLURM_ARRAY_TASK_ID      one machine's part: PREFIX_shard-00003-of-00008
+  python tools/preprocess_data.py --merge --output-prefix corpora/medical      joins all parts"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of Megatron's tool that have a meaning here, under the same names, and our own."""
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=DESCRIPTION, epilog=EXAMPLE, formatter_class=raw)
+    p.add_argument("--input", nargs="+", default=[], help="files or globs of JSON lines, also .gz")
+    p.add_argument("--json-keys", nargs="+", default=["text"], help="fields to take, a dataset for each (text)")
+    p.add_argument("--output-prefix", type=Path, required=True, help="path of the outputs without suffix")
+    p.add_argument("--tokenizer-type", choices=[*SENTENCE_PIECE, "HuggingFaceTokenizer"])
+    p.add_argument("--tokenizer-model", help="SentencePiece model or Hugging Face folder")
+    p.add_argument("--tokenizer-hf-no-include-special-tokens", action="store_true", help="add no BOS of its template")
+    p.add_argument("--special-tokens-as-text", action="store_true", help='text is only text: "</s>" no token, no BOS')
+    p.add_argument("--append-eod", action="store_true", help="end each document with EOS")
+    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
+    p.add_argument("--clean", action="store_true", help="clean the text and redact personal data")
+    p.add_argument("--redact", action="store_true", help="redact personal data only")
+    p.add_argument("--dedup", choices=["exact", "near"], help="keep the first of equal or similar documents")
+    p.add_argument("--max-rejected-share", type=float, default=0.01, help="fail above this share of bad rows (0.01)")
+    p.add_argument("--num-shards", type=int, default=1, help="divide the input into so many parts")
+    p.add_argument("--shard-index", type=int, help="make this part only, from 0")
+    p.add_argument("--merge", action="store_true", help="join the finished parts")
+    p.add_argument("--batch-mb", type=float, default=4, help="text for one piece of work, in MiB (4)")
+    p.add_argument("--partitions", type=int, default=1, help="accepted with --keep-sequential-samples; no effect")
+    for flag in ("--keep-sequential-samples", "--keep-newlines"):
+        p.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    for flag in ("--log-interval", "--lang"):
+        p.add_argument(flag, help=argparse.SUPPRESS)
+    return p
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags given. Raises InputError for one that this tool has not, or that would change the order."""
+    args, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        raise InputError(f"{unknown[0]}: this tool does not know it; see --help for what it takes")
+    if args.partitions > 1 and not args.keep_sequential_samples:
+        raise InputError("--partitions would reorder the documents; add --keep-sequential-samples or leave it out")
+    if not args.merge and not (args.input and args.tokenizer_type and args.tokenizer_model):
+        raise InputError("give --input, --tokenizer-type and --tokenizer-model, or --merge")
+    return args
+
+
+def run_command(args: argparse.Namespace) -> dict:
+    """Build or merge as the flags say. Returns the manifest. Raises InputError."""
+    if args.merge:
+        return merge_shards(args.output_prefix)
+    text = TextOptions(
+        json_keys=tuple(dict.fromkeys(args.json_keys)),
+        append_eod=args.append_eod,
+        parse_special=not args.special_tokens_as_text,
+        add_special=not (args.tokenizer_hf_no_include_special_tokens or args.special_tokens_as_text),
+        clean=args.clean,
+        redact=args.redact,
+        dedup=args.dedup,
+    )
+    run = RunOptions(
+        workers=args.workers,
+        max_rejected_share=args.max_rejected_share,
+        num_shards=args.num_shards,
+        shard_index=args.shard_index,
+        batch_bytes=int(args.batch_mb * (1 << 20)),
+    )
+    model = args.tokenizer_model
+    load = HuggingFaceTokenizer if args.tokenizer_type == "HuggingFaceTokenizer" else SentencePieceTokenizer
+    return build_corpus(args.input, args.output_prefix, load(model), text, run, tokenizer_path=model)

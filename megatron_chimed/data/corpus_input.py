@@ -1,0 +1,205 @@
+"""The inputs of the corpus builder, cut into batches of whole lines that workers read for themselves.
+
+Several inputs are one long stream of lines, in the order given. A shard is a contiguous part of that stream: of each
+plain file the lines that begin in its range of bytes, of a .gz file, which cannot be entered in the middle, all or
+nothing.
+"""
+
+import glob
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import open_input
+
+BOM = b"\xef\xbb\xbf"
+# A line is held in memory whole, several times over while it is tokenised; a longer one is put in quarantine.
+MAX_LINE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Bytes [start, end) of an input file; both fall on line starts once `cut_into_batches` has been through it."""
+
+    path: str
+    size: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole lines of one input.
+
+    source: number of the source; offset, length: where the bytes lie in a plain file; content: the bytes themselves
+    where they come from a .gz; overlong: the last line was cut off; consumed: bytes of the input file, as on disk,
+    that this batch accounts for (for the progress bar).
+    """
+
+    source: int
+    path: str
+    offset: int
+    length: int
+    consumed: int
+    content: bytes | None = None
+    overlong: bool = False
+
+    def read(self) -> bytes:
+        """The batch's bytes. Raises InputError if the file has become shorter meanwhile."""
+        if self.content is not None:
+            return self.content
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.length)
+        if len(content) != self.length:
+            raise InputError(f"{self.path}: became shorter while it was read; run again when nobody writes to it")
+        return content
+
+
+def find_inputs(patterns: list[str]) -> list[str]:
+    """The files that names and globs stand for: in the order given, those of one glob by name.
+
+    Raises InputError if a name or glob has no file.
+    """
+    paths = []
+    for pattern in patterns:
+        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise InputError(f"{pattern}: no such file, and no file matches it as a pattern; check --input")
+        folders = [path for path in found if not os.path.isfile(path)]
+        if folders:
+            raise InputError(f"{folders[0]}: not a file; give files or a pattern such as {folders[0]}/*.jsonl")
+        paths += found
+    return paths
+
+
+def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[Source]:
+    """The sources of one shard of the inputs (0 <= shard_index < num_shards), of nearly equal numbers of bytes."""
+    sizes = [os.path.getsize(path) for path in paths]
+    total, position, sources = sum(sizes), 0, []
+    low, high = total * shard_index // num_shards, total * (shard_index + 1) // num_shards
+    for path, size in zip(paths, sizes, strict=True):
+        start, end = (min(max(bound - position, 0), size) for bound in (low, high))
+        if path.endswith(".gz"):
+            start, end = (0, size) if low <= position < high else (0, 0)
+        if start < end:
+            sources.append(Source(path, size, start, end))
+        position += size
+    return sources
+
+
+def cut_into_batches(number: int, source: Source, batch_bytes: int, digest: "hashlib._Hash") -> Iterator[Batch]:
+    """Batches of at least `batch_bytes` of text, except the last, of all lines that begin within the source.
+
+    `digest` is fed with the same bytes as that of `digest_source`. Line starts alone decide where batches are cut,
+    so that a second run makes the same batches. Raises InputError on a damaged .gz.
+    """
+    if source.path.endswith(".gz"):
+        _feed(digest, source)
+        yield from _cut_gzip(number, source, batch_bytes)
+        return
+    with open(source.path, "rb") as file:
+        offset, end = _line_range(file, source)
+        file.seek(offset)
+        while offset < end:
+            block, overlong, length = _read_lines(file, min(batch_bytes, end - offset), digest)
+            if not length:
+                return
+            skip = len(BOM) if offset == 0 and block.startswith(BOM) else 0
+            yield Batch(number, source.path, offset + skip, len(block) - skip, length, overlong=overlong)
+            offset += length
+
+
+def digest_source(source: Source) -> str:
+    """Hexadecimal SHA-256 of the lines that begin within the source; of a .gz, of the compressed file."""
+    digest = hashlib.sha256()
+    _feed(digest, source)
+    return digest.hexdigest()
+
+
+def _feed(digest: "hashlib._Hash", source: Source) -> None:
+    with open(source.path, "rb") as file:
+        position, end = (0, source.size) if source.path.endswith(".gz") else _line_range(file, source)
+        file.seek(position)
+        while block := file.read(min(1 << 20, end - position)):
+            digest.update(block)
+            position += len(block)
+
+
+def _line_range(file: IO[bytes], source: Source) -> tuple[int, int]:
+    """The bytes [start, end) of the lines that begin within the source."""
+    return _next_line_start(file, source.start, source.size), _next_line_start(file, source.end, source.size)
+
+
+def _next_line_start(file: IO[bytes], position: int, size: int) -> int:
+    """The first line start at or after a position."""
+    if position in (0, size):
+        return position
+    file.seek(position - 1)
+    while (piece := file.readline(MAX_LINE_BYTES)) and not piece.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> tuple[bytes, bool, int]:
+    """At least `size` bytes of whole lines; whether the last was cut off at its limit; how far the file was read."""
+    block = file.read(size)
+    length = len(block)
+    if block and not block.endswith(b"\n"):
+        rest = file.readline(MAX_LINE_BYTES)
+        block, length = block + rest, length + len(rest)
+    if digest:
+        digest.update(block)
+    last_line = len(block) - (block.rfind(b"\n", 0, -1) + 1)
+    if last_line < MAX_LINE_BYTES:
+        return block, False, length
+    ended = block.endswith(b"\n")
+    while not ended and (piece := file.readline(1 << 20)):
+        length += len(piece)
+        ended = piece.endswith(b"\n")
+        if digest:
+            digest.update(piece)
+    return block, True, length
+
+
+def _cut_gzip(number: int, source: Source, batch_bytes: int) -> Iterator[Batch]:
+    """Batches of a .gz file, with their content."""
+    with open_input(source.path) as file:
+        raw, before, first = file.fileobj, 0, True
+        while True:
+            try:
+                block, overlong, length = _read_lines(file, batch_bytes, None)
+            except (EOFError, zlib.error, OSError) as error:
+                raise InputError(f"{source.path}: damaged gzip file ({error}); fetch or compress it again") from None
+            if not length:
+                return
+            if first and block.startswith(BOM):
+                block = block[len(BOM) :]
+            after = min(raw.tell(), source.size)
+            yield Batch(number, source.path, 0, len(block), after - before, content=block, overlong=overlong)
+            before, first = after, False
+
+
+def count_lines_before(source: Source) -> int:
+    """Lines of a file that begin before a source's first line: what to add to get line numbers of the whole file."""
+    lines = 0
+    with open(source.path, "rb") as file:
+        left = _next_line_start(file, source.start, source.size)
+        file.seek(0)
+        while left and (block := file.read(min(left, 1 << 20))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return lines
+
+
+def identity(sources: list[Source]) -> list[list]:
+    """What tells cheaply whether inputs are still the same: path, range, size and time of change of each."""
+    return [
+        [os.path.abspath(source.path), source.start, source.end, source.size, Path(source.path).stat().st_mtime_ns]
+        for source in sources
+    ]
