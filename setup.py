@@ -41,7 +41,7 @@ setup(
         "tqdm",
         "matplotlib",
         "datasketch",
-        "charset-normalizer",
+        "orjson",
     ],
     extras_require={
         # Both compile against the installed torch and need nvcc: pip install --no-build-isolation -e '.[gpu]'.

@@ -2,7 +2,7 @@
 
 The same rows give byte-identical .bin and .idx files. Beyond that: bad rows go into quarantine instead of hanging the
 tool, cleaning, redaction, deduplication, a manifest with hashes, work on several machines, and safety against being
-killed. The input is cut into batches (corpus_input); worker processes make a part of each (corpus_worker,
+killed. The input is cut into batches (corpus_input); worker processes (corpus_pool) make a part of each (corpus_worker,
 corpus_part); the parts are joined in document order as they come (corpus_output). Finished parts wait in PREFIX.work,
 so that a run that was killed is continued, and everything appears under its final name at the end, the manifest last.
 """
@@ -29,7 +29,8 @@ from megatron_chimed.data.corpus_format import token_dtype
 from megatron_chimed.data.corpus_input import Batch, Source
 from megatron_chimed.data.corpus_output import Assembler, manifest_path, number_rejected
 from megatron_chimed.data.corpus_part import load_part
-from megatron_chimed.data.corpus_worker import TextOptions, Worker, make_parts
+from megatron_chimed.data.corpus_pool import make_parts
+from megatron_chimed.data.corpus_worker import TextOptions, Worker
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, sha256_json
 from megatron_chimed.tokenizer import Tokenizer

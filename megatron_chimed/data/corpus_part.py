@@ -4,7 +4,6 @@ A part lies in one .npz file. It is written under another name and renamed, and 
 part that can be read is whole.
 """
 
-import itertools
 import json
 import os
 import zipfile
@@ -96,11 +95,12 @@ def make_deduplicator(kind: str | None) -> Deduplicator | None:
     return {"exact": ExactDeduplicator, "near": NearDeduplicator}[kind]() if kind else None
 
 
-def sign_all(deduplicator: Deduplicator | None, rows: Iterable[list[list[str]]]) -> np.ndarray:
-    """Signatures of rows [documents][keys][sequences] of text: [documents, width]; width 0 without a deduplicator."""
+def sign_all(deduplicator: Deduplicator | None, rows: Iterable[tuple[str | list[str], ...]]) -> np.ndarray:
+    """Signatures of documents, each a text for each JSON key: [documents, width]; width 0 without a deduplicator."""
     if deduplicator is None:
         return np.zeros((sum(1 for _ in rows), 0), dtype=np.uint8)
-    signatures = [deduplicator.signature("\n".join(itertools.chain.from_iterable(row))) for row in rows]
+    joined = ("\n".join(text if isinstance(text, str) else "\n".join(text) for text in row) for row in rows)
+    signatures = [deduplicator.signature(text) for text in joined]
     if not signatures:
         return np.zeros((0, 0), dtype=np.uint8)
     if isinstance(signatures[0], bytes):

@@ -1,24 +1,15 @@
-"""From a batch of JSON lines to a part of a corpus: parse, check, clean, tokenise. It runs in worker processes.
+"""From a batch of JSON lines to a part of a corpus: parse, check, clean, tokenise. It runs in worker processes."""
 
-Workers write their parts as files and return nothing: token ids never pass between processes as Python objects, which
-would cost more than the tokenisation itself.
-"""
-
-import collections
 import itertools
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import orjson
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.corpus_format import token_dtype
@@ -29,7 +20,6 @@ from megatron_chimed.jsonl import parse_line
 from megatron_chimed.tokenizer import Tokenizer
 
 EXCERPT_CHARS = 200
-_decode_json = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,17 @@ class TextOptions:
     dedup: str | None = None
 
 
+Text = str | list[str]  # a document's text: one sequence, or a list of them
+
+
+class Rows(NamedTuple):
+    """Of a batch: texts by JSON key [documents] and line numbers (from 0) of good rows; {line: reason} of the bad."""
+
+    texts: dict[str, list[Text]]
+    numbers: Sequence[int]
+    rejected: dict[int, str]
+
+
 class Worker:
     """Makes parts. tokenizer: its ids must be below its vocab_size."""
 
@@ -64,44 +65,69 @@ class Worker:
         content = batch.read()
         lines = _split_lines(content)
         escapes = b"\\ud" in content or b"\\uD" in content  # only so can half a character come in
-        rejected: dict[int, str] = {}  # line number from 0 -> reason
-        redacted: collections.Counter = collections.Counter()
-        numbers, rows = [], []
-        for number, line in enumerate(lines):
+        redacted: Counter = Counter()
+        rows = self._read_rows(lines, batch, escapes, redacted)
+        num_rows = len(rows.numbers) + len(rows.rejected)
+        documents = {key: self._tokenize(texts) for key, texts in rows.texts.items()}
+        keep = np.logical_and.reduce([one.counts > 0 for one in documents.values()])
+        empty = {rows.numbers[place]: "empty document: no tokens" for place in np.flatnonzero(~keep)}
+        rejected = rows.rejected | empty
+        part = Part(
+            {key: self._finish(one.select(keep)) for key, one in documents.items()},
+            sign_all(self.deduplicator, itertools.compress(zip(*rows.texts.values(), strict=True), keep)),
+            lines=len(lines),
+            rows=num_rows,
+            rejected=_quarantine(rejected, lines),
+            reasons=dict(Counter(map(kind_of, rejected.values()))),
+            redacted=dict(redacted),
+        )
+        save_part(path, part)
+
+    def _read_rows(self, lines: list[bytes], batch: Batch, escapes: bool, redacted: Counter) -> Rows:
+        """The rows of a batch's lines. escapes: whether "\\ud..." occurs; redacted: is counted up."""
+        usual = self._usual_texts(lines, escapes)
+        if all(usual):
+            return Rows({self.options.json_keys[0]: usual}, range(len(lines)), {})
+        rows = Rows({key: [] for key in self.options.json_keys}, [], {})
+        for number, (line, text) in enumerate(zip(lines, usual, strict=True)):
             if not line or line.isspace():
                 continue
             try:
                 if batch.overlong and number == len(lines) - 1:
                     raise InputError(f"line too long: over {MAX_LINE_BYTES} bytes")
-                rows.append(self._prepare(_parse_row(line), redacted, escapes))
-                numbers.append(number)
+                row = parse_line(line) if text is None else None
+                texts = [text] if row is None else self._prepare(row, redacted, escapes)
+                for column, one in zip(rows.texts.values(), texts, strict=True):
+                    column.append(one)
+                rows.numbers.append(number)
             except InputError as error:
-                rejected[number] = str(error)
-        num_rows = len(rows) + len(rejected)
-        documents = {key: self._tokenize([row[i] for row in rows]) for i, key in enumerate(self.options.json_keys)}
-        keep = np.logical_and.reduce([one.counts > 0 for one in documents.values()])
-        rejected |= {numbers[place]: "empty document: no tokens" for place in np.flatnonzero(~keep)}
-        part = Part(
-            {key: self._finish(one.select(keep)) for key, one in documents.items()},
-            sign_all(self.deduplicator, itertools.compress(rows, keep)),
-            lines=len(lines),
-            rows=num_rows,
-            rejected=_quarantine(rejected, lines),
-            reasons=dict(collections.Counter(map(kind_of, rejected.values()))),
-            redacted=dict(redacted),
-        )
-        save_part(path, part)
+                rows.rejected[number] = str(error)
+        return rows
 
-    def _prepare(self, row: dict, redacted: collections.Counter, escapes: bool) -> list[list[str]]:
-        """The row's texts: for each JSON key a list of sequences. Raises InputError with the reason to reject it."""
+    def _usual_texts(self, lines: list[bytes], escapes: bool) -> list[str | None]:
+        """For each line its text, where nothing is to be done to it; None where `_prepare` must look closer.
+
+        Most lines of most corpora are usual, and most time besides tokenisation goes here: one loop, a fast parser.
+        """
+        if not self.as_it_is or escapes or len(self.options.json_keys) > 1:
+            return [None] * len(lines)
+        (key,) = self.options.json_keys
+        texts: list[str | None] = []
+        for line in lines:
+            try:
+                text = orjson.loads(line)[key]
+            except (ValueError, LookupError, TypeError):
+                text = None  # not JSON (or more than orjson takes, such as NaN), not an object, no such key
+            texts.append(text if text.__class__ is str and text else None)
+        return texts
+
+    def _prepare(self, row: dict, redacted: Counter, escapes: bool) -> list[Text]:
+        """The row's texts, one for each JSON key. Raises InputError with the reason to reject it."""
         texts = []
         for key in self.options.json_keys:
             if key not in row:
                 raise InputError(f"missing key: {key!r}")
             value = row[key]
-            if self.as_it_is and not escapes and value.__class__ is str and value:  # the usual case, quickly
-                texts.append([value])
-                continue
             sequences = value if isinstance(value, list) else [value]
             for text in sequences:
                 if not isinstance(text, str):
@@ -118,20 +144,24 @@ class Worker:
             texts = [[self._redact(text, redacted) for text in sequences] for sequences in texts]
         return texts
 
-    def _redact(self, text: str, redacted: collections.Counter) -> str:
+    def _redact(self, text: str, redacted: Counter) -> str:
         text, counts = redact(text)
         redacted.update(counts)
         return text
 
-    def _tokenize(self, texts: list[list[str]]) -> Documents:
-        """Ids of the texts of one key [documents][sequences]; sequences without tokens are left out."""
+    def _tokenize(self, texts: list[Text]) -> Documents:
+        """Ids of the texts of one key [documents]; sequences without tokens are left out."""
+        sequences, counts = texts, np.ones(len(texts), dtype=np.int32)
+        if set(map(type, texts)) != {str}:
+            texts = [[text] if isinstance(text, str) else text for text in texts]
+            sequences = list(itertools.chain.from_iterable(texts))
+            counts = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
         rows = self.tokenizer.encode_batch(
-            list(itertools.chain.from_iterable(texts)),
+            sequences,
             parse_special=self.options.parse_special,
             add_special=self.options.add_special,
         )
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        counts = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
         if not lengths.all():
             owners = np.repeat(np.arange(len(texts)), counts)
             counts = np.bincount(owners[lengths > 0], minlength=len(texts)).astype(np.int32)
@@ -156,31 +186,12 @@ class Worker:
         return Documents(ids.astype(self.dtype), lengths, documents.counts)
 
 
-def _split_lines(content: bytes) -> list[str] | list[bytes]:
-    """Lines without their ends, as text, or as bytes where they are not all UTF-8.
-
-    A line ends with "\\n", "\\r\\n" or "\\r", as it does for a file that Python opens as text.
-    """
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        return content.splitlines()
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+def _split_lines(content: bytes) -> list[bytes]:
+    """Lines without their ends, which are "\\n", "\\r\\n" or "\\r", as for a file that Python opens as text."""
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    lines = content.split(b"\n")
     return lines if lines[-1] else lines[:-1]
-
-
-def _parse_row(line: str | bytes) -> dict:
-    """`parse_line`, with a short cut for the usual line that is faster by half: it calls the C scanner directly."""
-    if isinstance(line, bytes):
-        return parse_line(line)
-    if line.startswith("{"):
-        try:
-            row, end = _decode_json(line)
-            if end == len(line):
-                return row
-        except (ValueError, RecursionError):
-            pass  # parse_line says what is wrong
-    return parse_line(line.encode())
 
 
 def _require_no_surrogate(text: str, key: str) -> None:
@@ -198,76 +209,12 @@ def kind_of(reason: str) -> str:
     return reason
 
 
-def _quarantine(rejected: dict[int, str], lines: list[str] | list[bytes]) -> bytes:
+def _quarantine(rejected: dict[int, str], lines: list[bytes]) -> bytes:
     """JSON lines of the rejected rows {line number from 0: reason}, by line."""
     rows = ({"line": n + 1, "reason": rejected[n], "text": _excerpt(lines[n])} for n in sorted(rejected))
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
-def _excerpt(line: str | bytes) -> str:
+def _excerpt(line: bytes) -> str:
     """The beginning of a rejected line, for people."""
-    if isinstance(line, bytes):
-        line = line[: 4 * EXCERPT_CHARS].decode(errors="replace")
-    return line[:EXCERPT_CHARS]
-
-
-_worker: Worker | None = None  # of this worker process
-
-
-def _start_worker(worker: Worker) -> None:
-    """Set up a worker process: it leaves Ctrl-C to its parent and ends when its parent is gone."""
-    global _worker
-    _worker = worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The library's own threads would compete with the other workers, and must not be used after a fork.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _make_part(batch: Batch, path: Path) -> None:
-    _worker.make_part(batch, path)
-
-
-def make_parts(
-    jobs: Iterable[tuple[Batch, Path, bool]], worker: Worker, num_workers: int
-) -> Iterator[tuple[Batch, Path]]:
-    """Make the part of each (batch, path, wanted); yield (batch, path) in the same order, as they are there.
-
-    num_workers: processes; 0 works in this one. wanted: false for a part that is there already. The number of jobs
-    under way is bounded. Raises ChildProcessError when a worker dies.
-    """
-    if num_workers == 0:
-        for batch, path, wanted in jobs:
-            if wanted:
-                worker.make_part(batch, path)
-            yield batch, path
-        return
-    context = multiprocessing.get_context("fork")  # inherits the loaded tokenizer; starting anew costs a second
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (worker,)) as pool:
-        under_way: collections.deque = collections.deque()
-        try:
-            for batch, path, wanted in jobs:
-                under_way.append((batch, path, pool.submit(_make_part, batch, path) if wanted else None))
-                if len(under_way) > 3 * num_workers:
-                    yield _wait_for(*under_way.popleft())
-            while under_way:
-                yield _wait_for(*under_way.popleft())
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a worker process was killed (as a rule for lack of memory); what is finished is kept: "
-                "run the same command again, with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _wait_for(batch: Batch, path: Path, future) -> tuple[Batch, Path]:
-    if future is not None:
-        future.result()
-    return batch, path
+    return line[: 4 * EXCERPT_CHARS].decode(errors="replace")[:EXCERPT_CHARS]

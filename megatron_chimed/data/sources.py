@@ -1,0 +1,96 @@
+"""Raw files of the sources as rows: JSON lines, JSON arrays, and CSV tables in UTF-8 or GB18030."""
+
+import codecs
+import csv
+import json
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import open_input, parse_line
+
+Row = dict | str  # the fields of a row, or the reason why it is none
+FORMATS = (".jsonl", ".json", ".csv")
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Yield (line, or number of the element in a JSON array, from 1; row) by the file's ending, .gz behind it or not.
+
+    Raises InputError when the file as a whole cannot be read: missing, another format, an unknown encoding, no array.
+    """
+    suffix = Path(str(path).removesuffix(".gz")).suffix.lower()
+    readers = {".jsonl": _read_json_lines, ".json": _read_json_array, ".csv": _read_csv}
+    if suffix not in readers:
+        raise InputError(f"{path}: unknown format {suffix!r}; give {', '.join(FORMATS)}, or one of them with .gz")
+    yield from readers[suffix](path)
+
+
+def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Row]]:
+    with open_input(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, parse_line(line)
+                except InputError as error:
+                    yield number, str(error)
+
+
+def _read_json_array(path: str | Path) -> Iterator[tuple[int, Row]]:
+    with open_input(path) as file:
+        try:
+            rows = json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: holds a JSON {type(rows).__name__}; expected an array of objects")
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {type(row).__name__}"
+
+
+def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
+    encoding = detect_encoding(path)
+    csv.field_size_limit(1 << 24)
+    with open_input(path) as file:
+        reader = csv.DictReader(codecs.getreader(encoding)(file), strict=True)
+        try:
+            columns = reader.fieldnames or []
+            for row in reader:
+                complete = None not in row and None not in row.values()
+                found = len(row.get(None, [])) + sum(value is not None for key, value in row.items() if key is not None)
+                yield reader.line_num, row if complete else f"{found} fields in a table of {len(columns)} columns"
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num + 1}: not CSV ({error}); mend the quotes there") from None
+
+
+def detect_encoding(path: str | Path) -> str:
+    """ "utf-8-sig" or "gb18030", whichever the whole file is. Raises InputError when it is neither."""
+    for encoding in ("utf-8-sig", "gb18030"):
+        decoder = codecs.getincrementaldecoder(encoding)()
+        with open_input(path) as file:
+            try:
+                while block := file.read(1 << 20):
+                    decoder.decode(block)
+                decoder.decode(b"", final=True)
+                return encoding
+            except UnicodeDecodeError:
+                continue
+    raise InputError(f"{path}: neither UTF-8 nor GB18030; convert it to UTF-8")
+
+
+def fill_template(template: str, row: dict) -> str:
+    """``"{ask}\\n{answer}"`` with the row's fields. Raises InputError with the reason: a missing or non-text field."""
+    fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    for name in sorted(fields):
+        if name not in row:
+            raise InputError(f"missing key: {name!r}")
+        if not isinstance(row[name], str):
+            raise InputError(f"not a string: field {name!r} holds {type(row[name]).__name__}")
+    text = template.format_map(row).strip()
+    if not text:
+        raise InputError("empty document")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a character, such as JSON's "\\ud800"
+        raise InputError(f"unpaired surrogate (character {error.start})") from None
+    return text
