@@ -23,8 +23,8 @@ lint: .venv/.installed ## ruff: style and formatting
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 
-bench: .venv/.installed ## the side-by-side measurements
-	@$(IN_VENV) $(PYTHON) benchmarks/run_all.py
+bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py to compare with it
+	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER))
 
 setup: .venv/.installed ## make .venv and install requirements.lock into it
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from megatron_chimed.errors import InputError, exit_cleanly
 from megatron_chimed.jsonl import read_json_lines, sha256_file
 
-OURS = Path(__file__).parents[1] / "tools/preprocess_data.py"
+ROOT = Path(__file__).resolve().parents[1]
+OURS, DEMO = ROOT / "tools/preprocess_data.py", ROOT / "runs/demo"
 EXAMPLE = """example:
   python benchmarks/corpus.py --peer ../Megatron-LM/tools/preprocess_data.py --input medical.jsonl \\
       --tokenizer-model tokenizer.model --workers 2 --repeat-to 300 --work /tmp/benchmark"""
@@ -85,15 +86,17 @@ def measure(args: argparse.Namespace, rows: Path, texts: Path) -> dict[str, list
         "--input", rows, "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", args.tokenizer_model,
         "--append-eod", "--workers", args.workers,
     ]  # fmt: skip
-    times: dict[str, list[float]] = {"Megatron-LM": [], "ours": [], "bare SentencePiece": []}
+    times: dict[str, list[float]] = {"Megatron-LM": []} if args.peer else {}
+    times |= {"ours": [], "bare SentencePiece": []}
     for _ in range(args.runs):
         for old in args.work.glob("out_*"):
             old.unlink()
         log = args.work / "log"
-        times["Megatron-LM"].append(run([args.peer, *tool, "--output-prefix", args.work / "out_peer"], log))
+        if args.peer:
+            times["Megatron-LM"].append(run([args.peer, *tool, "--output-prefix", args.work / "out_peer"], log))
         times["ours"].append(run([OURS, *tool, "--output-prefix", args.work / "out_ours"], log))
         times["bare SentencePiece"].append(run(["-c", BARE, args.tokenizer_model, texts, args.workers], log))
-        for suffix in ("bin", "idx"):
+        for suffix in ("bin", "idx") if args.peer else ():
             theirs, ours = (args.work / f"out_{name}_text_document.{suffix}" for name in ("peer", "ours"))
             if sha256_file(theirs) != sha256_file(ours):
                 raise InputError(f"{ours}: differs from {theirs}")
@@ -111,8 +114,8 @@ def report(times: dict[str, list[float]], megabytes: float, args: argparse.Names
     packages = ", ".join(f"{name} {version(name)}" for name in ("megatron-core", "sentencepiece", "numpy"))
     lines += [
         "",
-        f"{megabytes:.0f} MB of JSON lines, {args.workers} workers, {args.runs} runs in turn; "
-        "the .bin and .idx files are byte-identical.",
+        f"{megabytes:.0f} MB of JSON lines, {args.workers} workers, {args.runs} runs in turn"
+        + ("; the .bin and .idx files are byte-identical." if args.peer else "; Megatron-LM was not given (--peer)."),
         f"Python {platform.python_version()}, {packages}; {os.cpu_count()} cores, {platform.machine()}.",
     ]
     return "\n".join(lines)
@@ -122,15 +125,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peer", type=Path, required=True, help="Megatron-LM's tools/preprocess_data.py")
-    parser.add_argument("--input", type=Path, required=True, help="JSON lines to make the measured text from")
+    parser.add_argument("--peer", type=Path, help="Megatron-LM's tools/preprocess_data.py; left out: not measured")
+    parser.add_argument("--input", type=Path, default=DEMO / "world/pretrain_train.jsonl", help="JSON lines to repeat")
     parser.add_argument("--json-keys", nargs="+", default=["text"], help="fields that make a document (text)")
-    parser.add_argument("--tokenizer-model", required=True, help="SentencePiece model")
+    parser.add_argument("--tokenizer-model", type=Path, default=DEMO / "tokenizer/tokenizer.model")
     parser.add_argument("--workers", type=int, default=2, help="processes of each of the three (2)")
     parser.add_argument("--repeat-to", type=float, default=300, help="megabytes of JSON lines to measure on (300)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each (3)")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is measured on; some GB")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/benchmark", help="folder for some GB of files")
     args = parser.parse_args()
+    for path in filter(None, (args.peer, args.input, args.tokenizer_model)):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give one, or run make demo, which makes the defaults")
     args.work.mkdir(parents=True, exist_ok=True)
     rows = args.work / "rows.jsonl"
     texts = enlarge(args.input, args.json_keys, rows, args.repeat_to)

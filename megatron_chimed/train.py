@@ -30,7 +30,8 @@ from megatron_chimed import adapter, arguments, config, cpu
 from megatron_chimed.config import Setting
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
-from megatron_chimed.models.gpt import backends, has
+from megatron_chimed.models.attention import choose_kernel
+from megatron_chimed.models.gpt import backends, check_llama_shape, has
 from megatron_chimed.runlog import RunLog
 from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
@@ -56,10 +57,11 @@ def train(words: list[str]) -> None:
     if args.train_iters and done >= args.train_iters:
         _say(f"{args.save} is trained to iteration {done}; raise --train-iters to continue")
         return
+    model = model_config(args, stage, options)
     _open_run(args, stage, megatron_settings, settings.chimed)
     _say(start_line(args, stage, options))
     adapter.install(without_cuda=cpu.is_needed(), log=_run_log(args, done))
-    container = pretrain_cfg_container_from_args(args, model_config(args, stage, options))
+    container = pretrain_cfg_container_from_args(args, model)
     try:
         pretrain(
             container,
@@ -212,8 +214,16 @@ class StageModelBuilder(GPTModelBuilder):
 
 
 def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> StageModelConfig:
-    """Megatron's model config from its arguments, with the stage's model."""
+    """Megatron's model config from its arguments, with the stage's model.
+
+    Raises InputError when the model is not LLaMA-shaped, or its attention kernel cannot run here.
+    """
     made = gpt_config_from_args(args, model_config_cls=StageModelConfig)
+    try:
+        check_llama_shape(made.transformer, made.position_embedding_type)
+        choose_kernel(options.attention)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     made.build = functools.partial(stage.build_model, options)
     return made
 

@@ -82,10 +82,9 @@ def build_gpt(
     """Build this rank's part of the model.
 
     config: Megatron's GPTModelConfig; vocab_size: padded, divisible by the tensor-parallel size; pre_process and
-    post_process: whether this rank holds the embedding and the output layer. Raises ValueError when the configuration
-    is not LLaMA-shaped.
+    post_process: whether this rank holds the embedding and the output layer. The configuration has passed
+    `check_llama_shape`.
     """
-    check_llama_shape(config.transformer, config.position_embedding_type)
     return GPTModel(
         config=config.transformer,
         transformer_layer_spec=layer_spec(config.transformer, options.attention),

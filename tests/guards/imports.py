@@ -34,7 +34,7 @@ RULES = {
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
-    "data": Rule((*BASE, "data"), ("numpy", "charset_normalizer", "datasketch", "nltk", "tqdm")),
+    "data": Rule((*BASE, "data"), ("numpy", "charset_normalizer", "datasketch", "orjson", "nltk", "tqdm")),
     "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
     # From a corpus to batches.
     "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),

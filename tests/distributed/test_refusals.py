@@ -1,0 +1,101 @@
+"""What a training refuses, before it starts, in one line and without a traceback."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+from job import MODEL, ROOT, Job, write_corpus
+
+
+def start(*words: object, launcher: bool = False) -> tuple[int, str]:
+    """Exit code and output of one rank, or of the launcher with two."""
+    command = ["launch/torchrun.sh"] if launcher else [sys.executable, "-m", "megatron_chimed"]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"} | ({} if launcher else alone)
+    done = subprocess.run(
+        [str(word) for word in (*command, *words)],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=200,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    return Job(folder, stage={"data-path": str(write_corpus(folder))})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--fp16"], "need a GPU, and this machine has none: --fp16 (use --bf16 or float32)"),
+        (["--transformer-impl", "transformer_engine"], "--transformer-impl transformer_engine (use local)"),
+        (["--context-parallel-size", 2], "--context-parallel-size (use 1)"),
+        (["--num-layers", "two"], "command line --num-layers: --num-layers expects int, found 'two'"),
+        (["--num-layer", 2], "Megatron has no argument 'num-layer'"),
+        (["--micro-batch-size", 3], "Megatron refuses these arguments"),
+        (["--normalization", "LayerNorm"], "the model is not LLaMA-shaped: --normalization must be RMSNorm"),
+        (["--vocab-size", 100], "was tokenized with 250 ids, but the model has 128"),
+        (["--data-path", "/no/such_document"], "/no/such_document: no manifest lists such_document.bin"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
+    code, output = start("pretrain", job.model, job.stage, *overrides)
+    lines = [line for line in output.splitlines() if "megatron_chimed: error:" in line]
+    assert code == 1 and "Traceback" not in output, output
+    assert len(lines) == 1 and message in lines[0], output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
+        (["sft", "a.yaml", "b.yaml"], "with STAGE one of pretrain; found sft a.yaml b.yaml"),
+        (["pretrain", "a.yaml", "b.yaml"], "a.yaml: no such file"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_by_the_launcher(words, message):
+    code, output = start(*words, launcher=True)
+    assert code == 1 and "Traceback" not in output, output
+    assert output.count("megatron_chimed: error:") == 1 and message in output, output
+
+
+def test_a_truncated_corpus_stops_every_rank_before_the_training(tmp_path):
+    prefix = write_corpus(tmp_path)
+    binary = prefix.with_name(f"{prefix.name}.bin")
+    binary.write_bytes(binary.read_bytes()[:-2])
+    job = Job(tmp_path, stage={"data-path": str(prefix), "tensor-model-parallel-size": 2})
+    code, output = start("pretrain", job.model, job.stage, "--save", tmp_path / "run", launcher=True)
+    assert code == 1 and "Traceback" not in output, output
+    assert f"{binary}: has" in output and "build the corpus again" in output
+
+
+def test_a_learning_rate_schedule_of_another_length_is_refused_on_resuming(tmp_path):
+    stage = {"data-path": str(write_corpus(tmp_path)), "lr-decay-style": "cosine"}
+    job = Job(tmp_path, stage=stage)
+    job.run("--save", tmp_path / "run", "--train-iters", 1, ranks=1)
+    code, output = start("pretrain", job.model, job.stage, "--save", tmp_path / "run", "--train-iters", 2)
+    assert code == 1 and "Traceback" not in output, output
+    assert "set --lr-decay-iters to the same value in every run" in output
+
+
+def test_every_argument_of_the_shipped_configurations_is_one_of_megatrons():
+    from megatron.training.arguments import add_megatron_arguments
+
+    from megatron_chimed.arguments import to_words
+    from megatron_chimed.config import load_settings
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    for stage in sorted((ROOT / "examples").glob("*/pretrain.yaml")):
+        settings = load_settings(stage.with_name("model.yaml"), stage, []).megatron
+        parsed = parser.parse_args(to_words(settings, parser))
+        assert parsed.num_layers and parsed.train_iters
+    assert set(MODEL) <= {name.lstrip("-") for name in parser._option_string_actions}
