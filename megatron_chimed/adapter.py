@@ -13,6 +13,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.training import initialize, training
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import atomic_output
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -41,7 +42,9 @@ class Log:
 def latest_iteration(folder: str | Path) -> int:
     """The iteration of the newest whole checkpoint in a folder, 0 when there is none.
 
-    Raises InputError when the tracker file holds something else.
+    Upstream rewrites its tracker file in place, so that a kill can leave it empty; then the checkpoints themselves
+    tell, of which metadata.json is written last, and the tracker is mended. Raises InputError when it holds anything
+    else than a number.
     """
     tracker = Path(folder) / TRACKER
     if not tracker.is_file():
@@ -49,6 +52,11 @@ def latest_iteration(folder: str | Path) -> int:
     text = tracker.read_text(encoding="utf-8").strip()
     if text == "release":
         return 0
+    if not text:
+        whole = [path.parent.name for path in Path(folder).glob("iter_*/metadata.json")]
+        text = str(int(max(whole, default="iter_0").removeprefix("iter_")))
+        with atomic_output(tracker) as file:
+            file.write(text)
     if not text.isdecimal():
         raise InputError(f"{tracker}: holds {text!r}; expected an iteration number. Remove it or write the right one")
     return int(text)

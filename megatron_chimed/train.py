@@ -98,7 +98,7 @@ def defaults() -> dict[str, Any]:
         chosen |= {
             "distributed-backend": "gloo",
             "use-cpu-initialization": True,
-            "no-bias-swiglu-fusion": True,  # compiled with inductor on a CPU, which takes longer than it saves
+            "no-bias-swiglu-fusion": True,
             "num-workers": 0,
         }
     return chosen
@@ -120,6 +120,8 @@ def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, S
     settings = arguments.with_defaults(_resume(settings), defaults(), parser)
     words = arguments.to_words(settings, parser)
     parsed = parser.parse_args(words)
+    if parsed.dataloader_type != "external":
+        raise InputError(f"--dataloader-type {parsed.dataloader_type}: the stages bring their own loader; leave it out")
     if cpu.is_needed():
         cpu.refuse(parsed)
     elif parsed.transformer_impl == "transformer_engine" and not has("transformer_engine"):

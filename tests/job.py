@@ -15,6 +15,12 @@ from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.runlog import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
+ON_CPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 VOCAB = 250
 
 MODEL = {
@@ -91,7 +97,7 @@ class Job:
         return subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=os.environ | {"NPROC": str(ranks)},
+            env=os.environ | ON_CPU | {"NPROC": str(ranks)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -23,7 +23,9 @@ for part in train heldout; do
 done
 
 echo "4/4 pre-training, log in $folder/pretrain.log"
-launch/torchrun.sh pretrain examples/quickstart/model.yaml examples/quickstart/pretrain.yaml \
+# Two ranks need two GPUs, or run on the CPU.
+[ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')" -ge 2 ] || export CUDA_VISIBLE_DEVICES=
+NPROC=2 launch/torchrun.sh pretrain examples/quickstart/model.yaml examples/quickstart/pretrain.yaml \
   --tokenizer-model "$folder/tokenizer/tokenizer.model" --save "$folder/pretrain" \
   --train-data-path "$folder/corpus/train_text_document" --valid-data-path "$folder/corpus/heldout_text_document" \
   >>"$folder/pretrain.log"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from job import ON_CPU
 
 WORKER = Path(__file__).with_name("model_worker.py")
 
@@ -21,8 +22,7 @@ def figures(request):
         f"--nproc-per-node={request.param}",
         WORKER,
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=os.environ | ON_CPU, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES "))
     return json.loads(line.removeprefix("FIGURES "))

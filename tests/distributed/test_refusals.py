@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from job import MODEL, ROOT, Job, write_corpus
+from job import MODEL, ON_CPU, ROOT, Job, write_corpus
 
 
 def start(*words: object, launcher: bool = False) -> tuple[int, str]:
     """Exit code and output of one rank, or of the launcher with two."""
     command = ["launch/torchrun.sh"] if launcher else [sys.executable, "-m", "megatron_chimed"]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"} | ({} if launcher else alone)
+    environment = os.environ | ON_CPU | ({} if launcher else alone)
     done = subprocess.run(
         [str(word) for word in (*command, *words)],
         cwd=ROOT,
@@ -37,7 +37,10 @@ def job(tmp_path_factory):
     ("overrides", "message"),
     [
         (["--fp16"], "need a GPU, and this machine has none: --fp16 (use --bf16 or float32)"),
-        (["--transformer-impl", "transformer_engine"], "--transformer-impl transformer_engine (use local)"),
+        (
+            ["--transformer-impl", "transformer_engine"],
+            "--transformer-impl transformer_engine (Transformer Engine cannot run here: use local)",
+        ),
         (["--context-parallel-size", 2], "--context-parallel-size (use 1)"),
         (["--num-layers", "two"], "command line --num-layers: --num-layers expects int, found 'two'"),
         (["--num-layer", 2], "Megatron has no argument 'num-layer'"),

@@ -34,7 +34,7 @@ RULES = {
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
-    "data": Rule((*BASE, "data"), ("numpy", "charset_normalizer", "datasketch", "orjson", "nltk", "tqdm")),
+    "data": Rule((*BASE, "data"), ("numpy", "datasketch", "orjson", "tqdm")),
     "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
     # From a corpus to batches.
     "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),
@@ -51,7 +51,7 @@ RULES = {
     "stages.stage": Rule(("errors", "config"), ("torch",)),
     # Above the stages: the trainer and what adapts Megatron.
     "cpu": Rule(("errors",), ("torch", "megatron.core")),
-    "adapter": Rule(("errors", "cpu"), ("torch", "megatron.core", "megatron.training")),
+    "adapter": Rule(("errors", "jsonl", "cpu"), ("torch", "megatron.core", "megatron.training")),
     "arguments": Rule(("errors", "config")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
     "train": Rule(
