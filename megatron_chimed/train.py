@@ -262,6 +262,8 @@ def data_request(args: argparse.Namespace, num_samples: tuple[int, int, int]) ->
     return DataRequest(
         num_samples=tuple(num_samples),
         sequence_length=args.seq_length,
+        micro_batch_size=args.micro_batch_size,
+        pipeline_parallel_size=args.pipeline_model_parallel_size,
         vocab_size=args.padded_vocab_size,
         seed=args.seed,
         blend=blend,

@@ -19,8 +19,14 @@ from megatron_chimed.stages.stage import Batch, DataRequest, Stage
 def build_datasets(config: PretrainConfig, request: DataRequest) -> tuple:
     """Train, valid and test over the corpora of --data-path.
 
-    Raises InputError when a corpus fails its quick check, or was tokenized for a larger vocabulary than the model's.
+    Raises InputError when a corpus fails its quick check or was tokenized for a larger vocabulary than the model's, and
+    when rows that are joined to one packed row would not fit between pipeline stages.
     """
+    if config.isolate_documents and request.pipeline_parallel_size > 1 and request.micro_batch_size > 1:
+        raise InputError(
+            "isolate_documents with --pipeline-model-parallel-size above 1 needs --micro-batch-size 1; raise "
+            "--global-batch-size or --seq-length instead"
+        )
     check_vocabulary(request)
     dataset_config = PretrainDatasetConfig(
         random_seed=request.seed,

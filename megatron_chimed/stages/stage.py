@@ -17,6 +17,12 @@ class DataRequest:
     sequence_length: int
     """Tokens per row."""
 
+    micro_batch_size: int
+    """Rows of a batch."""
+
+    pipeline_parallel_size: int
+    """Pipeline stages, which pass on activations of [sequence_length, micro_batch_size, hidden]."""
+
     vocab_size: int
     """Padded vocabulary of the model: every token id is below it."""
 

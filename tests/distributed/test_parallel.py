@@ -6,7 +6,7 @@ from job import Job, figures, write_corpus
 LAYOUTS = {
     "TP 2": (2, {"tensor-model-parallel-size": 2}),
     "TP 2 with sequence parallelism": (2, {"tensor-model-parallel-size": 2, "sequence-parallel": True}),
-    "PP 2": (2, {"pipeline-model-parallel-size": 2}),
+    "PP 2": (2, {"pipeline-model-parallel-size": 2, "micro-batch-size": 1}),
     "two data-parallel ranks": (2, {"use-distributed-optimizer": True}),
 }
 

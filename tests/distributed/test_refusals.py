@@ -71,6 +71,14 @@ def test_a_wrong_command_line_is_refused_by_the_launcher(words, message):
     assert output.count("megatron_chimed: error:") == 1 and message in output, output
 
 
+def test_packed_rows_that_do_not_fit_between_pipeline_stages_are_refused(tmp_path):
+    stage = {"data-path": str(write_corpus(tmp_path)), "pipeline-model-parallel-size": 2}
+    job = Job(tmp_path, stage=stage, chimed={"isolate_documents": True})
+    code, output = start("pretrain", job.model, job.stage, launcher=True)
+    assert code == 1 and "Traceback" not in output, output
+    assert "needs --micro-batch-size 1" in output
+
+
 def test_a_truncated_corpus_stops_every_rank_before_the_training(tmp_path):
     prefix = write_corpus(tmp_path)
     binary = prefix.with_name(f"{prefix.name}.bin")
