@@ -33,7 +33,7 @@ setup(
         "torch>=2.11,<3",
         "megatron-core[training]==0.19.2",  # exact: the adapter mends faults of this version
         "numpy",
-        "sentencepiece",
+        "sentencepiece>=0.2.3",  # returns arrays
         "nltk",
         "safetensors",
         "transformers",

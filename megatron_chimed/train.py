@@ -81,13 +81,14 @@ def train(words: list[str]) -> None:
             torch.distributed.destroy_process_group()
 
 
-def defaults() -> dict[str, Any]:
+def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
     """Arguments that follow from what is installed here, for those that the user does not give."""
     chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
     has_te = has("transformer_engine") and not cpu.is_needed()
-    if not has_te:
+    chosen["transformer-impl"] = "transformer_engine" if has_te else "local"
+    given = settings.get("transformer-impl")
+    if (given.value if given else chosen["transformer-impl"]) == "local":
         chosen |= {
-            "transformer-impl": "local",
             "no-rope-fusion": True,
             "no-persist-layer-norm": True,
             "no-masked-softmax-fusion": True,
@@ -117,7 +118,7 @@ def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, S
     Returns the arguments and the settings with our defaults. Raises InputError.
     """
     parser = add_megatron_arguments(_Parser(allow_abbrev=False))
-    settings = arguments.with_defaults(_resume(settings), defaults(), parser)
+    settings = arguments.with_defaults(_resume(settings), defaults(settings), parser)
     words = arguments.to_words(settings, parser)
     parsed = parser.parse_args(words)
     if parsed.dataloader_type != "external":

@@ -40,7 +40,7 @@ def test_json_is_read_as_lines_or_array(tmp_path, name):
     ("name", "content", "message"),
     [
         ("a.csv", b"a,b\n\xff\xff\xff\n", "neither UTF-8 nor GB18030"),
-        ("a.csv", b'a,b\n1,"2"x\n', "a.csv:2: not CSV"),
+        ("a.csv", b'a,b\n1,2\n1,"2\n3,4\n', "a.csv:3: a quote that opens in this row is not closed"),
         ("a.json", b'{"a": 1}', "holds a JSON dict; expected an array"),
         ("a.json", b"[1", "not a JSON file"),
         ("a.xlsx", b"", "unknown format '.xlsx'"),
@@ -76,13 +76,25 @@ def test_a_template_that_names_no_field_is_refused(tmp_path, template):
         make_documents([str(write(tmp_path / "r.jsonl", b"{}"))], template, tmp_path / "out.jsonl")
 
 
-def test_a_row_of_another_width_than_its_table_is_put_aside(tmp_path):
-    path = write(tmp_path / "t.csv", b"a,b\n1,2\n1\n1,2,3\n")
-    assert [row for _, row in read_rows(path)] == [
-        {"a": "1", "b": "2"},
-        "1 fields in a table of 2 columns",
-        "3 fields in a table of 2 columns",
+def test_a_bad_row_of_a_table_is_put_aside(tmp_path):
+    path = write(tmp_path / "t.csv", b'a,b\n1,2\n1\n\n1,2,3\n1,"2"x\n"1\n",2\n1\n')
+    assert list(read_rows(path)) == [
+        (2, {"a": "1", "b": "2"}),
+        (3, "1 fields in a table of 2 columns"),
+        (5, "3 fields in a table of 2 columns"),
+        (6, "not CSV (',' expected after '\"')"),
+        (7, {"a": "1\n", "b": "2"}),
+        (9, "1 fields in a table of 2 columns"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_row_with_bad_bytes_is_put_aside(tmp_path, encoding):
+    good = "科室,ask\n" + "内科,高血压怎么办\n" * 300
+    path = write(tmp_path / "t.csv", good.encode(encoding) + b"x,\xff\n" + "外科,骨折\n".encode(encoding))
+    found = dict(read_rows(path))
+    assert found[302] == f"invalid {encoding} bytes" and found[303] == {"科室": "外科", "ask": "骨折"}
+    assert sum(isinstance(row, dict) for row in found.values()) == 301
 
 
 def test_the_command_makes_documents_of_the_real_table(tmp_path):

@@ -52,29 +52,44 @@ def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
     encoding = detect_encoding(path)
     csv.field_size_limit(1 << 24)
     with open_input(path) as file:
-        reader = csv.DictReader(codecs.getreader(encoding)(file), strict=True)
-        try:
-            columns = reader.fieldnames or []
-            for row in reader:
-                complete = None not in row and None not in row.values()
-                found = len(row.get(None, [])) + sum(value is not None for key, value in row.items() if key is not None)
-                yield reader.line_num, row if complete else f"{found} fields in a table of {len(columns)} columns"
-        except csv.Error as error:
-            raise InputError(f"{path}:{reader.line_num + 1}: not CSV ({error}); mend the quotes there") from None
-
-
-def detect_encoding(path: str | Path) -> str:
-    """ "utf-8-sig" or "gb18030", whichever the whole file is. Raises InputError when it is neither."""
-    for encoding in ("utf-8-sig", "gb18030"):
-        decoder = codecs.getincrementaldecoder(encoding)()
-        with open_input(path) as file:
+        reader = csv.reader(codecs.getreader(encoding)(file, errors="replace"), strict=True)
+        columns, line = None, 0
+        while True:
+            line = reader.line_num + 1
             try:
-                while block := file.read(1 << 20):
-                    decoder.decode(block)
-                decoder.decode(b"", final=True)
-                return encoding
-            except UnicodeDecodeError:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "end of data" in str(error):  # every row behind it is inside that quote
+                    raise InputError(f"{path}:{line}: a quote that opens in this row is not closed; mend it") from None
+                yield line, f"not CSV ({error})"
                 continue
+            if columns is None:
+                columns = fields
+            elif len(fields) not in (0, len(columns)):
+                yield line, f"{len(fields)} fields in a table of {len(columns)} columns"
+            elif any("\ufffd" in field for field in fields):
+                yield line, f"invalid {encoding.removesuffix('-sig')} bytes"
+            elif fields:
+                yield line, dict(zip(columns, fields, strict=True))
+
+
+def detect_encoding(path: str | Path, tolerance: float = 0.001) -> str:
+    """ "utf-8-sig" or "gb18030": the one that reads the file, with bad bytes in up to `tolerance` of its characters.
+
+    Raises InputError when it is neither.
+    """
+    for encoding in ("utf-8-sig", "gb18030"):
+        decoder = codecs.getincrementaldecoder(encoding)("replace")
+        characters = bad = 0
+        with open_input(path) as file:
+            while block := file.read(1 << 20):
+                text = decoder.decode(block)
+                characters, bad = characters + len(text), bad + text.count("\ufffd")
+        bad += decoder.decode(b"", final=True).count("\ufffd")
+        if bad <= tolerance * characters:
+            return encoding
     raise InputError(f"{path}: neither UTF-8 nor GB18030; convert it to UTF-8")
 
 
