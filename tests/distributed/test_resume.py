@@ -59,13 +59,10 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted):
     assert figures(folder) == before
 
 
-@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", [{}, {"use-distributed-optimizer": True}], ids=["plain", "distributed"])
-def test_every_precision_and_optimizer_resumes_exactly(tmp_path, precision, optimizer):
-    if precision and optimizer:
-        pytest.skip("is the case of the tests above")
-    corpus = write_corpus(tmp_path)
-    stage = {"data-path": str(corpus), "tensor-model-parallel-size": 1, **precision, **optimizer}
+@pytest.mark.parametrize("arguments", [(), ("bf16",), ("use-distributed-optimizer",)], ids=str)
+def test_every_precision_and_optimizer_resumes_exactly(tmp_path, arguments):
+    """bf16 with the distributed optimizer is the case of the tests above."""
+    stage = {"data-path": str(write_corpus(tmp_path)), **dict.fromkeys(arguments, True)}
     job = Job(tmp_path, DROPOUT, stage)
     job.run("--save", tmp_path / "whole", "--train-iters", 4, ranks=1)
     job.run("--save", tmp_path / "parts", "--train-iters", 2, ranks=1)
