@@ -4,13 +4,20 @@ Each function names the upstream fault that it mends; with Transformer Engine or
 and the mends of torch's Adam do nothing. Together with train.py the only importer of megatron.training.
 """
 
+import argparse
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel.utils import is_pp_first_stage, is_pp_last_stage
 from megatron.training import initialize, training
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
@@ -25,6 +32,7 @@ def install(*, without_cuda: bool, log: "Log") -> None:
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
     _give_adam_its_state_before_loading()
     _load_optimizer_exactly()
+    _let_a_run_be_extended()
     _log_every_iteration_by_itself(log)
     _log_evaluations(log)
 
@@ -60,6 +68,53 @@ def latest_iteration(folder: str | Path) -> int:
     if not text.isdecimal():
         raise InputError(f"{tracker}: holds {text!r}; expected an iteration number. Remove it or write the right one")
     return int(text)
+
+
+def explain(error: Exception, args: argparse.Namespace) -> InputError | None:
+    """What the user can do about one of the trainer's own errors; None when it is none that we know."""
+    text, place = str(error), inspect.trace()[-1]
+    if text.startswith("OptimizerParamScheduler"):
+        return InputError(
+            f"the learning-rate schedule differs from that of the checkpoint in {args.load} ({text}); set "
+            "--lr-decay-iters to the same value in every run, or give --override-opt-param-scheduler"
+        )
+    if "mismatch after resume" in text:
+        return InputError(f"{args.load}: {text}; or start a new --save from it with --load {args.load} --finetune")
+    if isinstance(error, IndexError) and place.filename.endswith("checkpointing.py"):
+        return InputError(
+            f"{args.load}: saved with fewer data-parallel ranks, so some have no dropout generator to restore; take as "
+            "many ranks, or start a new --save from it with --load and --finetune"
+        )
+    if text.startswith("data_parallel_random_init value"):
+        return InputError(f"{args.load}: saved without dropout, or with it: {text}; give the value of the checkpoint")
+    return None
+
+
+@dataclasses.dataclass(kw_only=True)
+class StageModelConfig(GPTModelConfig):
+    """Megatron's model config with a stage's builder; the trainer takes a model from nowhere else."""
+
+    builder: ClassVar[str] = "megatron_chimed.adapter.StageModelBuilder"
+    build: Callable[..., torch.nn.Module] | None = None
+
+
+class StageModelBuilder(GPTModelBuilder):
+    """Builds each pipeline stage with the stage's own hook."""
+
+    def build_model(self, pg_collection, pre_process=None, post_process=None, vp_stage=None) -> torch.nn.Module:
+        """This rank's part of the model."""
+        if vp_stage is not None:
+            raise InputError(
+                "virtual pipeline parallelism is not supported; leave --num-layers-per-virtual-pipeline-stage out"
+            )
+        config = self._model_config
+        return config.build(
+            config,
+            vocab_size=config.vocab_size,
+            pre_process=is_pp_first_stage(pg_collection.pp) if pre_process is None else pre_process,
+            post_process=is_pp_last_stage(pg_collection.pp) if post_process is None else post_process,
+            pg_collection=pg_collection,
+        )
 
 
 def _skip_compilation() -> None:
@@ -116,6 +171,23 @@ def _load_optimizer_exactly() -> None:
         return result
 
     training.load_checkpoint = load_checkpoint
+
+
+def _let_a_run_be_extended() -> None:
+    """Upstream refuses a checkpoint whose schedules have another length, which follows --train-iters, even of those
+    that are constant and so have none."""
+    original = OptimizerParamScheduler.load_state_dict
+
+    @functools.wraps(original)
+    def load_state_dict(self, state_dict):
+        state_dict = dict(state_dict)
+        if state_dict.get("lr_decay_style") == self.lr_decay_style == "constant":
+            state_dict["lr_decay_steps"] = self.lr_decay_steps
+        if state_dict.get("wd_incr_style") == self.wd_incr_style == "constant":
+            state_dict["wd_incr_steps"] = self.wd_incr_steps
+        return original(self, state_dict)
+
+    OptimizerParamScheduler.load_state_dict = load_state_dict
 
 
 def _log_every_iteration_by_itself(log: Log) -> None:

@@ -74,7 +74,8 @@ def _option(setting: Setting, action: argparse.Action, name: str) -> list[str]:
 def _check_value(name: str, item: Any, setting: Setting, action: argparse.Action) -> None:
     """Raise InputError unless the parser would take this value."""
     if item is None or isinstance(item, bool | dict | list):
-        raise InputError(f"{setting.where}: {name} expects {_type_name(action)}, found {item!r}")
+        found = "a mapping" if isinstance(item, dict) else repr(item)
+        raise InputError(f"{setting.where}: {name} expects {_type_name(action)}, found {found}")
     try:
         converted = action.type(str(item)) if action.type else str(item)
     except (ValueError, TypeError, KeyError, AssertionError, argparse.ArgumentTypeError):

@@ -18,6 +18,15 @@ from megatron_chimed.errors import InputError
 
 BLOCKS = ("megatron", "chimed")
 
+# Megatron takes one side of each; what the command line gives of one side replaces what the files give of the other.
+ALTERNATIVES = (
+    (("data-path", "split"), ("train-data-path", "valid-data-path", "test-data-path")),
+    (
+        ("train-iters", "lr-decay-iters", "lr-warmup-iters"),
+        ("train-samples", "lr-decay-samples", "lr-warmup-samples"),
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -66,6 +75,9 @@ def _construct_mapping(loader: _LocatedLoader, node: yaml.MappingNode) -> dict:
     """A mapping as {key: Setting with line}, nested mappings likewise."""
     content: dict[Any, Setting] = {}
     for key_node, value_node in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            line = key_node.start_mark.line + 1
+            raise InputError(f"{loader.name}:{line}: merge keys (<<) are not supported; write the keys out")
         key = loader.construct_object(key_node, deep=True)
         where = f"{loader.name}:{key_node.start_mark.line + 1}"
         if key in content:
@@ -86,10 +98,10 @@ def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
     try:
         with open(path, encoding="utf-8") as file:
             loader = _LocatedLoader(file.read())
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file; give a YAML with blocks megatron: and chimed:") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a YAML with blocks megatron: and chimed:") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a UTF-8 text ({error})") from None
+        raise InputError(f"{path}: not a text for YAML ({' '.join(str(error).split())})") from None
     loader.name = str(path)
     try:
         content = loader.get_single_data()
@@ -132,7 +144,7 @@ def merge(into: dict[str, Setting], more: dict[str, Setting]) -> None:
 def parse_overrides(words: list[str]) -> dict[str, Setting]:
     """``["--lr", "1e-4", "--bf16", "--data-path", "a", "b"]`` to settings: no value is True, several are a list.
 
-    Raises InputError when a word stands before the first ``--key``.
+    Raises InputError when a word stands before the first ``--key``, and when a key is given twice.
     """
     overrides: dict[str, Setting] = {}
     values: dict[str, list[str]] = {}
@@ -141,6 +153,8 @@ def parse_overrides(words: list[str]) -> dict[str, Setting]:
         if word.startswith("--") and len(word) > 2:
             key, equals, value = word[2:].partition("=")
             key = key.replace("_", "-")
+            if key in values:
+                raise InputError(f"command line: --{key} is given twice; keep one")
             values[key] = [value] if equals else []
         elif key is None:
             raise InputError(f"command line: unexpected {word!r}; after the two YAML files come --megatron-arg value")
@@ -153,12 +167,18 @@ def parse_overrides(words: list[str]) -> dict[str, Setting]:
 
 
 def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: list[str]) -> Settings:
-    """Merge the two files; the command line overrides Megatron's arguments. Raises InputError."""
+    """Merge the two files; the command line overrides Megatron's arguments, and ALTERNATIVES. Raises InputError."""
     merged: dict[str, dict[str, Setting]] = {name: {} for name in BLOCKS}
     for path in (model_yaml, stage_yaml):
         for name, block in read_yaml(path).items():
             merge(merged[name], block)
-    return Settings(merged["megatron"] | parse_overrides(overrides), merged["chimed"])
+    given = parse_overrides(overrides)
+    for pair in ALTERNATIVES:
+        for ours, others in (pair, pair[::-1]):
+            if given.keys() & set(ours):
+                for key in others:
+                    merged["megatron"].pop(key, None)
+    return Settings(merged["megatron"] | given, merged["chimed"])
 
 
 def fill(settings: dict[str, Setting], *classes: type) -> list[Any]:
@@ -187,7 +207,8 @@ def _checked(key: str, setting: Setting, expected: Any) -> Any:
     elif isinstance(value, int) and not isinstance(value, bool) and expected is float:
         return float(value)
     if not _fits(value, expected):
-        raise InputError(f"{setting.where}: {key}: expected {_name(expected)}, found {value!r}")
+        found = "a mapping" if isinstance(value, dict) else repr(value)
+        raise InputError(f"{setting.where}: {key}: expected {_name(expected)}, found {found}")
     return value
 
 

@@ -4,26 +4,23 @@ Order of things: settings -> Megatron's parser -> refusals -> run folder -> the 
 """
 
 import argparse
-import dataclasses
 import functools
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
 from megatron.core import mpu
 from megatron.core.enums import ModelType
 from megatron.core.optimizer import Adam
-from megatron.core.pipeline_parallel.utils import is_pp_first_stage, is_pp_last_stage
 from megatron.training import get_args, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
-from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_chimed import adapter, arguments, config, cpu
@@ -54,13 +51,18 @@ def train(words: list[str]) -> None:
     options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
     args, megatron_settings = parse(settings.megatron)
     done = adapter.latest_iteration(args.save) if args.save else 0
-    if args.train_iters and done >= args.train_iters:
+    total = args.train_iters or args.train_samples // args.global_batch_size
+    if done >= total:
         _say(f"{args.save} is trained to iteration {done}; raise --train-iters to continue")
         return
     model = model_config(args, stage, options)
-    _open_run(args, stage, megatron_settings, settings.chimed)
+    try:
+        _open_run(args, stage, megatron_settings, settings.chimed)
+        log = _run_log(args, done, total)
+    except OSError as error:
+        raise InputError(f"--save {args.save}: cannot be written ({error.strerror}); name another folder") from None
     _say(start_line(args, stage, options))
-    adapter.install(without_cuda=cpu.is_needed(), log=_run_log(args, done))
+    adapter.install(without_cuda=cpu.is_needed(), log=log)
     container = pretrain_cfg_container_from_args(args, model)
     try:
         pretrain(
@@ -69,12 +71,9 @@ def train(words: list[str]) -> None:
             ModelType.encoder_or_decoder,
             _forward_step(stage, stage_config),
         )
-    except AssertionError as error:
-        if str(error).startswith("OptimizerParamScheduler"):
-            raise InputError(
-                f"the learning-rate schedule differs from that of the checkpoint in {args.load} ({error}); set "
-                "--lr-decay-iters to the same value in every run, or give --override-opt-param-scheduler"
-            ) from None
+    except (AssertionError, RuntimeError, IndexError) as error:
+        if known := adapter.explain(error, args):
+            raise known from None
         raise
     finally:
         if torch.distributed.is_initialized():
@@ -95,6 +94,10 @@ def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
         }
         if not has("fused_weight_gradient_mlp_cuda"):
             chosen["no-gradient-accumulation-fusion"] = True
+    dropout = (settings.get(key, Setting(0.1, "Megatron's default")) for key in ("attention-dropout", "hidden-dropout"))
+    if any(str(rate.value) not in ("0", "0.0") for rate in dropout):
+        # Otherwise every data-parallel rank resumes with the dropout generator of rank 0, and packed rows draw apart.
+        chosen["data-parallel-random-init"] = True
     if cpu.is_needed():
         chosen |= {
             "distributed-backend": "gloo",
@@ -121,8 +124,7 @@ def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, S
     settings = arguments.with_defaults(_resume(settings), defaults(settings), parser)
     words = arguments.to_words(settings, parser)
     parsed = parser.parse_args(words)
-    if parsed.dataloader_type != "external":
-        raise InputError(f"--dataloader-type {parsed.dataloader_type}: the stages bring their own loader; leave it out")
+    _refuse(parsed)
     if cpu.is_needed():
         cpu.refuse(parsed)
     elif parsed.transformer_impl == "transformer_engine" and not has("transformer_engine"):
@@ -137,6 +139,23 @@ def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, S
         raise InputError(f"Megatron refuses these arguments: {reason}") from None
 
 
+def _refuse(parsed: argparse.Namespace) -> None:
+    """Raise InputError for arguments that our loaders cannot serve, and for a start from nothing by mistake."""
+    if parsed.dataloader_type != "external":
+        raise InputError(f"--dataloader-type {parsed.dataloader_type}: the stages bring their own loader; leave it out")
+    if parsed.full_validation or parsed.multiple_validation_sets:
+        raise InputError("--full-validation is not supported; give --eval-iters (rows / global batch size)")
+    if not (parsed.train_iters or parsed.train_samples):
+        raise InputError("no length of the run is given; give --train-iters or --train-samples")
+    if not parsed.micro_batch_size:
+        raise InputError("no --micro-batch-size is given; give the rows that a rank takes at a time")
+    for folder in (parsed.load, parsed.pretrained_checkpoint):
+        if folder and folder != parsed.save and not (Path(folder) / adapter.TRACKER).is_file():
+            raise InputError(
+                f"--load {folder}: no checkpoint there ({adapter.TRACKER} is missing); give a run's --save"
+            )
+
+
 def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
     """The same command again continues: a checkpoint in --save wins over --load and what belongs to a first start."""
     save = settings.get("save")
@@ -144,10 +163,6 @@ def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
         return settings
     first_start = ("load", "finetune", "pretrained-checkpoint", "no-load-optim", "no-load-rng")
     kept = {key: setting for key, setting in settings.items() if key not in first_start}
-    style = settings.get("lr-decay-style")
-    if style is not None and style.value == "constant" and "lr-decay-iters" not in settings:
-        # Its length follows --train-iters, and upstream refuses a longer run; a constant rate does not depend on it.
-        kept["override-opt-param-scheduler"] = Setting(True, "constant learning rate")
     return kept | {"load": Setting(save.value, "checkpoint in --save")}
 
 
@@ -182,46 +197,19 @@ def start_line(args: argparse.Namespace, stage: Stage, options: config.ModelOpti
     return f"{stage.name} on {args.world_size} x {device} ({layout}, {args.distributed_backend}); {served}"
 
 
-def _run_log(args: argparse.Namespace, start: int) -> Any:
+def _run_log(args: argparse.Namespace, start: int, total: int) -> Any:
     """The run's log on the last rank, where the losses are; elsewhere one that keeps nothing."""
     if args.rank != args.world_size - 1:
         return adapter.Log()
-    return RunLog(args.save, start, args.train_iters, args.global_batch_size * args.seq_length)
+    return RunLog(args.save, start, total, args.global_batch_size * args.seq_length)
 
 
-@dataclasses.dataclass(kw_only=True)
-class StageModelConfig(GPTModelConfig):
-    """Megatron's model config with a stage's builder; the trainer takes a model from nowhere else."""
-
-    builder: ClassVar[str] = "megatron_chimed.train.StageModelBuilder"
-    build: Callable[..., torch.nn.Module] | None = None
-
-
-class StageModelBuilder(GPTModelBuilder):
-    """Builds each pipeline stage with the stage's own hook."""
-
-    def build_model(self, pg_collection, pre_process=None, post_process=None, vp_stage=None) -> torch.nn.Module:
-        """This rank's part of the model."""
-        if vp_stage is not None:
-            raise InputError(
-                "virtual pipeline parallelism is not supported; leave --num-layers-per-virtual-pipeline-stage out"
-            )
-        config = self._model_config
-        return config.build(
-            config,
-            vocab_size=config.vocab_size,
-            pre_process=is_pp_first_stage(pg_collection.pp) if pre_process is None else pre_process,
-            post_process=is_pp_last_stage(pg_collection.pp) if post_process is None else post_process,
-            pg_collection=pg_collection,
-        )
-
-
-def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> StageModelConfig:
+def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> adapter.StageModelConfig:
     """Megatron's model config from its arguments, with the stage's model.
 
     Raises InputError when the model is not LLaMA-shaped, or its attention kernel cannot run here.
     """
-    made = gpt_config_from_args(args, model_config_cls=StageModelConfig)
+    made = gpt_config_from_args(args, model_config_cls=adapter.StageModelConfig)
     try:
         check_llama_shape(made.transformer, made.position_embedding_type)
         choose_kernel(options.attention)
@@ -249,6 +237,9 @@ def _iterators_provider(stage: Stage, stage_config: Any) -> Callable:
     def provide(num_samples):
         args = get_args()
         datasets = stage.build_datasets(stage_config, data_request(args, num_samples))
+        if datasets[1] is None and args.eval_iters:
+            _say("no validation data: evaluation is left out")
+            args.eval_iters = 0  # upstream would evaluate on None
         consumed = (args.consumed_train_samples, args.consumed_valid_samples, 0)
         batches = (args.micro_batch_size, args.eval_micro_batch_size, args.eval_micro_batch_size)
         return tuple(_iterator(*each, args) for each in zip(datasets, consumed, batches, strict=True))

@@ -66,6 +66,7 @@ def test_two_files_and_the_command_line_are_merged(tmp_path):
         ("megatron: 3\n", "stage.yaml:1: block megatron: holds a int"),
         ("megatron:\n  lr: [1\n", "stage.yaml:3: not YAML"),
         ("- a\n", "stage.yaml: expected a mapping"),
+        ("megatron: &a\n  lr: 1\nchimed:\n  <<: *a\n", "stage.yaml:4: merge keys (<<) are not supported"),
         ("megatron:\n  ? [a]\n  : 1\n", "stage.yaml: a key must be a word"),
     ],
 )
@@ -98,6 +99,30 @@ def test_our_own_keys_are_checked(block, message):
     with pytest.raises(InputError) as refusal:
         fill({key: Setting(value, "stage.yaml:1") for key, value in block.items()}, ModelOptions, PretrainConfig)
     assert str(refusal.value).startswith("stage.yaml:1: ") and message in str(refusal.value)
+
+
+def test_a_key_given_twice_on_the_command_line_is_refused():
+    with pytest.raises(InputError, match="--lr is given twice"):
+        parse_overrides(["--lr", "1", "--lr", "2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "left"),
+    [
+        (
+            "train-data-path: [a]\n  valid-data-path: [b]",
+            ["--data-path", "c", "--split", "1,1,0"],
+            {"data-path", "split"},
+        ),
+        ("data-path: a\n  split: 1,1,0", ["--train-data-path", "c"], {"train-data-path"}),
+        ("train-iters: 3\n  lr-decay-iters: 3", ["--train-samples", "9"], {"train-samples"}),
+        ("train-iters: 3\n  lr-decay-iters: 3", ["--train-iters", "9"], {"train-iters", "lr-decay-iters"}),
+    ],
+)
+def test_the_command_line_replaces_the_alternatives_of_its_keys(tmp_path, text, overrides, left):
+    model = write(tmp_path / "model.yaml", "megatron:\n")
+    stage = write(tmp_path / "stage.yaml", f"megatron:\n  {text}\n")
+    assert set(load_settings(model, stage, overrides).megatron) == left
 
 
 def test_a_word_before_the_first_key_is_refused():

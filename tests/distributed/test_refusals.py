@@ -2,17 +2,21 @@
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
-from job import MODEL, ON_CPU, ROOT, Job, write_corpus
+from job import MODEL, ON_CPU, ROOT, Job, figures, write_corpus
 
 
 def start(*words: object, launcher: bool = False) -> tuple[int, str]:
     """Exit code and output of one rank, or of the launcher with two."""
     command = ["launch/torchrun.sh"] if launcher else [sys.executable, "-m", "megatron_chimed"]
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | ON_CPU | ({} if launcher else alone)
     done = subprocess.run(
         [str(word) for word in (*command, *words)],
@@ -47,6 +51,10 @@ def job(tmp_path_factory):
         (["--micro-batch-size", 3], "Megatron refuses these arguments"),
         (["--normalization", "LayerNorm"], "the model is not LLaMA-shaped: --normalization must be RMSNorm"),
         (["--vocab-size", 100], "was tokenized with 250 ids, but the model has 128"),
+        (["--load", "/no/such"], "--load /no/such: no checkpoint there"),
+        (["--save", "/proc/none"], "--save /proc/none: cannot be written"),
+        (["--full-validation"], "--full-validation is not supported; give --eval-iters"),
+        (["--dataloader-type", "single"], "the stages bring their own loader"),
         (["--data-path", "/no/such_document"], "/no/such_document: no manifest lists such_document.bin"),
     ],
 )
@@ -89,13 +97,24 @@ def test_a_truncated_corpus_stops_every_rank_before_the_training(tmp_path):
     assert f"{binary}: has" in output and "build the corpus again" in output
 
 
-def test_a_learning_rate_schedule_of_another_length_is_refused_on_resuming(tmp_path):
+def test_what_does_not_fit_the_checkpoint_is_refused_on_resuming(tmp_path):
     stage = {"data-path": str(write_corpus(tmp_path)), "lr-decay-style": "cosine"}
+    stage |= {"tensor-model-parallel-size": 2, "use-distributed-optimizer": True}
     job = Job(tmp_path, stage=stage)
-    job.run("--save", tmp_path / "run", "--train-iters", 1, ranks=1)
-    code, output = start("pretrain", job.model, job.stage, "--save", tmp_path / "run", "--train-iters", 2)
+    job.run("--save", tmp_path / "run", "--train-iters", 1)
+    again = ("pretrain", job.model, job.stage, "--save", tmp_path / "run", "--train-iters", 2)
+    code, output = start(*again, launcher=True)
     assert code == 1 and "Traceback" not in output, output
     assert "set --lr-decay-iters to the same value in every run" in output
+    code, output = start(*again, "--lr-decay-iters", 1, "--tensor-model-parallel-size", 1)
+    assert code == 1 and "Traceback" not in output, output
+    assert "(TP, PP) mismatch after resume" in output and "--finetune" in output
+
+
+def test_a_training_without_validation_data_goes_without_evaluation(tmp_path):
+    job = Job(tmp_path, stage={"data-path": str(write_corpus(tmp_path)), "split": "1,0,0", "eval-interval": 1})
+    assert "no validation data" in job.run("--save", tmp_path / "run", "--train-iters", 2, ranks=1)
+    assert len(figures(tmp_path / "run")) == 2
 
 
 def test_every_argument_of_the_shipped_configurations_is_one_of_megatrons():

@@ -44,6 +44,15 @@ def test_a_longer_run_continues_the_shorter_one(uninterrupted, tmp_path):
     assert figures(tmp_path / "run") == figures(expected)
 
 
+def test_a_longer_run_follows_the_same_cosine_when_its_length_is_given(tmp_path):
+    stage = {"data-path": str(write_corpus(tmp_path)), "lr-decay-style": "cosine", "lr-decay-iters": 6}
+    job = Job(tmp_path, stage=stage)
+    job.run("--save", tmp_path / "whole", "--train-iters", 4, ranks=1)
+    job.run("--save", tmp_path / "parts", "--train-iters", 2, ranks=1)
+    job.run("--save", tmp_path / "parts", "--train-iters", 4, ranks=1)
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
 def test_another_seed_gives_other_figures(uninterrupted, tmp_path):
     corpus, expected = uninterrupted
     job = Job(tmp_path, DROPOUT, HARD | {"data-path": str(corpus)}, {"isolate_documents": True})
@@ -67,4 +76,14 @@ def test_every_precision_and_optimizer_resumes_exactly(tmp_path, arguments):
     job.run("--save", tmp_path / "whole", "--train-iters", 4, ranks=1)
     job.run("--save", tmp_path / "parts", "--train-iters", 2, ranks=1)
     job.run("--save", tmp_path / "parts", "--train-iters", 4, ranks=1)
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
+def test_two_data_parallel_ranks_resume_each_with_its_own_dropout(tmp_path):
+    """Packed rows draw one mask per document, so that the ranks' generators move apart."""
+    stage = {"data-path": str(write_corpus(tmp_path)), "use-distributed-optimizer": True}
+    job = Job(tmp_path, DROPOUT, stage, {"isolate_documents": True})
+    job.run("--save", tmp_path / "whole", "--train-iters", 4)
+    job.run("--save", tmp_path / "parts", "--train-iters", 2)
+    job.run("--save", tmp_path / "parts", "--train-iters", 4)
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
