@@ -5,11 +5,13 @@ lies a manifest that says what it was made from, so that a step whose parents ar
 """
 
 import contextlib
+import glob
 import gzip
 import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +19,7 @@ from typing import IO, Any
 from megatron_chimed.errors import InputError
 
 SCHEMA = 1
+BOM = b"\xef\xbb\xbf"
 
 
 @contextlib.contextmanager
@@ -60,17 +63,38 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def open_input(path: str | Path) -> IO[bytes]:
+def glob_inputs(pattern: str) -> list[str]:
+    """The files that a pattern matches, by name, without rows that an earlier run has put in quarantine."""
+    return [path for path in sorted(glob.glob(pattern, recursive=True)) if not path.endswith(".rejected.jsonl")]
+
+
+@contextlib.contextmanager
+def open_input(path: str | Path) -> Iterator[IO[bytes]]:
     """Open an input in binary, through gzip if its name ends in .gz.
 
-    Raises InputError if there is no such file.
+    Raises InputError if there is no such file, and within the block if the gzip file proves damaged.
     """
     try:
-        return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
+        file = gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; expected a file") from None
+    with file:
+        try:
+            yield file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: damaged gzip file ({error}); fetch or compress it again") from None
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line with its end) of a file, without a byte-order mark.
+
+    Raises InputError if there is no such file or it is a damaged .gz.
+    """
+    with open_input(path) as file:
+        for number, line in enumerate(file, start=1):
+            yield number, line.removeprefix(BOM) if number == 1 else line
 
 
 def parse_line(line: bytes) -> dict:
@@ -99,14 +123,13 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
 
     Raises InputError as ``file:line: reason`` at the first bad line.
     """
-    with open_input(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, parse_line(line)
-            except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            yield number, parse_line(line)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict]) -> int:
@@ -155,13 +178,18 @@ def manifest(*, made_by: str, rows: int, sha256: Any, parents: dict, dropped: di
 def find_corpus_manifest(dataset_prefix: str | Path) -> tuple[Path, dict]:
     """The manifest that lists ``dataset_prefix.bin``, for example PREFIX.manifest.json for PREFIX_text_document.
 
-    Raises InputError when there is none, naming the tool that writes one.
+    Manifests of other things, whole or not, are passed over. Raises InputError when there is none, naming the tool
+    that writes one.
     """
     dataset_prefix = Path(dataset_prefix)
     binary = f"{dataset_prefix.name}.bin"
     for path in sorted(dataset_prefix.parent.glob("*.manifest.json")):
-        content = read_json(path)
-        if isinstance(content, dict) and binary in content.get("bytes", {}):
+        try:
+            content = read_json(path)
+        except (InputError, OSError):
+            continue
+        sizes = content.get("bytes") if isinstance(content, dict) else None
+        if isinstance(sizes, dict) and binary in sizes:
             return path, content
     raise InputError(
         f"{dataset_prefix}: no manifest lists {binary}; build the corpus with tools/preprocess_data.py, "

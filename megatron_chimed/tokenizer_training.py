@@ -6,7 +6,6 @@ SentencePiece marks a space inside its pieces, decodes to a space.
 """
 
 import contextlib
-import glob
 import io
 import json
 import os
@@ -18,7 +17,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import manifest, open_input, read_json, read_json_lines, sha256_file, write_json
+from megatron_chimed.jsonl import (
+    glob_inputs,
+    manifest,
+    read_json,
+    read_json_lines,
+    read_lines,
+    sha256_file,
+    write_json,
+)
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"  # ids 0 to 3
 SPACE = "\u2581"
@@ -47,10 +54,10 @@ def expand_inputs(patterns: Iterable[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
-        matches = [Path(pattern)] if os.path.exists(pattern) else [Path(name) for name in sorted(glob.glob(pattern))]
+        matches = [pattern] if os.path.exists(pattern) else glob_inputs(pattern)
         if not matches:
             raise InputError(f"{pattern}: no such file, and no file matches it as a pattern")
-        files.update(dict.fromkeys(matches))
+        files.update(dict.fromkeys(map(Path, matches)))
     return list(files)
 
 
@@ -60,12 +67,11 @@ def read_documents(path: Path, json_keys: Sequence[str]) -> Iterator[str]:
     Raises InputError as ``file:line: reason``.
     """
     if path.name.endswith((".txt", ".txt.gz")):
-        with open_input(path) as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: invalid UTF-8 at byte {error.start}") from None
+        for number, line in read_lines(path):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{number}: invalid UTF-8 at byte {error.start}") from None
         return
     for number, row in read_json_lines(path):
         for key in json_keys:

@@ -100,7 +100,7 @@ def test_every_bad_row_is_quarantined_with_file_line_and_reason_and_no_good_one(
     assert [(row["file"], row["line"]) for row in rejected] == [(str(path), number) for number in lines]
     for row, (line, kind, detail) in zip(rejected, BAD, strict=True):
         assert row["reason"].startswith(kind) and detail in row["reason"], (row, kind, detail)
-        assert row["text"] == line.decode(errors="replace")[:200]
+        assert row["excerpt"] == line.decode(errors="replace")[:200]
     assert dataset(tmp_path / "out") == expected(model, [[row["text"]] for row in good])
     assert sum(content["dropped"].values()) == len(BAD) and content["dropped"]["invalid JSON"] == 4
 

@@ -93,7 +93,7 @@ def test_a_thousand_mutants_end_in_a_whole_corpus_or_one_line(tmp_path, model, m
             continue
         verify_corpus(folder / "out")
         rows = (folder / "out.rejected.jsonl").read_bytes().splitlines()
-        assert all({"file", "line", "reason", "text"} == set(json.loads(row)) for row in rows)
+        assert all({"file", "line", "reason", "excerpt"} == set(json.loads(row)) for row in rows)
         duplicates = found["dropped"].get("exact duplicate", 0)
         assert len(rows) == sum(found["dropped"].values()) - duplicates
         assert found["documents"] + duplicates + len(rows) == found["input_rows"]

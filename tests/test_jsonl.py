@@ -1,5 +1,6 @@
 """Files between steps: atomic, located, hashed; and how a command ends."""
 
+import gzip
 import json
 import stat
 import subprocess
@@ -88,6 +89,35 @@ def test_a_corpus_of_another_size_than_its_manifest_is_refused(tmp_path):
     (tmp_path / names[0]).write_bytes(b"1234")
     with pytest.raises(InputError, match=r"idx: is missing"):
         check_corpus_sizes(prefix)
+
+
+def test_manifests_of_other_things_are_passed_over(tmp_path):
+    for number, content in enumerate(["{", "\\xff", "[]", '{"bytes": 7}', '{"bytes": "c_text_document.bin"}', "{}"]):
+        (tmp_path / f"{number}.manifest.json").write_text(content)
+    (tmp_path / "7.manifest.json").mkdir()
+    with pytest.raises(InputError, match="no manifest lists"):
+        find_corpus_manifest(tmp_path / "c_text_document")
+    (tmp_path / "c.manifest.json").write_text('{"bytes": {"c_text_document.bin": 4}}')
+    assert find_corpus_manifest(tmp_path / "c_text_document")[0].name == "c.manifest.json"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (2, {"a": 2})]
+    path.write_bytes(b'{"a": 1}\n\xef\xbb\xbf{"a": 2}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl:2: invalid JSON"):
+        list(read_json_lines(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+def test_a_damaged_gzip_file_is_named(tmp_path, name):
+    packed = gzip.compress(b'{"a": 1}\n' * 30)
+    read = read_json if name == "a.json.gz" else lambda path: list(read_json_lines(path))
+    for content in (packed[:-9], packed[:10] + b"\xff" + packed[11:], b'{"a": 1}\n'):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}: damaged gzip file"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

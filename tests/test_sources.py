@@ -43,12 +43,24 @@ def test_json_is_read_as_lines_or_array(tmp_path, name):
         ("a.csv", b'a,b\n1,2\n1,"2\n3,4\n', "a.csv:3: a quote that opens in this row is not closed"),
         ("a.json", b'{"a": 1}', "holds a JSON dict; expected an array"),
         ("a.json", b"[1", "not a JSON file"),
+        ("a.jsonl.gz", "cut", "a.jsonl.gz: damaged gzip file"),
+        ("a.json.gz", "cut", "a.json.gz: damaged gzip file"),
+        ("a.csv.gz", "cut", "a.csv.gz: damaged gzip file"),
+        ("a.csv.gz", "flip", "a.csv.gz: damaged gzip file"),
+        ("a.jsonl.gz", "plain", "a.jsonl.gz: damaged gzip file"),
         ("a.xlsx", b"", "unknown format '.xlsx'"),
     ],
 )
 def test_an_unreadable_file_is_refused_in_one_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, str):
+        packed = gzip.compress(b'{"a": "%d"}\n' % 7 * 50)
+        flipped = packed[:10] + b"\xff" + packed[11:]  # no such kind of block
+        path.write_bytes({"cut": packed[:-9], "flip": flipped, "plain": b'{"a": 1}\n'}[content])
+    else:
+        write(path, content)
     with pytest.raises(InputError) as refusal:
-        list(read_rows(write(tmp_path / name, content)))
+        list(read_rows(path))
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
     with pytest.raises(InputError, match="no such file"):
         list(read_rows(tmp_path / "missing.jsonl"))
@@ -70,7 +82,7 @@ def test_documents_are_made_and_bad_rows_are_put_aside(tmp_path):
     assert [row["line"] for row in rejected] == [3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("template", ["no field", "{", "{a.b}", "{}"])
+@pytest.mark.parametrize("template", ["no field", "{", "{a.b}", "{}", "{a!z}", "{a!r}", "{a:d}", "{a:>5}", "{a:{b}}"])
 def test_a_template_that_names_no_field_is_refused(tmp_path, template):
     with pytest.raises(InputError, match="--template"):
         make_documents([str(write(tmp_path / "r.jsonl", b"{}"))], template, tmp_path / "out.jsonl")
@@ -86,6 +98,21 @@ def test_a_bad_row_of_a_table_is_put_aside(tmp_path):
         (7, {"a": "1\n", "b": "2"}),
         (9, "1 fields in a table of 2 columns"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_only_line_ends_end_a_row_of_a_table(tmp_path, encoding):
+    marks = ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c", "\x1e"]
+    text = "a,b\n" + "".join(f"一{mark}二,3\n" for mark in marks) + "x,y\r\nz,w\r"
+    path = write(tmp_path / "t.csv", text.encode(encoding))
+    fields = [(f"一{mark}二", "3") for mark in marks] + [("x", "y"), ("z", "w")]
+    assert list(read_rows(path)) == [(n, {"a": a, "b": b}) for n, (a, b) in enumerate(fields, start=2)]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.json"])
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path, name):
+    path = write(tmp_path / name, b'\xef\xbb\xbf[{"a": 1}]' if "jsonl" not in name else b'\xef\xbb\xbf{"a": 1}\n')
+    assert list(read_rows(path)) == [(1, {"a": 1})]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])

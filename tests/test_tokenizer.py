@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
-from megatron_chimed.tokenizer_training import train_sentencepiece, train_tokenizer
+from megatron_chimed.tokenizer_training import expand_inputs, train_sentencepiece, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT / "../shared/data"
@@ -254,6 +254,21 @@ def test_a_bad_line_is_named_and_no_folder_is_left(tmp_path, line, expected):
     with pytest.raises(InputError, match=expected):
         train_tokenizer([str(tmp_path / "bad.jsonl")], 300, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
+def test_a_damaged_gzip_file_is_named_and_no_folder_is_left(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "good"}\n' * 30)[:-9])
+    with pytest.raises(InputError, match=f"{name}: damaged gzip file"):
+        train_tokenizer([str(tmp_path / name)], 300, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_pattern_leaves_out_rows_in_quarantine(tmp_path):
+    for name in ("a.jsonl", "a.rejected.jsonl"):
+        (tmp_path / name).write_text("")
+    assert expand_inputs([str(tmp_path / "*.jsonl")]) == [tmp_path / "a.jsonl"]
+    assert expand_inputs([str(tmp_path / "a.rejected.jsonl")]) == [tmp_path / "a.rejected.jsonl"]
 
 
 def test_surrogates_and_nul_in_the_input_do_not_stop_training(tmp_path):

@@ -87,7 +87,8 @@ def build_corpus(
     settings = {"version": __version__, **asdict(text), "json_keys": list(text.json_keys)}
     parents = {"tokenizer": tokenizer.fingerprint, "settings": sha256_json(settings)}
     with work_folder(prefix) as work:
-        if present := find_finished(prefix, parents, lambda: _input_hash(map(corpus_input.digest_source, sources))):
+        hash_inputs = functools.partial(_hash_sources, sources)
+        if present := find_finished(prefix, parents, hash_inputs, run.max_rejected_share):
             return present
         _discard_stale_parts(work, sha256_json([parents, corpus_input.identity(sources), run.batch_bytes]))
         assembler = Assembler(
@@ -115,6 +116,10 @@ def _input_hash(digests: Iterator[str]) -> str:
     return sha256_json(list(digests))
 
 
+def _hash_sources(sources: list[Source]) -> str:
+    return _input_hash(map(corpus_input.digest_source, sources))
+
+
 @contextlib.contextmanager
 def work_folder(prefix: Path) -> Iterator[Path]:
     """PREFIX.work, for this process alone. It goes when the work is done or the input is at fault, else it stays.
@@ -125,7 +130,7 @@ def work_folder(prefix: Path) -> Iterator[Path]:
     lock = _lock(work, prefix)
     try:
         yield work
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # the corpus is whole: what stays behind does no harm
     except InputError:
         shutil.rmtree(work)
         raise
@@ -148,15 +153,19 @@ def _lock(work: Path, prefix: Path) -> IO:
     raise InputError(f"{prefix}: another run is at work on this prefix ({work}/lock is held); wait for it")
 
 
-def find_finished(prefix: Path, parents: dict, input_hash) -> dict | None:
+def find_finished(prefix: Path, parents: dict, input_hash, max_rejected_share: float = 1) -> dict | None:
     """The manifest of a whole corpus made of the same inputs in the same way, or None.
 
-    input_hash: a function, called only if all else is equal, as it reads all inputs.
+    input_hash: a function, called only if all else is equal, as it reads all inputs. max_rejected_share: a corpus that
+    was made with more bad rows than this is not taken.
     """
     try:
         content = read_json(manifest_path(prefix))
         known, sizes = content["parents"], content["bytes"]
-    except (InputError, KeyError, TypeError):  # none, or not one of this tool
+        rejected = sum(count for kind, count in content["dropped"].items() if not kind.endswith(" duplicate"))
+        if rejected > max_rejected_share * content["input_rows"]:
+            return None
+    except (InputError, KeyError, TypeError, AttributeError):  # none, or not one of this tool
         return None
     if {name: known.get(name) for name in parents} != parents:
         return None

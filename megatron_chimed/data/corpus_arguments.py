@@ -11,6 +11,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 
 SENTENCE_PIECE = ["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"]  # one and the same
+MAX_BATCH_MB = 1024  # a batch is held in memory by every worker
 DESCRIPTION = """JSON lines to Megatron's indexed dataset: a drop-in for Megatron's tool of this name.
 
 It writes PREFIX_{key}_document.bin and .idx, byte for byte those of Megatron's tool, PREFIX.rejected.jsonl with the
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The flags given. Raises InputError for one that this tool has not, or that would change the order."""
+    """The flags given. Raises InputError for one that this tool has not, or has no use for."""
     args, unknown = make_parser().parse_known_args(arguments)
     if unknown:
         raise InputError(f"{unknown[0]}: this tool does not know it; see --help for what it takes")
@@ -61,6 +62,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--partitions would reorder the documents; add --keep-sequential-samples or leave it out")
     if not args.merge and not (args.input and args.tokenizer_type and args.tokenizer_model):
         raise InputError("give --input, --tokenizer-type and --tokenizer-model, or --merge")
+    if args.output_prefix.name in ("", ".."):
+        raise InputError(f"--output-prefix {args.output_prefix}: no name for a corpus; give one, as in corpora/medical")
+    for key in args.json_keys:
+        if "/" in key:
+            raise InputError(f"--json-keys {key}: the key becomes part of a file's name; give one without '/'")
+    if not 0 < args.batch_mb <= MAX_BATCH_MB:
+        raise InputError(f"--batch-mb {args.batch_mb} is out of range; give MiB above 0, to {MAX_BATCH_MB}")
     return args
 
 

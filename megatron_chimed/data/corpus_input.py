@@ -5,19 +5,16 @@ plain file the lines that begin in its range of bytes, of a .gz file, which cann
 nothing.
 """
 
-import glob
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import open_input
+from megatron_chimed.jsonl import BOM, glob_inputs, open_input
 
-BOM = b"\xef\xbb\xbf"
 # A line is held in memory whole, several times over while it is tokenised; a longer one is put in quarantine.
 MAX_LINE_BYTES = 64 << 20
 
@@ -68,7 +65,7 @@ def find_inputs(patterns: list[str]) -> list[str]:
     """
     paths = []
     for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [pattern] if os.path.exists(pattern) else glob_inputs(pattern)
         if not found:
             raise InputError(f"{pattern}: no such file, and no file matches it as a pattern; check --input")
         folders = [path for path in found if not os.path.isfile(path)]
@@ -153,15 +150,23 @@ def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> t
     if block and not block.endswith(b"\n"):
         rest = file.readline(MAX_LINE_BYTES)
         block, length = block + rest, length + len(rest)
+    last_start = block.rfind(b"\n", 0, -1) + 1
+    fits = len(block) - last_start < MAX_LINE_BYTES
+    if not fits and (cut := block.rfind(b"\r", last_start, -2 if block.endswith(b"\r\n") else -1) + 1):
+        file.seek(cut - length, os.SEEK_CUR)  # lines that end in CR alone
+        block, length, fits = block[:cut], cut, True
     if digest:
         digest.update(block)
-    last_line = len(block) - (block.rfind(b"\n", 0, -1) + 1)
-    if last_line < MAX_LINE_BYTES:
+    if fits:
         return block, False, length
     ended = block.endswith(b"\n")
     while not ended and (piece := file.readline(1 << 20)):
+        cut = piece.find(b"\r") + 1
+        if cut and piece[cut:] not in (b"", b"\n"):  # the next line begins behind a CR alone
+            file.seek(cut - len(piece), os.SEEK_CUR)
+            piece = piece[:cut]
         length += len(piece)
-        ended = piece.endswith(b"\n")
+        ended = piece.endswith((b"\n", b"\r"))
         if digest:
             digest.update(piece)
     return block, True, length
@@ -172,10 +177,7 @@ def _cut_gzip(number: int, source: Source, batch_bytes: int) -> Iterator[Batch]:
     with open_input(source.path) as file:
         raw, before, first = file.fileobj, 0, True
         while True:
-            try:
-                block, overlong, length = _read_lines(file, batch_bytes, None)
-            except (EOFError, zlib.error, OSError) as error:
-                raise InputError(f"{source.path}: damaged gzip file ({error}); fetch or compress it again") from None
+            block, overlong, length = _read_lines(file, batch_bytes, None)
             if not length:
                 return
             if first and block.startswith(BOM):

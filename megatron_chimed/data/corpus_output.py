@@ -153,6 +153,6 @@ def number_rejected(rejected: bytes, path: str, lines_before: int) -> bytes:
     rows = bytearray()
     for line in rejected.splitlines():
         row = json.loads(line)
-        row = {"file": path, "line": row["line"] + lines_before, "reason": row["reason"], "text": row["text"]}
+        row = {"file": path, "line": row["line"] + lines_before, "reason": row["reason"], "excerpt": row["excerpt"]}
         rows += json.dumps(row, ensure_ascii=False).encode() + b"\n"
     return bytes(rows)

@@ -77,7 +77,7 @@ class Worker:
             sign_all(self.deduplicator, itertools.compress(zip(*rows.texts.values(), strict=True), keep)),
             lines=len(lines),
             rows=num_rows,
-            rejected=_quarantine(rejected, lines),
+            rejected=_quarantine(rejected, lines, self.as_it_is),
             reasons=dict(Counter(map(kind_of, rejected.values()))),
             redacted=dict(redacted),
         )
@@ -85,15 +85,16 @@ class Worker:
 
     def _read_rows(self, lines: list[bytes], batch: Batch, escapes: bool, redacted: Counter) -> Rows:
         """The rows of a batch's lines. escapes: whether "\\ud..." occurs; redacted: is counted up."""
-        usual = self._usual_texts(lines, escapes)
-        if all(usual):
+        usual = self._usual_texts(lines)
+        if all(usual) and not batch.overlong:
             return Rows({self.options.json_keys[0]: usual}, range(len(lines)), {})
         rows = Rows({key: [] for key in self.options.json_keys}, [], {})
         for number, (line, text) in enumerate(zip(lines, usual, strict=True)):
-            if not line or line.isspace():
+            cut_off = batch.overlong and number == len(lines) - 1
+            if not cut_off and (not line or line.isspace()):
                 continue
             try:
-                if batch.overlong and number == len(lines) - 1:
+                if cut_off:
                     raise InputError(f"line too long: over {MAX_LINE_BYTES} bytes")
                 row = parse_line(line) if text is None else None
                 texts = [text] if row is None else self._prepare(row, redacted, escapes)
@@ -104,12 +105,12 @@ class Worker:
                 rows.rejected[number] = str(error)
         return rows
 
-    def _usual_texts(self, lines: list[bytes], escapes: bool) -> list[str | None]:
+    def _usual_texts(self, lines: list[bytes]) -> list[str | None]:
         """For each line its text, where nothing is to be done to it; None where `_prepare` must look closer.
 
         Most lines of most corpora are usual, and most time besides tokenisation goes here: one loop, a fast parser.
         """
-        if not self.as_it_is or escapes or len(self.options.json_keys) > 1:
+        if not self.as_it_is or len(self.options.json_keys) > 1:
             return [None] * len(lines)
         (key,) = self.options.json_keys
         texts: list[str | None] = []
@@ -117,7 +118,7 @@ class Worker:
             try:
                 text = orjson.loads(line)[key]
             except (ValueError, LookupError, TypeError):
-                text = None  # not JSON (or more than orjson takes, such as NaN), not an object, no such key
+                text = None  # not JSON (or beyond orjson: NaN, half a character), not an object, no such key
             texts.append(text if text.__class__ is str and text else None)
         return texts
 
@@ -209,12 +210,15 @@ def kind_of(reason: str) -> str:
     return reason
 
 
-def _quarantine(rejected: dict[int, str], lines: list[bytes]) -> bytes:
+def _quarantine(rejected: dict[int, str], lines: list[bytes], as_it_is: bool) -> bytes:
     """JSON lines of the rejected rows {line number from 0: reason}, by line."""
-    rows = ({"line": n + 1, "reason": rejected[n], "text": _excerpt(lines[n])} for n in sorted(rejected))
+    rows = ({"line": n + 1, "reason": rejected[n], "excerpt": _excerpt(lines[n], as_it_is)} for n in sorted(rejected))
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
-def _excerpt(line: bytes) -> str:
-    """The beginning of a rejected line, for people."""
-    return line[: 4 * EXCERPT_CHARS].decode(errors="replace")[:EXCERPT_CHARS]
+def _excerpt(line: bytes, as_it_is: bool) -> str:
+    """The beginning of a rejected line, for people; without personal data unless the corpus is as it is."""
+    if as_it_is:
+        return line[: 4 * EXCERPT_CHARS].decode(errors="replace")[:EXCERPT_CHARS]
+    text, _ = redact(line.decode(errors="replace"))  # before it is cut: half a number would not be found
+    return text[:EXCERPT_CHARS]

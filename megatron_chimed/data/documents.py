@@ -53,8 +53,11 @@ def make_documents(inputs: list[str], template: str, output: str | Path, max_rej
 def _check_template(template: str) -> None:
     """Raise InputError unless the template is text with fields such as {answer}."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise InputError(f"--template {template!r}: {error}; write a field as {{name}} and a brace as {{{{") from None
-    if not names or not all(name.isidentifier() for name in names):
+    for _, name, form, conversion in fields:
+        if form or conversion:
+            raise InputError(f"--template {template!r}: field {name!r} is taken as it is; write it as {{{name}}}")
+    if not fields or not all(name.isidentifier() for _, name, _, _ in fields):
         raise InputError(f"--template {template!r}: name the fields that make a document, such as '{{ask}} {{answer}}'")

@@ -2,13 +2,14 @@
 
 import codecs
 import csv
+import io
 import json
 import string
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import open_input, parse_line
+from megatron_chimed.jsonl import open_input, parse_line, read_lines
 
 Row = dict | str  # the fields of a row, or the reason why it is none
 FORMATS = (".jsonl", ".json", ".csv")
@@ -27,13 +28,12 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
 
 
 def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Row]]:
-    with open_input(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, parse_line(line)
-                except InputError as error:
-                    yield number, str(error)
+    for number, line in read_lines(path):
+        if line.strip():
+            try:
+                yield number, parse_line(line)
+            except InputError as error:
+                yield number, str(error)
 
 
 def _read_json_array(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -52,7 +52,7 @@ def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
     encoding = detect_encoding(path)
     csv.field_size_limit(1 << 24)
     with open_input(path) as file:
-        reader = csv.reader(codecs.getreader(encoding)(file, errors="replace"), strict=True)
+        reader = csv.reader(io.TextIOWrapper(file, encoding, errors="replace", newline=""), strict=True)
         columns, line = None, 0
         while True:
             line = reader.line_num + 1
