@@ -70,7 +70,7 @@ def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
     [
         ([], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
         (["sft", "a.yaml", "b.yaml"], "with STAGE one of pretrain; found sft a.yaml b.yaml"),
-        (["pretrain", "a.yaml", "b.yaml"], "a.yaml: no such file"),
+        (["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
     ],
 )
 def test_a_wrong_command_line_is_refused_by_the_launcher(words, message):
