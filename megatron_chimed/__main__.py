@@ -3,15 +3,14 @@
 Started by launch/torchrun.sh. The CPU backend must be in place before Megatron is imported.
 """
 
-import logging
 import os
 import sys
 import time
 
 from megatron_chimed.errors import InputError, one_line
+from megatron_chimed.quiet import hush
 
-# Processes that write checkpoints import this module too: silence "no CUDA runtime" in all of them.
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+hush()  # here, because processes that write checkpoints import this module too
 
 
 def main() -> None:

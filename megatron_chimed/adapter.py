@@ -96,6 +96,8 @@ class StageModelConfig(GPTModelConfig):
 
     builder: ClassVar[str] = "megatron_chimed.adapter.StageModelBuilder"
     build: Callable[..., torch.nn.Module] | None = None
+    num_ids: int | None = None
+    """Size of the vocabulary before padding."""
 
 
 class StageModelBuilder(GPTModelBuilder):

@@ -36,6 +36,20 @@ def to_words(settings: dict[str, Setting], parser: argparse.ArgumentParser) -> l
     return words
 
 
+def padded_vocabulary(settings: dict[str, Setting]) -> int:
+    """--vocab-size padded as Megatron pads it. Megatron heeds it only where it has no tokenizer; but a model may have
+    more rows than its tokenizer has ids."""
+    keys = {"vocab-size": None, "make-vocab-size-divisible-by": 128, "tensor-model-parallel-size": 1}
+    numbers = []
+    for key, default in keys.items():
+        setting = settings.get(key, Setting(default, "Megatron's default"))
+        if not str(setting.value).isdecimal() or not int(str(setting.value)):
+            raise InputError(f"{setting.where}: --{key} expects a whole number above 0, found {setting.value!r}")
+        numbers.append(int(str(setting.value)))
+    size, multiple, ranks = numbers
+    return -(-size // (multiple * ranks)) * multiple * ranks
+
+
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """The parser's options by normalised name. argparse has no public way to ask for them."""
     return {_normal(name): action for name, action in parser._option_string_actions.items()}

@@ -5,11 +5,13 @@ lies a manifest that says what it was made from, so that a step whose parents ar
 """
 
 import contextlib
+import fcntl
 import glob
 import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -43,6 +45,43 @@ def atomic_output(path: str | Path, mode: str = "w") -> Iterator[IO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets the name `path` only if the block ends without an error.
+
+    It lies beside `path` as ``.NAME.incomplete``; what a killed run has left there is removed first. Raises InputError
+    when `path` exists and is not an empty folder, or when another process is filling it.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: exists already; remove it or name another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / f".{path.name}.incomplete"
+    with _lock(folder.with_suffix(".lock"), f"{path}: another process is writing it; wait for it or name another"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+            os.rename(folder, path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock file, which the system gives up with the process. Raises InputError if another process holds it."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(otherwise) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

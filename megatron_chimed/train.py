@@ -17,7 +17,7 @@ import yaml
 from megatron.core import mpu
 from megatron.core.enums import ModelType
 from megatron.core.optimizer import Adam
-from megatron.training import get_args, pretrain
+from megatron.training import get_args, get_tokenizer, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
@@ -85,6 +85,8 @@ def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
     chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
     has_te = has("transformer_engine") and not cpu.is_needed()
     chosen["transformer-impl"] = "transformer_engine" if has_te else "local"
+    if "vocab-size" in settings:
+        chosen["padded-vocab-size"] = arguments.padded_vocabulary(settings)
     given = settings.get("transformer-impl")
     if (given.value if given else chosen["transformer-impl"]) == "local":
         chosen |= {
@@ -132,7 +134,9 @@ def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, S
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron asks for it when TP > 1, also on a CPU
     sys.argv = [sys.argv[0], *words]
     try:
-        return parse_and_validate_args(args_defaults={}), settings
+        args = parse_and_validate_args(args_defaults={})
+        args.vocab_size = args.vocab_size or get_tokenizer().vocab_size  # checkpoints then know it without padding
+        return args, settings
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         place = inspect.trace()[-1]
         reason = str(error) or f"{(place.code_context or ['?'])[0].strip()} (line {place.lineno} of its arguments)"
@@ -210,6 +214,8 @@ def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOp
     Raises InputError when the model is not LLaMA-shaped, or its attention kernel cannot run here.
     """
     made = gpt_config_from_args(args, model_config_cls=adapter.StageModelConfig)
+    made.rope_scaling_factor = args.rope_scaling_factor  # forgotten upstream
+    made.num_ids = args.vocab_size
     try:
         check_llama_shape(made.transformer, made.position_embedding_type)
         choose_kernel(options.attention)

@@ -7,6 +7,7 @@ because this package does not import megatron.training.
 import importlib.util
 from typing import Any
 
+import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -85,7 +86,7 @@ def build_gpt(
     post_process: whether this rank holds the embedding and the output layer. The configuration has passed
     `check_llama_shape`.
     """
-    return GPTModel(
+    model = GPTModel(
         config=config.transformer,
         transformer_layer_spec=layer_spec(config.transformer, options.attention),
         vocab_size=vocab_size,
@@ -105,6 +106,28 @@ def build_gpt(
         pg_collection=pg_collection,
         vp_stage=vp_stage,
     )
+    if post_process and config.num_ids is not None:
+        hide_padding(model, config.num_ids, vocab_size, pg_collection.tp.rank())
+    return model
+
+
+def hide_padding(model: GPTModel, num_ids: int, padded: int, rank: int) -> None:
+    """Let the logits of ids from `num_ids` to `padded` be as good as minus infinity, in the loss and in sampling.
+
+    Megatron pads the vocabulary to suit the tensor-parallel size, and counts the padding in its softmax: a small or
+    freshly converted model then has another loss at TP 1 than at TP 2, and another one than elsewhere. rank:
+    tensor-parallel.
+    """
+
+    def mask(module, inputs, outputs):
+        logits, _ = outputs
+        width = logits.size(-1)  # of this rank, or of all where they are gathered
+        first = max(0, num_ids - (rank * width if width < padded else 0))
+        if first < width:
+            logits[..., first:] = torch.finfo(logits.dtype).min
+
+    if num_ids < padded:
+        model.output_layer.register_forward_hook(mask)
 
 
 def backends(transformer_impl: str, fused_weight_gradients: bool, attention: str) -> dict[str, str]:

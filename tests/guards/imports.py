@@ -28,6 +28,7 @@ RULES = {
     # Base modules: no torch, no Megatron, nothing above them.
     "errors": Rule(),
     "jsonl": Rule(("errors",)),
+    "quiet": Rule(),
     "records": Rule(("errors",)),
     "config": Rule(("errors",), ("yaml",)),
     "template": Rule(BASE),
@@ -42,7 +43,16 @@ RULES = {
     "datasets.rows": Rule(("errors",), ("numpy",)),
     # Tensors.
     "losses": Rule((), ("torch",)),
+    # Checkpoints: data in, data out; model and verify also build what they have read.
+    "convert": Rule(
+        (*BASE, "convert"),
+        ("torch", "safetensors", "yaml", "tqdm", "megatron.core.dist_checkpointing", "megatron.core.safe_globals"),
+    ),
     "convert.tensors": Rule((), ("torch",)),
+    "convert.family": Rule((), ("torch",)),
+    "convert.model": Rule(("config", "convert", "models"), ("torch", "megatron.core")),
+    "convert.verify": Rule((*BASE, "convert"), ("torch", "safetensors", "transformers")),
+    "convert.verify_worker": Rule((*BASE, "convert", "cpu", "quiet"), ("torch", "safetensors")),
     "models": Rule(("errors", "config", "models"), ("torch", "megatron.core", *KERNELS)),
     # Stages know each other only through the record.
     "stages": Rule(
@@ -59,7 +69,7 @@ RULES = {
         ("torch", "yaml", "megatron.core", "megatron.training"),
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
-    "__main__": Rule(("errors", "cpu", "train")),
+    "__main__": Rule(("errors", "quiet", "cpu", "train")),
     "rejection.select": Rule(BASE),
     "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
 }

@@ -1,0 +1,192 @@
+"""Whole checkpoints from Hugging Face to Megatron and back: everything is checked first, then written tensor by tensor.
+
+Memory does not grow with the model: a tensor is read, transformed and written when its turn comes. The output gets its
+name only when it is whole. Weights alone are converted; optimizer states have no place in a Hugging Face folder.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from megatron_chimed.convert import architecture as arch
+from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.family import Entry
+from megatron_chimed.convert.hf_folder import HuggingFaceFolder, write_weights
+from megatron_chimed.convert.plan import DTYPES, Planned, total_bytes
+from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tensors
+from megatron_chimed.convert.tokenizer_files import (
+    copy_tokenizer,
+    generation_config,
+    has_tokenizer,
+    tokenizer_folder,
+    vocabulary,
+)
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration, write_checkpoint
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import atomic_folder, atomic_output, read_json, write_json
+
+RESERVE = 64 << 20
+"""Bytes that must stay free on the disk beside the weights: for metadata, tokenizer, and a file system's own needs."""
+
+
+def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", progress: bool = True) -> Architecture:
+    """Convert the Hugging Face folder `hf` to the Megatron checkpoint folder `megatron`.
+
+    The new folder holds the checkpoint ("release": a start without optimizer or iteration), model.yaml with Megatron's
+    arguments of the model, and the tokenizer's files. dtype: bfloat16, float32 or keep.
+
+    Raises InputError listing all that does not fit, before anything is written.
+    """
+    hf, megatron = Path(hf), Path(megatron)
+    config_path = hf / "config.json"
+    source = HuggingFaceFolder(hf)
+    config = read_json(config_path)
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path}: expected a JSON object")
+    model = arch.from_hf(config, str(config_path))
+    planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
+    with atomic_folder(megatron) as folder:
+        _require_space(folder, planned)
+        settings = arch.to_megatron(model)
+        if has_tokenizer(hf):
+            (folder / "tokenizer").mkdir()
+            copy_tokenizer(hf, folder / "tokenizer")
+            _copy_if_there(hf / "generation_config.json", folder / "tokenizer")
+            settings |= {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": str(megatron / "tokenizer")}
+        args = arch.to_megatron_args(model)
+        args.params_dtype = planned[0].dtype
+        args.tokenizer_model = settings.get("tokenizer-model")
+        with _progress(planned, progress) as written:
+            write_checkpoint(folder, model.sizes.layers, planned, model.family.stateful, args, written)
+        with atomic_output(folder / "model.yaml") as file:
+            file.write(f"# Megatron's arguments of the model in {hf.name}.\n")
+            yaml.safe_dump({"megatron": settings}, file, sort_keys=False, allow_unicode=True)
+    return model
+
+
+def _copy_if_there(file: Path, folder: Path) -> None:
+    """Copy a file that not every model has."""
+    if file.is_file():
+        shutil.copyfile(file, folder / file.name)
+
+
+def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.dtype | None) -> Iterator[Planned]:
+    """Megatron's tensors, checked against those that are there. Raises InputError."""
+    check_hf_tensors(model, source, dtype)
+    for entry in model.family.entries(model.head, model.tied):
+        wanted = dtype or source.tensors[entry.hf[0].format(0)].dtype
+        for layer in range(model.sizes.layers) if entry.per_layer else (None,):
+            make = functools.partial(_join, entry, model, source, layer, wanted)
+            yield Planned(entry.megatron, entry.megatron_shape(model.sizes), wanted, make, layer)
+
+
+def _join(entry: Entry, model: Architecture, source: HuggingFaceFolder, layer: int | None, dtype) -> torch.Tensor:
+    """Read and join the parts of one Megatron tensor."""
+    parts = [source.tensors[name.format(layer)].read() for name in entry.hf]
+    return entry.joined(parts, model.sizes).to(dtype)
+
+
+def megatron_to_hf(
+    megatron: str | Path,
+    hf: str | Path,
+    *,
+    iteration: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    progress: bool = True,
+) -> Architecture:
+    """Convert a checkpoint in the Megatron folder `megatron` to the Hugging Face folder `hf`.
+
+    iteration: the newest one by default. tokenizer: a folder or SentencePiece model whose files go with the weights;
+    by default the one that the model was trained with, where it still is. Rows that Megatron has added to the
+    vocabulary are left out.
+
+    Raises InputError listing all that does not fit, before anything is written.
+    """
+    source = TorchDistCheckpoint(find_iteration(megatron, iteration))
+    args = source.args()
+    head = "reward" if "reward_head.weight" in source.tensors else "lm"
+    model = arch.from_megatron_args(args, head, str(source.folder))
+    if tokenizer is not None and tokenizer_folder(tokenizer) is None:
+        raise InputError(f"{tokenizer}: no such file or folder; give a tokenizer")
+    files = tokenizer_folder(tokenizer or getattr(args, "tokenizer_model", None))
+    token_ids: dict[str, int | None] = {}
+    if files is not None:
+        size, token_ids = vocabulary(files)
+        if not getattr(args, "vocab_size", None):
+            model = dataclasses.replace(model, sizes=dataclasses.replace(model.sizes, vocab=size))
+        elif size > model.sizes.vocab:
+            raise InputError(f"{files}: has {size} ids, the model {model.sizes.vocab}; give the model's tokenizer")
+    check_megatron_tensors(model, source)
+    planned = list(_plan_hf(model, source))
+    with atomic_folder(hf) as folder:
+        _require_space(folder, planned)
+        with _progress(planned, progress) as written:
+            write_weights(folder, planned, max_shard_bytes, written)
+        dtype = str(planned[0].dtype).removeprefix("torch.")
+        write_json(folder / "config.json", arch.to_hf(model, dtype, token_ids))
+        write_json(folder / "generation_config.json", generation_config(files, token_ids))
+        if files is not None:
+            copy_tokenizer(files, folder)
+    return model
+
+
+def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Planned]:
+    """Hugging Face's tensors, layer by layer."""
+    entries = model.family.entries(model.head, model.tied)
+    first = [entry for entry in entries if not entry.per_layer and entry.has_vocabulary][:1]
+    last = [entry for entry in entries if not entry.per_layer and entry not in first]
+    plan = [(entry, None) for entry in first]
+    plan += [(entry, layer) for layer in range(model.sizes.layers) for entry in entries if entry.per_layer]
+    plan += [(entry, None) for entry in last]
+    for entry, layer in plan:
+        # The parts of one fused tensor are written one after the other: it is read once.
+        read = functools.lru_cache(maxsize=1)(functools.partial(_split, entry, model, source, layer))
+        shapes = entry.hf_shapes(model.sizes)
+        dtype = source.tensors[entry.megatron].properties.dtype
+        for number, (name, shape) in enumerate(zip(entry.hf, shapes, strict=True)):
+            yield Planned(name.format(layer), shape, dtype, _Part(read, number, len(shapes)))
+
+
+class _Part:
+    """One part of a fused tensor; the last one lets go of it."""
+
+    def __init__(self, read: Callable, number: int, count: int):
+        self.read, self.number, self.count = read, number, count
+
+    def __call__(self) -> torch.Tensor:
+        part = self.read()[self.number]
+        if self.number == self.count - 1:
+            self.read.cache_clear()
+        return part
+
+
+def _split(entry: Entry, model: Architecture, source: TorchDistCheckpoint, layer: int | None) -> list[torch.Tensor]:
+    """Read one Megatron tensor and part it; rows behind the vocabulary are not read."""
+    shape = entry.megatron_shape(model.sizes)
+    if layer is None:
+        tensor = source.read(entry.megatron, (0,) * len(shape), shape)
+    else:
+        tensor = source.read(entry.megatron, (layer, *(0 for _ in shape)), (1, *shape))[0]
+    return entry.parted(tensor, model.sizes)
+
+
+def _require_space(folder: Path, planned: list[Planned]) -> None:
+    """Raise InputError when the disk has not the room for the output."""
+    needed, free = total_bytes(planned) + RESERVE, shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(f"{folder.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; make room first")
+
+
+@contextlib.contextmanager
+def _progress(planned: list[Planned], shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes with GB/s and the time left; gives a function that is told the bytes of each tensor."""
+    with tqdm(total=total_bytes(planned), unit="B", unit_scale=True, disable=not shown, mininterval=0.5) as bar:
+        yield bar.update

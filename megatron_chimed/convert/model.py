@@ -1,0 +1,90 @@
+"""A converted or trained checkpoint as a Megatron model in this process, without the trainer: for checks on logits.
+
+One tensor-parallel group of all ranks, no pipeline. The caller has initialised torch.distributed.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+
+from megatron_chimed.config import ModelOptions
+from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.models.gpt import build_gpt
+
+
+def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's configuration of the layers, for evaluation on any device without Transformer Engine."""
+    sizes = model.sizes
+    return TransformerConfig(
+        num_layers=sizes.layers,
+        hidden_size=sizes.hidden,
+        ffn_hidden_size=sizes.ffn,
+        num_attention_heads=sizes.heads,
+        num_query_groups=sizes.groups,
+        kv_channels=sizes.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        transformer_impl="local",
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def build_model(model: Architecture, dtype: torch.dtype, vocabulary_multiple: int = 128) -> GPTModel:
+    """This rank's part of the model, its weights not set yet; logits come gathered [batch, sequence, padded vocab].
+
+    Starts Megatron's parallel state with all ranks as one tensor-parallel group.
+    """
+    ranks = torch.distributed.get_world_size()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    multiple = vocabulary_multiple * ranks
+    config = SimpleNamespace(
+        transformer=transformer_config(model, dtype),
+        seq_length=model.max_positions,
+        fp16_lm_cross_entropy=False,
+        parallel_output=False,
+        share_embeddings_and_output_weights=model.tied,
+        position_embedding_type="rope",
+        rotary_percent=1.0,
+        rotary_base=model.rope_base,
+        rope_scaling=model.rope_type == "llama3",
+        rope_scaling_factor=model.rope_factor,
+        seq_len_interpolation_factor=model.rope_factor if model.rope_type == "linear" else None,
+        scatter_embedding_sequence_parallel=True,
+        num_ids=model.sizes.vocab,
+    )
+    return build_gpt(
+        ModelOptions(),
+        config,
+        vocab_size=-(-model.sizes.vocab // multiple) * multiple,
+        pre_process=True,
+        post_process=True,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    ).eval()
+
+
+def load_weights(gpt: GPTModel, folder: Path) -> None:
+    """Fill a model from one checkpoint folder with Megatron's own loader, whatever layout it was saved in."""
+    loaded = dist_checkpointing.load({"model": gpt.sharded_state_dict()}, str(folder))
+    gpt.load_state_dict(loaded["model"])

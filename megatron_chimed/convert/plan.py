@@ -1,0 +1,42 @@
+"""What a conversion will write, tensor by tensor, before the first byte is read: names, shapes, sizes, and how to make
+each one when its turn comes."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Types that weights can be converted to."""
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+"""Types that weights may have."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor, or one layer's part of one, that is made only when it is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+    layer: int | None = None
+    """Number of the layer, for a part of a Megatron tensor [layers, *shape]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def total_bytes(planned: Iterable[Planned]) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in planned)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` as config.json writes it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,84 @@
+"""What is there against what the model needs, both ways: every difference is found, all are told at once."""
+
+import re
+
+import torch
+
+from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.hf_folder import HuggingFaceFolder
+from megatron_chimed.convert.plan import FLOATS
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
+from megatron_chimed.errors import InputError
+
+OTHER_OBJECTS = re.compile(r"common_state/|rng_state|rerun_state|.*_extra_state|(chained_\d+\.)?optimizer\.")
+"""Objects of a Megatron checkpoint that are no weights."""
+
+OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
+"""Tensors of a Megatron checkpoint that are the optimizer's; they are not converted."""
+
+
+def check_hf_tensors(model: Architecture, source: HuggingFaceFolder, dtype: torch.dtype | None) -> None:
+    """Raise InputError listing damaged files, missing, unknown and misshapen tensors, and wrong types.
+
+    dtype: what all weights become; None keeps types, and then the layers of one tensor must agree.
+    """
+    expected = dict(model.family.hf_tensors(model.head, model.tied, model.sizes))
+    problems = list(source.problems)
+    for name, shape in expected.items():
+        found = source.tensors.get(name)
+        if found is None:
+            problems.append(f"{name} is missing")
+        elif found.shape != shape:
+            problems.append(f"{name} has shape {list(found.shape)}, config.json makes it {list(shape)}")
+        elif found.dtype not in FLOATS:
+            problems.append(f"{name} is {found.dtype}; expected bfloat16, float16 or float32")
+    for name in sorted(source.tensors.keys() - expected.keys()):
+        if not re.fullmatch(model.family.buffers, name) and not _is_tied_copy(name, model, source, expected):
+            problems.append(f"{name} is in {source.tensors[name].file}, and no tensor of this model")
+    if not problems and dtype is None:
+        problems = _mixed_types(model, source)
+    if problems:
+        raise InputError(f"{source.folder}: {len(problems)} faults: " + "; ".join(problems))
+
+
+def _is_tied_copy(name: str, model: Architecture, source: HuggingFaceFolder, expected: dict) -> bool:
+    """Whether a tensor is the output layer of a model with tied embeddings, stored although it is the embedding."""
+    entry, embedding = model.family.heads["lm"], model.family.trunk[0].hf[0]
+    if not model.tied or model.head != "lm" or name != entry.hf[0] or embedding not in source.tensors:
+        return False
+    copy, original = source.tensors[name], source.tensors[embedding]
+    return copy.shape == original.shape == expected[embedding] and torch.equal(copy.read(), original.read())
+
+
+def _mixed_types(model: Architecture, source: HuggingFaceFolder) -> list[str]:
+    """Tensors whose layers have several types: Megatron stores them as one."""
+    problems = []
+    for entry in model.family.entries(model.head, model.tied):
+        layers = range(model.sizes.layers if entry.per_layer else 1)
+        types = {str(source.tensors[name.format(layer)].dtype) for name in entry.hf for layer in layers}
+        if len(types) > 1:
+            problems.append(f"{', '.join(entry.hf)} have {' and '.join(sorted(types))}; give --dtype to make them one")
+    return problems
+
+
+def check_megatron_tensors(model: Architecture, source: TorchDistCheckpoint) -> None:
+    """Raise InputError listing missing, unknown and misshapen tensors and wrong types of a Megatron checkpoint."""
+    problems, known = [], set()
+    for entry in model.family.entries(model.head, model.tied):
+        known.add(entry.megatron)
+        shape = entry.megatron_shape(model.sizes)
+        shape = (model.sizes.layers, *shape) if entry.per_layer else shape
+        found = source.tensors.get(entry.megatron)
+        if found is None:
+            problems.append(f"{entry.megatron} is missing")
+            continue
+        padded = entry.has_vocabulary and found.size[0] >= shape[0] and tuple(found.size[1:]) == shape[1:]
+        if tuple(found.size) != shape and not padded:
+            problems.append(f"{entry.megatron} has shape {list(found.size)}, the arguments make it {list(shape)}")
+        if found.properties.dtype not in FLOATS:
+            problems.append(f"{entry.megatron} is {found.properties.dtype}; expected bfloat16, float16 or float32")
+    unknown = [name for name in source.tensors if name not in known and not OPTIMIZER.match(name)]
+    unknown += [name for name in source.objects if not OTHER_OBJECTS.match(name)]
+    problems += [f"{name} is no weight of this model" for name in sorted(unknown)]
+    if problems:
+        raise InputError(f"{source.folder}: {len(problems)} faults: " + "; ".join(problems))

@@ -1,0 +1,55 @@
+"""The tokenizer that goes with a checkpoint: its files, and the ids that config.json repeats."""
+
+import shutil
+from pathlib import Path
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.tokenizer import HF_FILES, HF_OPTIONAL_FILES, load_tokenizer
+
+FILES = (*HF_FILES, *HF_OPTIONAL_FILES, "chat_template.jinja")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def tokenizer_folder(path: str | Path | None) -> Path | None:
+    """The folder of a tokenizer that is given as a folder or as the SentencePiece model in one; a model that has no
+    other files beside it stands for itself. None when there is nothing at the path."""
+    if path is None or not Path(path).exists():
+        return None
+    path = Path(path)
+    if path.is_file() and (path.parent / "tokenizer.json").is_file():
+        return path.parent
+    return path
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in HF_FILES[:3])
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's files into the existing folder `target`."""
+    if source.is_file():
+        shutil.copyfile(source, target / "tokenizer.model")
+        write_json(target / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": False})
+        return
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def vocabulary(source: Path) -> tuple[int, dict[str, int | None]]:
+    """(number of ids, {bos_token_id, eos_token_id, pad_token_id}) of a tokenizer. Raises InputError."""
+    tokenizer = load_tokenizer(source)
+    return tokenizer.vocab_size, dict(zip(IDS, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id), strict=True))
+
+
+def generation_config(source: Path | None, token_ids: dict[str, int | None]) -> dict:
+    """The generation_config.json that lies beside the tokenizer, else one that states its ids. Raises InputError."""
+    path = None if source is None else source / "generation_config.json"
+    if path is not None and path.is_file():
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: expected a JSON object")
+        return content
+    return {"_from_model_config": True} | {name: value for name, value in token_ids.items() if value is not None}

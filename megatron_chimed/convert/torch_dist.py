@@ -1,0 +1,250 @@
+"""Megatron's torch_dist checkpoints without Megatron's trainer: tensors are read and written piece by piece.
+
+Reading takes any layout of chunks (other tensor- and pipeline-parallel sizes), and unpickles nothing but the classes
+that such a checkpoint consists of.
+"""
+
+import io
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.safe_globals import SafeUnpickler
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_chimed.convert.plan import Planned
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import atomic_output, read_json
+
+TRACKER = "latest_checkpointed_iteration.txt"
+COMMON = "common_state/shard_0_1"
+
+
+_METADATA_CLASSES = (
+    "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
+    "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+)  # fmt: skip
+
+
+class _MetadataUnpickler(SafeUnpickler):
+    """Reads .metadata, a pickle, refusing every class that has no place in it."""
+
+    _SAFE_CLASSES = frozenset(
+        {("torch.distributed.checkpoint.metadata", name) for name in _METADATA_CLASSES}
+        | {("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+        | {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
+        | {("torch.distributed.checkpoint.filesystem", "_StorageInfo")}
+    )
+
+
+def find_iteration(folder: str | Path, iteration: int | None = None) -> Path:
+    """The folder of one checkpoint in a run's folder: the newest one, or that of an iteration.
+
+    Raises InputError when there is none, with the iterations that there are.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a folder of Megatron checkpoints")
+    there = sorted(path.name for path in (*folder.glob("iter_*"), folder / "release") if path.is_dir())
+    if iteration is None:
+        tracker = folder / TRACKER
+        text = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else ""
+        name = "release" if text == "release" else f"iter_{int(text):07d}" if text.isdecimal() else None
+        if name is None:
+            raise InputError(f"{tracker}: holds no iteration; give --iteration, one of {', '.join(there) or 'none'}")
+    else:
+        name = f"iter_{iteration:07d}"
+    if name not in there:
+        raise InputError(f"{folder}: has no {name}; there is {', '.join(there) or 'no checkpoint'}")
+    return folder / name
+
+
+class TorchDistCheckpoint:
+    """One checkpoint folder: the global shape and type of each tensor, and their contents piece by piece."""
+
+    def __init__(self, folder: str | Path):
+        """Reads the metadata and checks that all of the files are there in full length. Raises InputError."""
+        self.folder = Path(folder)
+        path = self.folder / ".metadata"
+        form = read_json(self.folder / "metadata.json")
+        if not isinstance(form, dict) or form.get("sharded_backend") != "torch_dist":
+            raise InputError(f"{self.folder}: not a torch_dist checkpoint; save it with --ckpt-format torch_dist")
+        try:
+            with open(path, "rb") as file:
+                self._metadata = _MetadataUnpickler(file).load()
+            assert isinstance(self._metadata, Metadata)
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing; the checkpoint is not whole") from None
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise InputError(f"{path}: damaged ({' '.join(str(error).split())[:160]}); take another copy") from None
+        self._check_files()
+        entries = self._metadata.state_dict_metadata
+        self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+        self.objects = sorted(entries.keys() - self.tensors.keys())
+        self._reader = FileSystemReader(self.folder)
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+
+    def _check_files(self) -> None:
+        """Raise InputError listing the files that are missing or shorter than the metadata says."""
+        needed: dict[str, int] = {}
+        for place in self._metadata.storage_data.values():
+            needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
+        problems = []
+        for name, size in sorted(needed.items()):
+            path = self.folder / name
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif path.stat().st_size < size:
+                problems.append(f"{name} has {path.stat().st_size} bytes, expected {size}")
+        if problems:
+            raise InputError(f"{self.folder}: the checkpoint is not whole: " + "; ".join(problems))
+
+    def args(self) -> Namespace:
+        """The arguments of the training that saved it. Raises InputError."""
+        place = self._metadata.storage_data.get(MetadataIndex(COMMON))
+        if place is None:
+            raise InputError(f"{self.folder}: holds no {COMMON}; expected a checkpoint of megatron-core 0.19")
+        with open(self.folder / place.relative_path, "rb") as file:
+            file.seek(place.offset)
+            content = io.BytesIO(file.read(place.length))
+        try:
+            (common,) = torch.load(content, weights_only=True)  # Megatron has registered what its arguments hold
+            args = common["args"]
+        except Exception as error:  # a damaged file raises nearly anything
+            raise InputError(f"{self.folder}: {COMMON} is damaged ({' '.join(str(error).split())[:160]})") from None
+        return args
+
+    def read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """The block of a tensor that starts at `offsets` and has shape `sizes`. Raises InputError if it is damaged."""
+        entry = self.tensors[name]
+        block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        items = create_read_items_for_chunk_list(name, entry, [block])
+        target = torch.empty(tuple(sizes), dtype=entry.properties.dtype)
+        if sum(item.lengths.numel() for item in items) != target.numel():
+            raise InputError(f"{self.folder}: {name} is not whole; take another copy")
+        try:
+            self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
+        except Exception as error:  # a damaged file raises nearly anything
+            raise InputError(f"{self.folder}: {name} is damaged ({' '.join(str(error).split())[:160]})") from None
+        return target
+
+
+class _IntoTensor(DefaultLoadPlanner):
+    """Lets the reader copy into parts of one tensor."""
+
+    def __init__(self, target: torch.Tensor):
+        super().__init__()
+        self.target = target
+
+    def resolve_tensor(self, read_item):
+        """The part of the target that an item fills."""
+        part = self.target
+        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            part = part.narrow(axis, start, length)
+        return part
+
+    def commit_tensor(self, read_item, tensor):
+        """Nothing is left to do."""
+
+
+def write_checkpoint(
+    folder: Path,
+    layers: int,
+    planned: Iterable[Planned],
+    stateful: Iterable[str],
+    args: Namespace,
+    written: Callable[[int], None],
+) -> None:
+    """Write a checkpoint without optimizer or iteration ("release") as the only one of a run's folder.
+
+    layers: length of the leading axis of tensors that are planned by layer. stateful: modules of a layer that get an
+    empty extra state. written: is told the number of bytes of each tensor. Tensors are made one at a time; files are
+    on the disk when this returns.
+    """
+    place = folder / "release"
+    objects = {f"{module}._extra_state/shard_{n}_{layers}": _saved(None) for module in stateful for n in range(layers)}
+    objects[COMMON] = _saved({"args": args, "checkpoint_version": 3.0, "iteration": 0})
+    planner = _LazyPlanner(layers, planned, objects, written)
+    torch.serialization.set_crc32_options(False)  # nothing reads them, and they take longer than the disk
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that this is one process is on purpose
+            checkpoint.save({}, storage_writer=FileSystemWriter(place), planner=planner, no_dist=True)
+    except checkpoint.CheckpointException as error:
+        raise error.failures[0][0] from None  # what happened on this, the only rank
+    finally:
+        torch.serialization.set_crc32_options(True)
+    save_config(CheckpointingConfig("torch_dist", 1), str(place))
+    with atomic_output(folder / TRACKER) as file:
+        file.write("release")
+
+
+def _saved(value: Any) -> io.BytesIO:
+    """An object in the form in which Megatron keeps it: a list of one."""
+    content = io.BytesIO()
+    torch.save([value], content)
+    return content
+
+
+class _LazyPlanner(DefaultSavePlanner):
+    """Plans every tensor without having it, and makes it when the writer comes to it."""
+
+    def __init__(self, layers: int, planned: Iterable[Planned], objects: dict[str, io.BytesIO], written: Callable):
+        super().__init__(flatten_state_dict=False)
+        self.layers, self.objects, self.written = layers, objects, written
+        self.planned = {_index(tensor): tensor for tensor in planned}
+
+    def create_local_plan(self) -> SavePlan:
+        """Write items of all objects and tensors, in their order."""
+        items = [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in self.objects]
+        items += [
+            WriteItem(index, WriteItemType.SHARD, tensor_data=self._data(tensor))
+            for index, tensor in self.planned.items()
+        ]
+        self.plan = SavePlan(items)
+        return self.plan
+
+    def _data(self, tensor: Planned) -> TensorWriteData:
+        """Place, shape and type of one tensor."""
+        offsets, sizes, whole = _block(tensor, self.layers)
+        chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        return TensorWriteData(chunk, TensorProperties(dtype=tensor.dtype), torch.Size(whole))
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        """The content of one item."""
+        if write_item.type == WriteItemType.BYTE_IO:
+            return self.objects[write_item.index.fqn]
+        planned = self.planned[write_item.index]
+        tensor = planned.make()
+        assert tensor.dtype == planned.dtype and tuple(tensor.shape) == planned.shape, planned.name
+        self.written(planned.nbytes)
+        tensor = tensor.contiguous()
+        return tensor if planned.layer is None else tensor[None]
+
+
+def _block(tensor: Planned, layers: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """(offsets, sizes, shape of the whole) of a planned tensor."""
+    if tensor.layer is None:
+        return (0,) * len(tensor.shape), tensor.shape, tensor.shape
+    zeros = (0,) * len(tensor.shape)
+    return (tensor.layer, *zeros), (1, *tensor.shape), (layers, *tensor.shape)
+
+
+def _index(tensor: Planned) -> MetadataIndex:
+    """The key of a planned tensor in the checkpoint's metadata."""
+    offsets, _, _ = _block(tensor, 1)
+    return MetadataIndex(tensor.name, offsets)

@@ -1,0 +1,164 @@
+"""The same tokens through transformers and through our Megatron model: do a folder and a checkpoint hold one model?"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_chimed.convert import architecture as arch
+from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.plan import DTYPES
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import read_json, write_json
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest absolute difference of a logit, by the type of the arithmetic. In bfloat16 it is relative to the largest
+logit: the type has 8 bits, and the two sides round at different places."""
+
+CONTROL_FACTOR = 10
+"""The control must exceed the tolerance by this, or the comparison could not have shown a fault."""
+
+ROWS, LENGTH, PROMPT = 2, 64, 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one comparison; differences are absolute, of float32 logits [rows, length, vocab]."""
+
+    dtype: str
+    tolerance: float
+    largest: float
+    mean: float
+    agreeing: int
+    """Positions whose most likely next token is the same."""
+
+    positions: int
+    generated: tuple[int, int] | None
+    """(equal, all) tokens of greedy continuations; None when not asked for."""
+
+    control: float
+    """Largest difference of the conversion without the interleaving of query, key and value."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two are one model, and the check could have seen that they are not."""
+        same_text = self.dtype != "float32" or self.generated is None or self.generated[0] == self.generated[1]
+        return self.largest <= self.tolerance and same_text and self.control_failed
+
+    @property
+    def control_failed(self) -> bool:
+        """Whether the wrong conversion was found out."""
+        return self.control > CONTROL_FACTOR * self.tolerance
+
+
+def verify(
+    hf: str | Path,
+    megatron: str | Path,
+    *,
+    iteration: int | None = None,
+    tensor_parallel: int = 1,
+    dtype: str = "float32",
+    generate: int = 0,
+) -> Report:
+    """Compare the Hugging Face folder `hf` with a checkpoint in the Megatron folder `megatron`.
+
+    dtype: of the arithmetic, float32 or bfloat16, whatever the weights are stored in. generate: also compare greedy
+    continuations of so many tokens. Needs the memory of the model, on one side at a time.
+
+    Raises InputError when one side cannot be read, or their architectures differ.
+    """
+    place = find_iteration(megatron, iteration)
+    model = _same_architecture(Path(hf), place)
+    for name in ("heads", "groups", "ffn"):
+        if getattr(model.sizes, name) % tensor_parallel:
+            number = getattr(model.sizes, name)
+            raise InputError(f"--tensor-parallel {tensor_parallel}: does not divide the model's {number} {name}")
+    draw = torch.Generator().manual_seed(0)
+    length = max(1, min(LENGTH, model.max_positions - generate))
+    tokens = torch.randint(model.sizes.vocab, (ROWS, length), generator=draw)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file({"tokens": tokens, "prompts": tokens[:, :PROMPT].contiguous()}, folder / "tokens.safetensors")
+        write_json(folder / "request.json", {"checkpoint": str(place), "dtype": dtype, "generate": generate})
+        expected = _by_transformers(Path(hf), tokens, DTYPES[dtype], generate)
+        found = _by_megatron(folder, tensor_parallel)
+    return _report(dtype, expected, found)
+
+
+def _same_architecture(hf: Path, place: Path) -> Architecture:
+    """The architecture of both. Raises InputError listing what differs."""
+    config = read_json(hf / "config.json")
+    ours = arch.from_hf(config if isinstance(config, dict) else {}, str(hf / "config.json"))
+    source = TorchDistCheckpoint(place)
+    theirs = arch.from_megatron_args(source.args(), ours.head, str(place))
+    if ours.head != "lm":
+        raise InputError(f"{hf}: a reward model; its rewards are compared where it is trained, here logits are")
+    one, other = (dataclasses.asdict(model) for model in (ours, theirs))
+    differences = [f"{key} is {one[key]}, and {other[key]}" for key in one if one[key] != other[key]]
+    if differences:
+        raise InputError(f"{hf} and {place} are different models: " + "; ".join(differences))
+    return ours
+
+
+def _by_transformers(hf: Path, tokens: torch.Tensor, dtype: torch.dtype, generate: int) -> dict[str, torch.Tensor]:
+    """{"logits": [b, s, vocab] float32, "generated": [b, generate]} by transformers. Raises InputError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        reference = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, local_files_only=True).eval()
+    except Exception as error:  # transformers raises nearly anything on a broken folder
+        raise InputError(f"{hf}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from None
+    with torch.no_grad():
+        results = {"logits": reference(tokens).logits.float()}
+        if generate:
+            prompts = tokens[:, :PROMPT]
+            reference.generation_config.eos_token_id = None  # both sides go on for as long as they are asked to
+            reference.generation_config.pad_token_id = 0
+            whole = reference.generate(
+                prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=generate
+            )
+            results["generated"] = whole[:, prompts.size(1) :]
+    return results
+
+
+def _by_megatron(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
+    """The same and "control", by `ranks` processes with Megatron. Raises InputError with the last line of a failure."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "megatron_chimed.convert.verify_worker", str(folder)]
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+        faults = [line for line in done.stderr.splitlines() if "Error" in line and "ChildFailed" not in line]
+        raise InputError(f"Megatron could not load it: {(faults or ['no reason given'])[0].strip()[:300]}")
+    return load_file(folder / "megatron.safetensors")
+
+
+def _report(dtype: str, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> Report:
+    """The figures of two sets of results."""
+    logits = expected["logits"]
+    scale = logits.abs().max().item() if dtype == "bfloat16" else 1.0
+    difference = (logits - found["logits"]).abs()
+    generated = None
+    if "generated" in expected:
+        generated = (expected["generated"].eq(found["generated"]).sum().item(), found["generated"].numel())
+    return Report(
+        dtype=dtype,
+        tolerance=TOLERANCES[dtype] * scale,
+        largest=difference.max().item(),
+        mean=difference.mean().item(),
+        agreeing=logits.argmax(-1).eq(found["logits"].argmax(-1)).sum().item(),
+        positions=logits.shape[0] * logits.shape[1],
+        generated=generated,
+        control=(logits - found["control"]).abs().max().item(),
+    )

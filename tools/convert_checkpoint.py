@@ -1,0 +1,59 @@
+"""Convert weights between a Hugging Face folder and a Megatron checkpoint, tensor by tensor. No GPU, little memory.
+
+The optimizer's state is not converted: a converted checkpoint is a start, not a continuation.
+"""
+
+import argparse
+import re
+
+from megatron_chimed.errors import InputError, exit_cleanly
+from megatron_chimed.quiet import hush
+
+EXAMPLE = """examples:
+  python tools/convert_checkpoint.py hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2
+  python tools/convert_checkpoint.py megatron-to-hf --megatron runs/sft --hf runs/sft-hf --tokenizer Ziya2-13B-Base
+"""
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def size(text: str) -> int:
+    """``5GB`` to bytes."""
+    match = re.fullmatch(r"(\d+)(KB|MB|GB|)", text.upper())
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"expected a size such as 5GB or 500MB, found {text!r}")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def main() -> None:
+    form = {"epilog": EXAMPLE, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(description=__doc__, **form)
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_megatron = commands.add_parser("hf-to-megatron", help="Hugging Face folder to torch_dist checkpoint", **form)
+    to_megatron.add_argument("--hf", required=True, help="folder with config.json and weights")
+    to_megatron.add_argument("--megatron", required=True, help="folder to make, for --load")
+    to_megatron.add_argument("--dtype", choices=["bfloat16", "float32", "keep"], default="keep", help="of the result")
+    to_hf = commands.add_parser("megatron-to-hf", help="torch_dist checkpoint to Hugging Face folder", **form)
+    to_hf.add_argument("--megatron", required=True, help="folder that a training was told to --save to")
+    to_hf.add_argument("--hf", required=True, help="folder to make")
+    to_hf.add_argument("--iteration", type=int, help="which checkpoint (the newest)")
+    to_hf.add_argument("--tokenizer", help="folder or SentencePiece model (the one of the training)")
+    to_hf.add_argument("--max-shard-size", type=size, default="5GB", help="of a safetensors file (5GB)")
+    args = parser.parse_args()
+
+    hush()
+    from megatron_chimed.convert import checkpoint  # takes seconds, which --help need not wait for
+
+    if args.command == "hf-to-megatron":
+        model = checkpoint.hf_to_megatron(args.hf, args.megatron, args.dtype)
+    elif args.iteration is not None and args.iteration < 0:
+        raise InputError(f"--iteration {args.iteration}: expected a number from 0")
+    else:
+        options = {"iteration": args.iteration, "tokenizer": args.tokenizer, "max_shard_bytes": args.max_shard_size}
+        model = checkpoint.megatron_to_hf(args.megatron, args.hf, **options)
+    weights = model.family.count(model.head, model.tied, model.sizes)
+    output = args.megatron if args.command == "hf-to-megatron" else args.hf
+    print(f"{output}: {weights:,} weights; the optimizer's state is not converted")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
