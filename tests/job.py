@@ -60,21 +60,21 @@ STAGE = {
 }
 
 
-def write_corpus(folder: Path, num_documents: int = 120, seed: int = 0, name: str = "corpus") -> Path:
+def write_corpus(folder: Path, num_documents: int = 120, seed: int = 0, name: str = "corpus", ids: int = VOCAB) -> Path:
     """A corpus with learnable structure (each document counts on from a random id) and its manifest; its prefix."""
     random = np.random.default_rng(seed)
     prefix = folder / f"{name}_text_document"
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     for _ in range(num_documents):
         length = int(random.integers(5, 120))
-        tokens = (int(random.integers(VOCAB)) + np.arange(length) * int(random.integers(1, 4))) % VOCAB
+        tokens = (int(random.integers(ids)) + np.arange(length) * int(random.integers(1, 4))) % ids
         builder.add_document(tokens.tolist(), [length])
     builder.finalize(f"{prefix}.idx")
     files = [prefix.with_name(f"{prefix.name}.{suffix}") for suffix in ("bin", "idx")]
     manifest = {
         "bytes": {file.name: file.stat().st_size for file in files},
         "sha256": {file.name: sha256_file(file) for file in files},
-        "vocab_size": VOCAB,
+        "vocab_size": ids,
     }
     (folder / f"{name}.manifest.json").write_text(json.dumps(manifest))
     return prefix
