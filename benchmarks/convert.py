@@ -7,6 +7,7 @@ have the hashes of those that went in. Memory is the largest anonymous memory of
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -58,7 +59,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
         return block.repeat(repeats)[start : start + size.numel()].view(size)
 
     shapes = model.family.hf_tensors(model.head, model.tied, model.sizes)
-    planned = [Planned(name, size, torch.bfloat16, lambda size=torch.Size(size): make(size)) for name, size in shapes]
+    planned = [Planned(name, size, torch.bfloat16, functools.partial(make, torch.Size(size))) for name, size in shapes]
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     write_weights(folder, in_order(planned), 5 * 10**9, lambda count: None)
@@ -158,9 +159,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shape", choices=SHAPES, default="tiny", help="size of the model (tiny; 13b needs 54 GB)")
-    parser.add_argument(
-        "--transformers", action="store_true", help="also load and save it with transformers, in memory"
-    )
+    parser.add_argument("--transformers", action="store_true", help="also load and save it with transformers")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/benchmark-convert", help="folder to make and remove")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
