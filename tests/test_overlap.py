@@ -70,7 +70,7 @@ def test_the_index_decides_as_the_slow_twin(monkeypatch):
 
 
 def test_hashes_are_the_same_in_every_process():
-    assert gram_hashes("慢性胃炎 3 days").tolist() == [15006953627773055731]
+    assert gram_hashes("慢性胃炎 3 days").tolist() == [13621877626530074881]
     assert gram_hashes("胃" * 20).tolist() == [gram_hashes("胃" * 13)[0]] * 8
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.corpus_part import make_deduplicator
-from megatron_chimed.data.dedup import Deduplicator, ExactDeduplicator
+from megatron_chimed.data.dedup import Deduplicator, ExactDeduplicator, normalise
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
 from megatron_chimed.data.dialogue_texts import Turns
 from megatron_chimed.data.json_values import strings_of
@@ -121,7 +121,7 @@ class DialogueWorker:
             reason = redact(str(error))[0] if self.options.redact else str(error)  # it may quote the row
             malformed = not isinstance(error, Unanswered)
             return Prepared(line, reason=reason, malformed=malformed, excerpt=self._excerpt(row))
-        text = "\n".join(text for _, text in turns)
+        text = normalise("\n".join(text for _, text in turns))  # once; on its result the signatures' own is cheap
         signatures = tuple(one.signature(text) for one in self.deduplicators)
         return Prepared(line, turns, signatures=signatures, changes=changes, redacted=redacted)
 

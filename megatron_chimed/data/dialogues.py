@@ -218,12 +218,14 @@ def _find_finished(output: Path, parents: dict, max_rejected_share: float) -> di
 
 def report_table(content: dict) -> str:
     """The sources of a manifest as a table, and below it why rows were dropped."""
-    total = dict.fromkeys(("rows", "dropped rows", "dialogues", "turns", "characters", "tokens"), 0)
+    total = dict.fromkeys(("rows", "dropped rows", "dialogues", "turns", "characters"), 0)
+    if content["settings"]["tokenizer"]:
+        total["tokens"] = 0
     lines, reasons = [f"{'source':20}" + "".join(f"{name:>14}" for name in total)], []
     for label, one in [*content["sources"].items(), ("total", total)]:
         if one is not total:
             one = {**one, "dropped rows": one["rows"] - one["dialogues"]}
-            total |= {name: total[name] + (one[name] or 0) for name in total}
+            total |= {name: total[name] + one[name] for name in total}
             reasons += [f"  {label}: {number:,} {reason}" for reason, number in one["dropped"].items()]
-        lines.append(f"{label:20}" + "".join(f"{one[name] or 0:>14,}" for name in total))
+        lines.append(f"{label:20}" + "".join(f"{one[name]:>14,}" for name in total))
     return "\n".join([*lines, *(["dropped:"] if reasons else []), *reasons])
