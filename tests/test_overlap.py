@@ -42,6 +42,7 @@ def test_a_short_evaluation_text_matches_a_whole_text_only():
     index = OverlapIndex(["胃炎吃什么药？", "", "！"])
     assert index.overlaps("胃炎，吃什么药") and not index.overlaps("请问胃炎吃什么药") and not index.overlaps("")
     assert index.overlaps_dialogue("胃炎吃什么药", []) and not index.overlaps_dialogue("您好", ["胃炎吃什么药"])
+    assert not index.overlaps_dialogue("您好", ["胃炎，吃，什，么，药？！？！"])  # 13 characters, and yet too short
     assert not OverlapIndex([]).overlaps("胃炎")
 
 

@@ -170,6 +170,19 @@ def test_texts_are_cleaned_and_redacted_unless_told_otherwise(tmp_path, output):
     assert "13812345678" in output.with_suffix(".rejected.jsonl").read_text()
 
 
+@pytest.mark.parametrize("clean_it", [True, False])
+@pytest.mark.parametrize("reader", NAMES)
+def test_a_row_with_a_bad_byte_is_dropped_not_mended(tmp_path, output, reader, clean_it):
+    dialogues = make_dialogues(500)
+    path = write_source(tmp_path, reader, dialogues)
+    mark = dialogues[200][1][1].encode()
+    path.write_bytes(path.read_bytes().replace(mark, mark[:3] + b"\xff" + mark[3:]))
+    content = prepare([f"{reader.split('.')[0]}={path}"], output, clean=clean_it, dedup="none")
+    check_accounts(content, output)
+    ((reason, number),) = content["dropped"].items()
+    assert reason.startswith("invalid") and number == 1 and content["rows"] == 499
+
+
 def test_no_personal_data_stands_in_a_reason(tmp_path, output):
     path = tmp_path / "a.jsonl"
     path.write_text('{"conversations": [{"from": "13812345678", "value": "x"}]}\n')
