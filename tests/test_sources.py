@@ -32,8 +32,9 @@ def test_a_table_is_read_in_its_encoding(tmp_path, encoding):
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.jsonl.gz", "r.json.gz"])
 def test_json_is_read_as_lines_or_array(tmp_path, name):
-    text = "\n".join(map(json.dumps, ROWS)) if "jsonl" in name else json.dumps(ROWS)
-    assert [row for _, row in read_rows(write(tmp_path / name, text.encode()))] == ROWS
+    lines, array = "\n".join(map(json.dumps, ROWS)), json.dumps(ROWS)
+    for text in [lines] if "jsonl" in name else [lines, array, json.dumps(ROWS, indent=1)]:
+        assert [row for _, row in read_rows(write(tmp_path / name, text.encode()))] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_json_is_read_as_lines_or_array(tmp_path, name):
     [
         ("a.csv", b"a,b\n\xff\xff\xff\n", "neither UTF-8 nor GB18030"),
         ("a.csv", b'a,b\n1,2\n1,"2\n3,4\n', "a.csv:3: a quote that opens in this row is not closed"),
-        ("a.json", b'{"a": 1}', "holds a JSON dict; expected an array"),
+        ("a.json", b'{"a":\n1}', "holds a JSON object; expected an array"),
         ("a.json", b"[1", "not a JSON file"),
         ("a.jsonl.gz", "cut", "a.jsonl.gz: damaged gzip file"),
         ("a.json.gz", "cut", "a.json.gz: damaged gzip file"),

@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from megatron_chimed import __version__
 from megatron_chimed.data import corpus_input
 from megatron_chimed.data.corpus_format import token_dtype
@@ -31,6 +29,7 @@ from megatron_chimed.data.corpus_output import Assembler, manifest_path, number_
 from megatron_chimed.data.corpus_part import load_part
 from megatron_chimed.data.corpus_pool import make_parts
 from megatron_chimed.data.corpus_worker import TextOptions, Worker
+from megatron_chimed.data.pool import Bar
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, sha256_json
 from megatron_chimed.tokenizer import Tokenizer
@@ -190,10 +189,6 @@ def _discard_stale_parts(work: Path, key: str) -> None:
         print(f"continuing: {finished} parts are finished", file=sys.stderr)
 
 
-class _Bar(tqdm):
-    monitor_interval = 0  # no thread: worker processes are forked later
-
-
 def _make_and_join(
     work: Path, sources: list[Source], worker: Worker, assembler: Assembler, run: RunOptions
 ) -> list[str]:
@@ -211,7 +206,7 @@ def _make_and_join(
     lines_before = collections.Counter()
     first_line = functools.cache(lambda index: corpus_input.count_lines_before(sources[index]))
     total = sum(source.end - source.start for source in sources)
-    with _Bar(total=total, unit="B", unit_scale=True, disable=not run.progress, mininterval=0.5) as bar:
+    with Bar(total=total, unit="B", unit_scale=True, disable=not run.progress, mininterval=0.5) as bar:
         for batch, path in make_parts(jobs(), worker, run.workers):
             part = load_part(path)
             if part is None:  # damaged by a power cut: make it again

@@ -4,54 +4,12 @@ They write their parts as files and return nothing: token ids never pass between
 would cost more than the tokenisation itself.
 """
 
-import collections
-import contextlib
-import ctypes
-import gc
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from megatron_chimed.data.corpus_input import Batch
 from megatron_chimed.data.corpus_worker import Worker
-
-_worker: Worker | None = None  # of this worker process
-
-
-def _start_worker(worker: Worker) -> None:
-    """Set up a worker process: it leaves Ctrl-C to its parent and ends when its parent is gone."""
-    global _worker
-    _worker = worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.disable()  # rows hold no cycles, and looking for them in hundred thousands of dicts takes time
-    # The library's own threads would compete with the other workers, and must not be used after a fork.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of one batch for the next: handing it back and faulting it in again costs a tenth of
-    the time. Forked workers inherit the setting; other C libraries have none."""
-    with contextlib.suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: never trim, no mapping of its own
-            libc.mallopt(parameter, 1 << 30)
-
-
-def _make_part(batch: Batch, path: Path) -> None:
-    _worker.make_part(batch, path)
+from megatron_chimed.data.pool import map_in_order
 
 
 def make_parts(
@@ -59,36 +17,8 @@ def make_parts(
 ) -> Iterator[tuple[Batch, Path]]:
     """Make the part of each (batch, path, wanted); yield (batch, path) in the same order, as they are there.
 
-    num_workers: processes; 0 works in this one. wanted: false for a part that is there already. The number of jobs
-    under way is bounded. Raises ChildProcessError when a worker dies.
+    num_workers, errors: see `map_in_order`. wanted: false for a part that is there already.
     """
-    if num_workers == 0:
-        for batch, path, wanted in jobs:
-            if wanted:
-                worker.make_part(batch, path)
-            yield batch, path
-        return
-    _keep_freed_memory()
-    context = multiprocessing.get_context("fork")  # inherits the loaded tokenizer; starting anew costs a second
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (worker,)) as pool:
-        under_way: collections.deque = collections.deque()
-        try:
-            for batch, path, wanted in jobs:
-                under_way.append((batch, path, pool.submit(_make_part, batch, path) if wanted else None))
-                if len(under_way) > 3 * num_workers:
-                    yield _wait_for(*under_way.popleft())
-            while under_way:
-                yield _wait_for(*under_way.popleft())
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a worker process was killed (as a rule for lack of memory); what is finished is kept: "
-                "run the same command again, with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _wait_for(batch: Batch, path: Path, future) -> tuple[Batch, Path]:
-    if future is not None:
-        future.result()
-    return batch, path
+    pieces = (((batch, path), (batch, path) if wanted else None) for batch, path, wanted in jobs)
+    for (batch, path), _ in map_in_order(worker.make_part, pieces, num_workers):
+        yield batch, path

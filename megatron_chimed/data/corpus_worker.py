@@ -15,11 +15,10 @@ from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.corpus_format import token_dtype
 from megatron_chimed.data.corpus_input import MAX_LINE_BYTES, Batch
 from megatron_chimed.data.corpus_part import Documents, Part, make_deduplicator, save_part, sign_all
+from megatron_chimed.data.quarantine import excerpt, kind_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import parse_line
 from megatron_chimed.tokenizer import Tokenizer
-
-EXCERPT_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -203,22 +202,7 @@ def _require_no_surrogate(text: str, key: str) -> None:
         raise InputError(f"unpaired surrogate: field {key!r}, character {error.start}") from None
 
 
-def kind_of(reason: str) -> str:
-    """The kind of a reason, by which they are counted: what stands before its details."""
-    for mark in (" (", " at ", ", ", ": "):
-        reason = reason.partition(mark)[0]
-    return reason
-
-
 def _quarantine(rejected: dict[int, str], lines: list[bytes], as_it_is: bool) -> bytes:
     """JSON lines of the rejected rows {line number from 0: reason}, by line."""
-    rows = ({"line": n + 1, "reason": rejected[n], "excerpt": _excerpt(lines[n], as_it_is)} for n in sorted(rejected))
+    rows = ({"line": n + 1, "reason": rejected[n], "excerpt": excerpt(lines[n], as_it_is)} for n in sorted(rejected))
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-
-
-def _excerpt(line: bytes, as_it_is: bool) -> str:
-    """The beginning of a rejected line, for people; without personal data unless the corpus is as it is."""
-    if as_it_is:
-        return line[: 4 * EXCERPT_CHARS].decode(errors="replace")[:EXCERPT_CHARS]
-    text, _ = redact(line.decode(errors="replace"))  # before it is cut: half a number would not be found
-    return text[:EXCERPT_CHARS]

@@ -68,7 +68,10 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
         self.threshold = threshold
         self._blank = MinHash(num_perm=num_perm, seed=seed, hashfunc=int)
         # The index only proposes candidates, each is then checked: so missing one weighs more than a false proposal.
-        self._index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
+        shape = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
+        self._bands, self._width = shape.b, shape.r
+        # One table for all bands, from 64 bits to one document or several: half of datasketch's memory and time.
+        self._table: dict[int, int | list[int]] = {}
         self._kept: list[np.ndarray] = []
 
     def __getstate__(self) -> dict:
@@ -88,14 +91,34 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
 
     def is_duplicate_signature(self, signature: np.ndarray) -> bool:
         """Whether a kept document's estimated similarity reaches the threshold; if none does, this one is kept."""
-        sketch = self._blank.copy()
-        sketch.hashvalues = signature
-        for candidate in self._index.query(sketch):
-            if np.mean(self._kept[candidate] == signature) >= self.threshold:
-                return True
-        self._index.insert(len(self._kept), sketch)
+        keys = self._keys(signature)
+        checked: set[int] = set()
+        for key in keys:
+            found = self._table.get(key, ())
+            for candidate in (found,) if isinstance(found, int) else found:
+                if candidate not in checked:
+                    checked.add(candidate)
+                    if np.mean(self._kept[candidate] == signature) >= self.threshold:
+                        return True
+        number = len(self._kept)
+        for key in keys:
+            known = self._table.setdefault(key, number)
+            if isinstance(known, list):
+                known.append(number)
+            elif known != number:
+                self._table[key] = [known, number]
         self._kept.append(signature)
         return False
+
+    def _keys(self, signature: np.ndarray) -> list[int]:
+        """64 bits for each band of a signature; two equal keys propose a candidate, which is then checked."""
+        bands = signature[: self._bands * self._width].reshape(self._bands, self._width).astype(np.uint64)
+        bands[:, 0] += np.arange(self._bands, dtype=np.uint64) << np.uint64(32)  # the place of a band counts
+        keys = np.zeros(self._bands, dtype=np.uint64)
+        for column in bands.T:
+            keys = (keys + column) * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(29)
+        return keys.tolist()
 
 
 def shingle_hashes(text: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megatron_chimed.data.sources import fill_template, read_rows
+from megatron_chimed.data.sources import Fault, fill_template, read_rows
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
 
@@ -29,7 +29,7 @@ def make_documents(inputs: list[str], template: str, output: str | Path, max_rej
         for path in inputs:
             for number, row in read_rows(path):
                 try:
-                    if isinstance(row, str):
+                    if isinstance(row, Fault):
                         raise InputError(row)
                     documents.write(json.dumps({"text": fill_template(template, row)}, ensure_ascii=False) + "\n")
                     count += 1

@@ -3,49 +3,97 @@
 import codecs
 import csv
 import io
-import json
 import string
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import orjson
+
+from megatron_chimed.data import corpus_input
+from megatron_chimed.data.json_values import read_json_values, strings_of
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import open_input, parse_line, read_lines
+from megatron_chimed.jsonl import BOM, open_input, parse_line
 
-Row = dict | str  # the fields of a row, or the reason why it is none
+
+class Fault(str):
+    """The reason why a row is none. excerpt: what stands there, or the beginning of it."""
+
+    def __new__(cls, reason: str, excerpt: bytes | str = "") -> "Fault":
+        """A reason that is compared and shown like any string."""
+        self = super().__new__(cls, reason)
+        self.excerpt = excerpt
+        return self
+
+
+Row = dict | Fault
 FORMATS = (".jsonl", ".json", ".csv")
+
+
+def suffix_of(path: str | Path) -> str:
+    """The ending that tells the format, without a .gz behind it: ".jsonl"."""
+    return Path(str(path).removesuffix(".gz")).suffix.lower()
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Yield (line, or number of the element in a JSON array, from 1; row) by the file's ending, .gz behind it or not.
 
-    Raises InputError when the file as a whole cannot be read: missing, another format, an unknown encoding, no array.
+    A .json file holds an array, or JSON lines. Raises InputError when the file as a whole cannot be read: missing,
+    another format, an unknown encoding, no array.
     """
-    suffix = Path(str(path).removesuffix(".gz")).suffix.lower()
-    readers = {".jsonl": _read_json_lines, ".json": _read_json_array, ".csv": _read_csv}
+    suffix = suffix_of(path)
+    readers = {".jsonl": _read_json_lines, ".json": read_json, ".csv": _read_csv}
     if suffix not in readers:
         raise InputError(f"{path}: unknown format {suffix!r}; give {', '.join(FORMATS)}, or one of them with .gz")
-    yield from readers[suffix](path)
+    for number, row in readers[suffix](path):
+        if not isinstance(row, dict | Fault):
+            row = Fault(f"expected a JSON object, found {type(row).__name__}", " | ".join(strings_of(row)))
+        yield number, row
 
 
-def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Row]]:
-    for number, line in read_lines(path):
-        if line.strip():
-            try:
-                yield number, parse_line(line)
-            except InputError as error:
-                yield number, str(error)
-
-
-def _read_json_array(path: str | Path) -> Iterator[tuple[int, Row]]:
+def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number from 1, line with its end) without a byte-order mark; None for a line that is too long to hold."""
     with open_input(path) as file:
-        try:
-            rows = json.loads(file.read().decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: holds a JSON {type(rows).__name__}; expected an array of objects")
-    for number, row in enumerate(rows, start=1):
-        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {type(row).__name__}"
+        number, limit = 0, corpus_input.MAX_LINE_BYTES
+        while line := file.readline(limit + 1):
+            number += 1
+            if len(line) <= limit or line.endswith(b"\n"):
+                yield number, line.removeprefix(BOM) if number == 1 else line
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(limit)
+            yield number, None
+
+
+def too_long() -> Fault:
+    """The fault of a row or dialogue that is not read, as it would not fit into memory."""
+    return Fault(f"line too long: over {corpus_input.MAX_LINE_BYTES} bytes")
+
+
+def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    for number, line in bounded_lines(path):
+        if line is None:
+            yield number, too_long()
+        elif not line.isspace():
+            try:
+                yield number, orjson.loads(line)
+            except ValueError:  # not JSON, or beyond orjson: NaN, half a character
+                try:
+                    yield number, parse_line(line)
+                except InputError as error:
+                    yield number, Fault(str(error), line)
+
+
+def read_json(path: str | Path, *, sections: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of a .json file: an array's elements, or JSON lines, which many published sets are.
+
+    sections: it may also be an object of arrays (see `read_json_values`); one row alone is then taken for that.
+    """
+    lines = ((line or b"").strip() for _, line in bounded_lines(path) if line is None or not line.isspace())
+    first, second = next(lines, b""), next(lines, b"")
+    if first.startswith(b"{") and first.endswith(b"}") and (second.startswith(b"{") or not sections):
+        return _read_json_lines(path)
+    return read_json_values(path, sections=sections)
 
 
 def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -63,14 +111,14 @@ def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
             except csv.Error as error:
                 if "end of data" in str(error):  # every row behind it is inside that quote
                     raise InputError(f"{path}:{line}: a quote that opens in this row is not closed; mend it") from None
-                yield line, f"not CSV ({error})"
+                yield line, Fault(f"not CSV ({error})")
                 continue
             if columns is None:
                 columns = fields
             elif len(fields) not in (0, len(columns)):
-                yield line, f"{len(fields)} fields in a table of {len(columns)} columns"
+                yield line, Fault(f"{len(fields)} fields in a table of {len(columns)} columns", ",".join(fields))
             elif any("\ufffd" in field for field in fields):
-                yield line, f"invalid {encoding.removesuffix('-sig')} bytes"
+                yield line, Fault(f"invalid {encoding.removesuffix('-sig')} bytes", ",".join(fields))
             elif fields:
                 yield line, dict(zip(columns, fields, strict=True))
 

@@ -1,0 +1,169 @@
+"""Dialogues that are written as plain text: MC's P and D lines, MedDialog's blocks, and marks inside an instruction."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed.data import corpus_input
+from megatron_chimed.data.sources import Fault, bounded_lines, detect_encoding, too_long
+from megatron_chimed.errors import InputError
+
+Turns = list[tuple[str, str]]  # (role, text); a role is "user", "assistant" or "system"
+
+INLINE_MARK = re.compile(r"<\s*([A-Za-z_]{1,20})\s*>\s*[:：]")
+INLINE_ROLES = {"user": "user", "human": "user", "bot": "assistant", "assistant": "assistant", "gpt": "assistant"}
+MC_ROLES = {"P": "user", "D": "assistant"}
+MEDDIALOG_MARK = re.compile(r"\s*(病人|患者|医生|大夫)\s*[:：]\s*(.*)", re.DOTALL)
+MEDDIALOG_ROLES = {"病人": "user", "患者": "user", "医生": "assistant", "大夫": "assistant"}
+MEDDIALOG_HEADINGS = ("Doctor faculty", "Description", "Dialogue", "Diagnosis and suggestions")
+WISHES = ("希望获得的帮助", "希望得到的帮助", "想得到怎样的帮助")
+OTHER_FIELDS = ("疾病", "患病多久", "怀孕情况", "过敏史", "药物过敏", "既往病史", "曾经治疗情况", "化验", "用药情况")
+DESCRIPTION_FIELD = re.compile(rf"(病情描述|{'|'.join(WISHES + OTHER_FIELDS)})[^：:]{{0,20}}[：:](.*)")
+
+
+def read_blocks(path: str | Path, begins: Callable[[str], bool], blank_ends: bool) -> Iterator[tuple[int, str | Fault]]:
+    """Yield (line of its beginning, block of lines) of a text in UTF-8 or GB18030.
+
+    begins: whether a line begins a block; blank_ends: a blank line ends one, and is in none. A byte that is no
+    character becomes an unpaired surrogate. Raises InputError when the encoding is neither.
+    """
+    encoding = detect_encoding(path).removesuffix("-sig")
+    start, lines, size = 1, [], 0
+    for number, content in bounded_lines(path):
+        line = "" if content is None else content.decode(encoding, "surrogateescape").rstrip("\r\n")
+        ends = blank_ends and content is not None and not line.strip()
+        if (ends or begins(line)) and lines:
+            yield start, _block(lines, size)
+            lines, size = [], 0
+        if ends or not (lines or line.strip() or content is None):
+            continue
+        if not lines:
+            start = number
+        size += corpus_input.MAX_LINE_BYTES + 1 if content is None else len(content)
+        if size <= corpus_input.MAX_LINE_BYTES or not lines:
+            lines.append(line)
+    if lines:
+        yield start, _block(lines, size)
+
+
+def _block(lines: list[str], size: int) -> str | Fault:
+    """The block of these lines; size: bytes that it has in the file."""
+    return "\n".join(lines) if size <= corpus_input.MAX_LINE_BYTES else too_long()
+
+
+def mc_blocks(path: str | Path) -> Iterator[tuple[int, str | Fault]]:
+    """The dialogues of an MC .dialog file: a header begins one, a blank line ends it."""
+    return read_blocks(path, lambda line: line.startswith("id\t"), blank_ends=True)
+
+
+def mc_turns(block: str) -> Turns:
+    """Lines ``P<tab>text<tab>label`` of the patient, ``D...`` of the doctor; the header and summaries are passed over.
+
+    A label may be missing. Raises InputError on any other line.
+    """
+    turns = []
+    for number, line in enumerate(block.split("\n"), start=1):
+        speaker, *rest = line.split("\t")
+        if speaker in MC_ROLES and rest:
+            if len(rest) > 1 and re.fullmatch(r"\s*\d*\s*", rest[-1]):
+                rest.pop()
+            turns.append((MC_ROLES[speaker], " ".join(rest)))
+        elif not (speaker.startswith("SUM") or speaker == "id" and number == 1) or not rest:
+            raise InputError(
+                f"unknown role: {speaker[:40]!r} in line {number} of the dialogue; expected P, D or SUM and a tab"
+            )
+    return turns
+
+
+def meddialog_blocks(path: str | Path) -> Iterator[tuple[int, str | Fault]]:
+    """The dialogues of a MedDialog raw text; each begins with ``id=``."""
+    return read_blocks(path, lambda line: re.match(r"\s*id\s*=\s*\d", line) is not None, blank_ends=False)
+
+
+def meddialog_turns(row: Any) -> Turns:
+    """A raw block, or a dialogue of the processed JSON: ["病人：...", "医生：..."], also as {"utterances": [...]}.
+
+    In a raw block the patient's description (病情描述, and 希望获得的帮助) comes first, unless the patient begins the
+    dialogue with it. Raises InputError for text that no one says and for unknown roles.
+    """
+    if isinstance(row, str):
+        return _meddialog_block(row)
+    lines = row.get("utterances") if isinstance(row, dict) else row
+    if not isinstance(lines, list):
+        raise InputError(f"not a list: a dialogue holds {type(lines).__name__}; expected a list of '病人：...'")
+    turns = []
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, str):
+            raise InputError(f"not a string: turn {number} holds {type(line).__name__}")
+        match = MEDDIALOG_MARK.fullmatch(line)
+        if not match:
+            raise InputError(f"unknown role: turn {number} begins with {line[:20]!r}; expected 病人： or 医生：")
+        turns.append((MEDDIALOG_ROLES[match[1]], match[2]))
+    return turns
+
+
+def _meddialog_block(block: str) -> Turns:
+    """The turns of a raw block."""
+    sections: dict[str, list[str]] = {}
+    current = sections.setdefault("", [])
+    for line in block.split("\n"):
+        heading = line.strip()
+        if heading in MEDDIALOG_HEADINGS and heading not in sections:
+            current = sections.setdefault(heading, [])
+        else:
+            current.append(line)
+    if not re.match(r"\s*id\s*=", block):
+        raise InputError("text before the first 'id='; expected a block that begins with it")
+    if "Dialogue" not in sections:
+        raise InputError("no line 'Dialogue'; expected one before what patient and doctor say")
+    spoken: list[tuple[str, list[str]]] = []
+    for line in sections["Dialogue"]:
+        if match := MEDDIALOG_MARK.fullmatch(line):
+            spoken.append((MEDDIALOG_ROLES[match[1]], [match[2]]))
+        elif spoken:
+            spoken[-1][1].append(line)
+        elif line.strip():
+            raise InputError(f"unknown role: the dialogue begins with {line[:20]!r}; expected 病人： or 医生：")
+    turns = [(role, "\n".join(lines).strip()) for role, lines in spoken]
+    description = _description(sections.get("Description", []))
+    if not description or (turns and turns[0][0] == "user" and description[0] in turns[0][1]):
+        return turns
+    return [("user", "\n".join(description)), *turns]
+
+
+def _description(lines: list[str]) -> list[str]:
+    """What the patient describes and asks for; [] where no description is given."""
+    fields: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in lines:
+        if match := DESCRIPTION_FIELD.fullmatch(line.strip()):
+            current = fields.setdefault(match[1], [])
+            line = match[2]
+        current.append(line.strip())
+    values = {name: "\n".join(filter(None, value)) for name, value in fields.items()}
+    description = values.get("病情描述", "")
+    wish = next((values[name] for name in WISHES if name in values), "")
+    return [text for text in (description, wish) if text not in ("", "无")] if description else []
+
+
+def is_inline(text: str) -> bool:
+    """Whether a text is a dialogue with marks: it begins with ``<user>:`` or ``<bot>:``."""
+    match = INLINE_MARK.match(text.lstrip())
+    return match is not None and match[1].lower() in INLINE_ROLES
+
+
+def inline_turns(text: str) -> Turns:
+    """The turns of ``<user>: ... <bot>: ... <user>: ...``; text before the first mark is the user's. [] without a mark.
+
+    Raises InputError for a mark with another role.
+    """
+    before, *parts = INLINE_MARK.split(text)
+    if not parts:
+        return []
+    turns = [("user", before)] if before.strip() else []
+    for name, words in zip(parts[0::2], parts[1::2], strict=True):
+        if name.lower() not in INLINE_ROLES:
+            raise InputError(f"unknown role: <{name}> inside the instruction; known: {', '.join(INLINE_ROLES)}")
+        turns.append((INLINE_ROLES[name.lower()], words))
+    return turns
