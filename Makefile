@@ -25,6 +25,7 @@ lint: .venv/.installed ## ruff: style and formatting
 
 bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py to compare with it
 	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER))
+	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
 
 setup: .venv/.installed ## make .venv and install requirements.lock into it
 

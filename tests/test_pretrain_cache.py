@@ -11,7 +11,7 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from pretrain_corpus import config_of, contents, inputs, train_set, twin, write_corpus
 
-from megatron_chimed.datasets import pretrain, rows
+from megatron_chimed.datasets import blend, pretrain, rows
 from megatron_chimed.datasets.pretrain import PretrainDataset, PretrainDatasetConfig, build_pretrain_datasets
 from megatron_chimed.errors import InputError
 
@@ -31,7 +31,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_built_again(tmp_path, monkeypatc
     expected = contents(train_set(config, 6))
     with monkeypatch.context() as patch:
         patch.setattr(rows, "build_epoch", lambda *_: pytest.fail("an epoch is built though it is cached"))
-        patch.setattr(pretrain.helpers, "build_blending_indices", lambda *_: pytest.fail("the blend is built"))
+        patch.setattr(blend.helpers, "build_blending_indices", lambda *_: pytest.fail("the blend is built"))
         assert contents(train_set(config, 6)) == expected
     files = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     assert len(files) == 1 + 3, "one blend; three epochs, and those of b, which has the same content, are the same"

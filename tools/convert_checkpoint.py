@@ -4,24 +4,18 @@ The optimizer's state is not converted: a converted checkpoint is a start, not a
 """
 
 import argparse
-import re
 
 from megatron_chimed.errors import InputError, exit_cleanly
 from megatron_chimed.quiet import hush
 
 EXAMPLE = """examples:
   python tools/convert_checkpoint.py hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2
+  python tools/convert_checkpoint.py hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2-bf16 --dtype bfloat16
   python tools/convert_checkpoint.py megatron-to-hf --megatron runs/sft --hf runs/sft-hf --tokenizer Ziya2-13B-Base
+  python tools/convert_checkpoint.py megatron-to-hf --megatron runs/sft --hf runs/sft-hf --iteration 400 \\
+      --max-shard-size 2GB
+each command has its own --help
 """
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def size(text: str) -> int:
-    """``5GB`` to bytes."""
-    match = re.fullmatch(r"(\d+)(KB|MB|GB|)", text.upper())
-    if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"expected a size such as 5GB or 500MB, found {text!r}")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def main() -> None:
@@ -37,7 +31,7 @@ def main() -> None:
     to_hf.add_argument("--hf", required=True, help="folder to make")
     to_hf.add_argument("--iteration", type=int, help="which checkpoint (the newest)")
     to_hf.add_argument("--tokenizer", help="folder or SentencePiece model (the one of the training)")
-    to_hf.add_argument("--max-shard-size", type=size, default="5GB", help="of a safetensors file (5GB)")
+    to_hf.add_argument("--max-shard-size", default="5GB", help="of a safetensors file (5GB)")
     args = parser.parse_args()
 
     hush()
@@ -48,7 +42,11 @@ def main() -> None:
     elif args.iteration is not None and args.iteration < 0:
         raise InputError(f"--iteration {args.iteration}: expected a number from 0")
     else:
-        options = {"iteration": args.iteration, "tokenizer": args.tokenizer, "max_shard_bytes": args.max_shard_size}
+        options = {
+            "iteration": args.iteration,
+            "tokenizer": args.tokenizer,
+            "max_shard_bytes": checkpoint.bytes_of(args.max_shard_size),
+        }
         model = checkpoint.megatron_to_hf(args.megatron, args.hf, **options)
     weights = model.family.count(model.head, model.tied, model.sizes)
     output = args.megatron if args.command == "hf-to-megatron" else args.hf

@@ -7,6 +7,7 @@ name only when it is whole. Weights alone are converted; optimizer states have n
 import contextlib
 import dataclasses
 import functools
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,14 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
             file.write(f"# Megatron's arguments of the model in {hf.name}.\n")
             yaml.safe_dump({"megatron": settings}, file, sort_keys=False, allow_unicode=True)
     return model
+
+
+def bytes_of(size: str) -> int:
+    """``5GB``, ``500MB`` or a number of bytes as a number. Raises InputError."""
+    match = re.fullmatch(r"(\d+)(KB|MB|GB|)", size.upper())
+    if not match or not int(match[1]):
+        raise InputError(f"expected a size such as 5GB or 500MB, found {size!r}")
+    return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
 
 
 def _copy_if_there(file: Path, folder: Path) -> None:

@@ -5,18 +5,11 @@ end where the index says so, and no loss crosses an end; cached indices are keye
 when they are read; a corpus is refused at start-up if its files are not those of its manifest.
 """
 
-import contextlib
 import dataclasses
 import os
-import zlib
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from megatron.core.datasets import helpers
-from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from megatron.core.datasets.megatron_dataset import MegatronDataset
@@ -24,8 +17,9 @@ from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
 from megatron_chimed.datasets import rows
+from megatron_chimed.datasets.blend import StreamBuilder, cached, raise_on_every_rank
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import atomic_output, check_corpus_sizes, sha256_json
+from megatron_chimed.jsonl import check_corpus_sizes
 
 MAX_EPOCHS_IN_MEMORY = 4  # a row may read on into the next epoch; tiny corpora cross many
 
@@ -154,7 +148,7 @@ class PretrainDataset(MegatronDataset):
             if len(self._epochs) == MAX_EPOCHS_IN_MEMORY:
                 del self._epochs[next(iter(self._epochs))]
             if self._is_cached():
-                flat = _cached(self.config.path_to_cache, self._cache_key(epoch), lambda: self._build_epoch(epoch))
+                flat = cached(self.config.path_to_cache, self._cache_key(epoch), lambda: self._build_epoch(epoch))
                 num_documents = (len(flat) - len(self._samples_of_epoch(epoch))) // 2
                 self._epochs[epoch] = rows.Epoch(*np.split(flat, [num_documents, 2 * num_documents]))
             else:
@@ -166,36 +160,6 @@ class PretrainDataset(MegatronDataset):
         return rows.build_epoch(np.diff(bounds), self.config.random_seed, epoch, self.config.sequence_length)
 
 
-class StreamBlend(BlendedDataset):
-    """Megatron's greedy blend with a safe cache. Its samples also hold `dataset_id`, the corpus's place in the blend.
-
-    Each draw goes to the corpus furthest behind its weight, whatever the run's length: none is ever more than one
-    sample ahead, nor, as measured on 2 to 300 corpora, two behind. Upstream's own reads an index that a killed process
-    left half written, and refuses short runs of many corpora; here corpora never run out.
-    """
-
-    def _build_indices(self) -> tuple[np.ndarray, np.ndarray]:
-        def build() -> tuple[np.ndarray, np.ndarray]:
-            corpus, sample = np.zeros(self.size, np.int16), np.zeros(self.size, np.int64)
-            helpers.build_blending_indices(corpus, sample, self.weights, len(self.datasets), self.size, False)
-            return corpus, sample
-
-        if self.config.path_to_cache is None or self.size < self.config.min_cached_entries:
-            return build()
-        key = {"format": 1, "weights": self.weights, "size": self.size}
-        return tuple(np.split(_cached(self.config.path_to_cache, key, build), 2))
-
-
-class PretrainDatasetBuilder(BlendedMegatronDatasetBuilder):
-    """Megatron's builder with our blend."""
-
-    @staticmethod
-    def build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args):
-        """As upstream's, which names BlendedDataset in its own code."""
-        cls = StreamBlend if cls is BlendedDataset else cls
-        return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)
-
-
 def build_pretrain_datasets(config: PretrainDatasetConfig, num_samples: tuple[int, int, int]) -> tuple[Dataset, ...]:
     """Build train, valid and test sets of at least `num_samples` each; None for 0, or for a split without a share.
 
@@ -203,10 +167,10 @@ def build_pretrain_datasets(config: PretrainDatasetConfig, num_samples: tuple[in
     Raises InputError, on all ranks if on one, before anything is built: files are not those of a manifest, a split from
     which samples are wanted has no tokens, a weight is not positive, no corpus is given.
     """
-    _raise_on_every_rank(_find_problems(config, num_samples))
+    raise_on_every_rank(_find_problems(config, num_samples))
     per_split = config.blend_per_split and [_with_weights(blend) for blend in config.blend_per_split]
     config = dataclasses.replace(config, blend=_with_weights(config.blend), blend_per_split=per_split)
-    built = PretrainDatasetBuilder(PretrainDataset, list(num_samples), lambda: True, config).build()
+    built = StreamBuilder(PretrainDataset, list(num_samples), lambda: True, config).build()
     return tuple(dataset if wanted else None for dataset, wanted in zip(built, num_samples, strict=True))
 
 
@@ -232,15 +196,6 @@ def _find_problems(config: PretrainDatasetConfig, num_samples: tuple[int, int, i
                 if _count_tokens(dataset, documents) == 0:
                     problems[_no_tokens(prefix, documents, split)] = None
     return list(problems)
-
-
-def _raise_on_every_rank(problems: list[str]) -> None:
-    """Raise InputError if there are problems on any rank: a rank that went on alone would wait for the others."""
-    flag = torch.tensor(len(problems), device="cuda" if torch.cuda.is_available() else "cpu")
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    if flag:
-        raise InputError("; ".join(problems) or "another rank refuses its corpora; see its message")
 
 
 def _no_tokens(prefix: str, documents: range, split: Split) -> str:
@@ -276,23 +231,3 @@ def _token_offsets(dataset: IndexedDataset, documents: np.ndarray) -> np.ndarray
 
 def _count_tokens(dataset: IndexedDataset, documents: range) -> int:
     return int(np.diff(_token_offsets(dataset, np.array([documents.start, documents.stop])))[0])
-
-
-def _cached(folder: str, key: dict, build: Callable[[], tuple[np.ndarray, ...]]) -> np.ndarray:
-    """The built arrays end to end, int64 [n]: memory-mapped from `folder`, written there if missing or damaged.
-
-    The file's last element is the CRC-32 of the others. Several processes may build it at once: each writes the same.
-    """
-    path = Path(folder) / f"{sha256_json(key)}.npy"
-    with contextlib.suppress(Exception):  # missing, or damaged in whichever way: it is built below
-        stored = np.load(path, mmap_mode="r")
-        if stored.dtype == np.int64 and stored.ndim == 1 and stored[-1] == zlib.crc32(stored[:-1]):
-            return np.asarray(stored)[:-1]  # a plain array: slices of a memmap are slow
-    values = np.concatenate([*build(), np.zeros(1, np.int64)])
-    values[-1] = zlib.crc32(values[:-1])
-    try:
-        with atomic_output(path, "wb") as file:
-            np.save(file, values)
-        return np.asarray(np.load(path, mmap_mode="r"))[:-1]
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the dataset cache ({error.strerror}); name another folder") from None
