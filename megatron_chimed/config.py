@@ -57,6 +57,15 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning on packed dialogues (paper, section on training: second stage)."""
+
+    isolate_instances: bool = True
+    """Attention never goes from one instance of a row to another. False is the paper's plain concatenation, where the
+    boundary tokens alone say where instances meet."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The merged content of a model YAML, a stage YAML and the command line."""
 

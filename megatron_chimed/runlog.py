@@ -1,6 +1,7 @@
 """The figures of a run: loss.csv in full precision beside the checkpoints, and a progress bar with the time left."""
 
 import csv
+import math
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -54,8 +55,11 @@ class RunLog:
         """One iteration's training losses."""
         self._write(iteration, "train", losses, grad_norm, learning_rate)
         shown = {name.replace("lm loss", "loss"): f"{float(value):.4f}" for name, value in losses.items()}
-        speed = self.bar.format_dict["rate"] or 0
-        self.bar.set_postfix(shown | {"tokens/s": f"{speed * self.tokens_per_iteration:,.0f}"}, refresh=False)
+        speed = (self.bar.format_dict["rate"] or 0) * self.tokens_per_iteration
+        shown["tokens/s"] = f"{speed:,.0f}"
+        if "targets" in shown:  # the share of tokens that are learnt
+            shown["targets/s"] = f"{speed * float(shown.pop('targets')):,.0f}"
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update(iteration - self.bar.n)
 
     def evaluation(self, split: str, iteration: int, losses: dict) -> None:
@@ -72,5 +76,7 @@ class RunLog:
         writer = csv.writer(self.file, lineterminator="\n")
         for name, value in losses.items():
             figures = (float(value), grad_norm, learning_rate)
+            if math.isnan(figures[0]) and name.startswith("lm loss "):
+                continue  # a source of which this evaluation saw nothing
             writer.writerow([iteration, split, name, *("" if f is None else repr(float(f)) for f in figures)])
         self.file.flush()

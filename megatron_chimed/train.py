@@ -31,9 +31,10 @@ from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape, has
 from megatron_chimed.runlog import RunLog
 from megatron_chimed.stages import pretrain as pretrain_stage
+from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
 
-STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE,)}
+STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE)}
 USAGE = "launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
 
 
@@ -67,9 +68,9 @@ def train(words: list[str]) -> None:
     try:
         pretrain(
             container,
-            _iterators_provider(stage, stage_config),
+            _iterators_provider(stage, stage_config, datasets := []),
             ModelType.encoder_or_decoder,
-            _forward_step(stage, stage_config),
+            _forward_step(stage, stage_config, datasets),
         )
     except (AssertionError, RuntimeError, IndexError) as error:
         if known := adapter.explain(error, args):
@@ -225,24 +226,26 @@ def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOp
     return made
 
 
-def _forward_step(stage: Stage, stage_config: Any) -> Callable:
+def _forward_step(stage: Stage, stage_config: Any, datasets: list) -> Callable:
     """The stage's forward step with the trainer's signature."""
 
     def forward_step(data_iterator, model):
-        return stage.forward_step(stage_config, data_iterator, model)
+        return stage.forward_step(stage_config, data_iterator, model, datasets)
 
     return forward_step
 
 
-def _iterators_provider(stage: Stage, stage_config: Any) -> Callable:
+def _iterators_provider(stage: Stage, stage_config: Any, built: list) -> Callable:
     """The trainer's dataset provider. It returns iterators ("external" loaders), for two reasons: a loader of our own
     draws its seed from its own generator (upstream's draws from torch's, which dropout on a CPU uses, so that a resumed
     run would differ), and every rank reads its rows itself from the shared memory map, without a broadcast.
+    The datasets are also put into `built`.
     """
 
     def provide(num_samples):
         args = get_args()
         datasets = stage.build_datasets(stage_config, data_request(args, num_samples))
+        built[:] = datasets
         if datasets[1] is None and args.eval_iters:
             _say("no validation data: evaluation is left out")
             args.eval_iters = 0  # upstream would evaluate on None

@@ -1,18 +1,17 @@
 """Continued pre-training: next-token prediction on indexed corpora (paper, first training stage)."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_chimed.config import PretrainConfig
 from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
-from megatron_chimed.datasets.rows import cu_seqlens_from_positions
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import find_corpus_manifest
 from megatron_chimed.losses import masked_nll
 from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.stage import Batch, DataRequest, Stage
 
 
@@ -22,11 +21,8 @@ def build_datasets(config: PretrainConfig, request: DataRequest) -> tuple:
     Raises InputError when a corpus fails its quick check or was tokenized for a larger vocabulary than the model's, and
     when rows that are joined to one packed row would not fit between pipeline stages.
     """
-    if config.isolate_documents and request.pipeline_parallel_size > 1 and request.micro_batch_size > 1:
-        raise InputError(
-            "isolate_documents with --pipeline-model-parallel-size above 1 needs --micro-batch-size 1; raise "
-            "--global-batch-size or --seq-length instead"
-        )
+    if config.isolate_documents:
+        refuse_joined_rows_in_a_pipeline("isolate_documents", request)
     check_vocabulary(request)
     dataset_config = PretrainDatasetConfig(
         random_seed=request.seed,
@@ -53,33 +49,14 @@ def check_vocabulary(request: DataRequest) -> None:
                 )
 
 
-def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
+def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.nn.Module, datasets: Sequence) -> tuple:
     """One micro batch: tokens, labels, loss_mask, position_ids, all [B, S] -> (NLL per token, loss function).
 
     With isolated documents the rows are joined to one packed row [1, B * S] whose documents are given by cu_seqlens.
     """
-    batch = next(batches)
-    packed = None
-    if config.isolate_documents:
-        packed = packed_parameters(batch["position_ids"])
-        batch = {name: tensor.view(1, -1) for name, tensor in batch.items()}
-    batch = {name: tensor.cuda(non_blocking=True) for name, tensor in batch.items()}
+    batch, packed = on_device(next(batches), isolated=config.isolate_documents)
     nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
     return nll, functools.partial(masked_nll, batch["loss_mask"])
-
-
-def packed_parameters(position_ids: torch.Tensor) -> PackedSeqParams:
-    """Positions [B, S] that restart at 0 with each document -> Megatron's description of one packed row [1, B * S]."""
-    boundaries = torch.from_numpy(cu_seqlens_from_positions(position_ids.numpy()))
-    longest = int(boundaries.diff().max())
-    boundaries = boundaries.cuda(non_blocking=True)
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=boundaries,
-        cu_seqlens_kv=boundaries,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )
 
 
 STAGE = Stage("pretrain", PretrainConfig, build_datasets, build_gpt, forward_step)

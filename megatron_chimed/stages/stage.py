@@ -1,6 +1,6 @@
 """A stage of the regime as one frozen record of hooks; the trainer knows stages only by it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,5 +61,6 @@ class Stage:
     build_model: Callable[..., torch.nn.Module]
     """(Megatron's model config, ModelOptions, placement as keywords) -> this rank's model; see models.gpt.build_gpt."""
 
-    forward_step: Callable[[Any, Iterator[Batch], torch.nn.Module], tuple[torch.Tensor, Callable[..., Loss]]]
-    """(config, iterator of batches, model) -> (output, function of the output to (sum, count, report))."""
+    forward_step: Callable[[Any, Iterator[Batch], torch.nn.Module, Sequence], tuple[torch.Tensor, Callable[..., Loss]]]
+    """(config, iterator of batches, model, what build_datasets gave) -> (output, function of the output to (sum, count,
+    report))."""

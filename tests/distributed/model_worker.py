@@ -16,7 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  #
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
 from megatron_chimed.models.gpt import layer_spec  # noqa: E402
-from megatron_chimed.stages.pretrain import packed_parameters  # noqa: E402
+from megatron_chimed.stages.batch import packed_parameters  # noqa: E402
 
 VOCAB, LENGTHS = 256, (30, 1, 49, 20)
 

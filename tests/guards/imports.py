@@ -56,7 +56,8 @@ RULES = {
     "models": Rule(("errors", "config", "models"), ("torch", "megatron.core", *KERNELS)),
     # Stages know each other only through the record.
     "stages": Rule(
-        ("errors", "jsonl", "config", "datasets", "models", "losses", "stages.stage"), ("torch", "megatron.core")
+        ("errors", "jsonl", "config", "datasets", "models", "losses", "stages.stage", "stages.batch"),
+        ("torch", "megatron.core"),
     ),
     "stages.stage": Rule(("errors", "config"), ("torch",)),
     # Above the stages: the trainer and what adapts Megatron.
