@@ -7,38 +7,24 @@ would cost more than the tokenisation itself.
 import collections
 import contextlib
 import ctypes
-import gc
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from megatron_chimed.data.corpus_input import Batch
 from megatron_chimed.data.corpus_worker import Worker
+from megatron_chimed.workers import become_worker
 
 _worker: Worker | None = None  # of this worker process
 
 
 def _start_worker(worker: Worker) -> None:
-    """Set up a worker process: it leaves Ctrl-C to its parent and ends when its parent is gone."""
+    """Set up a worker process."""
     global _worker
     _worker = worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.disable()  # rows hold no cycles, and looking for them in hundred thousands of dicts takes time
-    # The library's own threads would compete with the other workers, and must not be used after a fork.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    become_worker()
 
 
 def _keep_freed_memory() -> None:
