@@ -139,7 +139,8 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD_ROWS)
-def test_a_bad_row_is_named_with_its_line_and_nothing_is_left(tmp_path, renderer, line, reason):
+def test_a_bad_row_is_named_with_its_line_and_nothing_is_left(tmp_path, renderer, monkeypatch, line, reason):
+    monkeypatch.setattr(dialogue_parts, "BATCH_BYTES", 600)
     source = write_dialogues(tmp_path / "in.jsonl", make_dialogues(3))
     source.write_bytes(source.read_bytes() + b"\n" + line + b"\n" + source.read_bytes())
     with pytest.raises(InputError, match=r"in\.jsonl:5: ") as caught:
@@ -203,7 +204,7 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_makes_the_same(tmp_path,
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [path.name for path in tmp_path.iterdir()] == [".out.building"]
-    (tmp_path / ".out.building/tokens.npy").write_bytes(b"rest of the killed run")
+    (tmp_path / ".out.building/segment_old.npy").write_bytes(b"rest of the killed run")
     for name in ("out", "never_killed"):
         result = call("pack_sft.py", *flags, "--output", tmp_path / name)
         assert result.returncode == 0, result.stderr

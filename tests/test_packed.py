@@ -137,10 +137,13 @@ def test_real_dialogues_that_are_too_long_are_accounted_for_to_the_token(tmp_pat
 
 
 def made_by_hand(folder: Path, **changes) -> Path:
-    """A folder of two rows: segments [5, 6, 7] and [8, 9] in the first, [5] in the second; S = 6, pad 0."""
+    """A folder of two rows: segments [5, 6, 7] and [8, 9] in the first, [5] in the second; S = 6, pad 0.
+
+    All tokens but 5 are to be learnt, 8 too, which nothing stands before: its label must not come from 7.
+    """
     folder.mkdir()
     lengths = np.array([1, 3, 2], np.int32)
-    per_token = {"tokens": np.array([5, 5, 6, 7, 8, 9], np.uint16), "loss_mask": np.array([0, 0, 1, 1, 0, 1], np.uint8)}
+    per_token = {"tokens": np.array([5, 5, 6, 7, 8, 9], np.uint16), "loss_mask": np.array([0, 0, 1, 1, 1, 1], np.uint8)}
     files = packed_module.write_arrays(
         folder, Packing(np.array([1, 2, 0]), np.array([0, 2, 3])), lengths, per_token, {"source": np.array([1, 0, 1])}
     )
