@@ -23,9 +23,11 @@ lint: .venv/.installed ## ruff: style and formatting
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 
-bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py to compare with it
+# TRL: a folder with TRL in it (benchmarks/packing.py --help says how to make one).
+bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, TRL=folder to compare
 	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER))
 	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
+	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(TRL),--peer $(TRL))
 
 setup: .venv/.installed ## make .venv and install requirements.lock into it
 

@@ -98,17 +98,16 @@ def _construct_mapping(loader: _LocatedLoader, node: yaml.MappingNode) -> dict:
 _LocatedLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
-    """Read one configuration file to {"megatron": {...}, "chimed": {...}}; both blocks may be absent.
+def read_mapping(path: str | Path) -> dict[str, Setting]:
+    """Read a YAML file that is one mapping to {key: Setting}; nested mappings likewise.
 
-    Raises InputError with file and line: not a file, not YAML, a key given twice, an unknown block, a block or file
-    that is no mapping.
+    Raises InputError with file and line: not a file, not YAML, a key given twice, no mapping.
     """
     try:
         with open(path, encoding="utf-8") as file:
             loader = _LocatedLoader(file.read())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a YAML with blocks megatron: and chimed:") from None
+        raise InputError(f"{path}: {error.strerror}; give a YAML") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not a text for YAML ({' '.join(str(error).split())})") from None
     loader.name = str(path)
@@ -121,13 +120,21 @@ def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
         raise InputError(f"{path}: a key must be a word, not a list or a mapping") from None
     finally:
         loader.dispose()
-    return _blocks(path, content)
-
-
-def _blocks(path: str | Path, content: Any) -> dict[str, dict[str, Setting]]:
-    """Check the two-block form of a configuration file and normalise Megatron's names to hyphens."""
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping with blocks megatron: and chimed:")
+        raise InputError(f"{path}: expected a mapping, lines of the form key: value")
+    return content
+
+
+def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
+    """Read one configuration file to {"megatron": {...}, "chimed": {...}}; both blocks may be absent.
+
+    Raises InputError as `read_mapping`, and for an unknown block or one that is no mapping.
+    """
+    return _blocks(read_mapping(path))
+
+
+def _blocks(content: dict[str, Setting]) -> dict[str, dict[str, Setting]]:
+    """Check the two-block form of a configuration file and normalise Megatron's names to hyphens."""
     blocks: dict[str, dict[str, Setting]] = {name: {} for name in BLOCKS}
     for name, block in content.items():
         if name not in BLOCKS:
@@ -190,16 +197,17 @@ def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: lis
     return Settings(merged["megatron"] | given, merged["chimed"])
 
 
-def fill(settings: dict[str, Setting], *classes: type) -> list[Any]:
+def fill(settings: dict[str, Setting], *classes: type, block: str = " in chimed:") -> list[Any]:
     """Fill one instance of each dataclass from the ``chimed:`` block, every key going to the class that has it.
 
+    block: where the keys stand, for the message, if not there.
     Raises InputError on a key that no class has (with the known ones) and on a wrong type.
     """
     owner = {f.name: (cls, f) for cls in classes for f in dataclasses.fields(cls)}
     given: dict[type, dict[str, Any]] = {cls: {} for cls in classes}
     for key, setting in settings.items():
         if key not in owner:
-            raise InputError(f"{setting.where}: unknown key {key!r} in chimed:; known here: {', '.join(sorted(owner))}")
+            raise InputError(f"{setting.where}: unknown key {key!r}{block}; known here: {', '.join(sorted(owner))}")
         cls, f = owner[key]
         given[cls][key] = _checked(key, setting, typing.get_type_hints(cls)[f.name])
     return [cls(**given[cls]) for cls in classes]

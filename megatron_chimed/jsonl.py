@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,40 +48,38 @@ def atomic_output(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets the name `path` only if the block ends without an error.
+def atomic_folder(path: str | Path, may_replace: Callable[[Path], bool] = lambda path: False) -> Iterator[Path]:
+    """Give an empty folder to fill, which gets the name `path` only if the block ends without an error.
 
-    It lies beside `path` as ``.NAME.incomplete``; what a killed run has left there is removed first. Raises InputError
-    when `path` exists and is not an empty folder, or when another process is filling it.
+    It lies beside `path` as ``.NAME.incomplete``; what a killed run has left there is removed first. may_replace: says
+    of a folder that is there already whether the new one takes its place; a process that has it open keeps it. Raises
+    InputError when something else is there, or when another process is writing it.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or may_replace(path))):
         raise InputError(f"{path}: exists already; remove it or name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent / f".{path.name}.incomplete"
-    with _lock(folder.with_suffix(".lock"), f"{path}: another process is writing it; wait for it or name another"):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    folder, old = (path.with_name(f".{path.name}.{state}") for state in ("incomplete", "old"))
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)  # the system gives up a lock with the process that holds it
+    try:
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is writing it; wait for it or name another folder") from None
+        try:
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield folder
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                os.rename(path, old)
             os.rename(folder, path)
+            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-@contextlib.contextmanager
-def _lock(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file, which the system gives up with the process. Raises InputError if another process holds it."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(otherwise) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def _umask() -> int:

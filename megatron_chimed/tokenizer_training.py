@@ -5,19 +5,17 @@ vocabulary becomes its UTF-8 bytes. So any text decodes to itself, but for one c
 SentencePiece marks a space inside its pieces, decodes to a space.
 """
 
-import contextlib
 import io
 import json
 import os
 import random
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import (
+    atomic_folder,
     glob_inputs,
     manifest,
     read_json,
@@ -224,20 +222,12 @@ def train_tokenizer(
     texts = (text for file in files for text in read_documents(file, json_keys))
     kept, rows = sample(tqdm(texts, unit=" texts", leave=False, disable=None), max_documents)
     model = train_sentencepiece(kept, vocab_size, character_coverage=character_coverage)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-    try:
+    with atomic_folder(output) as folder:
         write_tokenizer(model, folder)
         hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         made_by = "tools/train_tokenizer.py"
         content = manifest(made_by=made_by, rows=rows, sha256=hashes, parents=parents, dropped={})
         write_json(folder / MANIFEST, content)
-        folder.chmod(0o755)
-        os.rename(folder, output)  # onto nothing or an empty folder: _finished has refused the rest
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-        raise
     return content
 
 

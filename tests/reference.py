@@ -19,3 +19,35 @@ def indexed_dataset(documents: list[list[list[int]]], vocab_size: int) -> tuple[
         boundaries += struct.pack("<q", sequences)
     header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, sequences, len(documents) + 1)
     return binary, header + lengths + starts + boundaries
+
+
+def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Rows of lengths: each sample, the longest first, goes into the fullest row that holds it, else into a new one."""
+    rows: list[list[int]] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [row for row in rows if sum(row) + length <= capacity]
+        if fitting:
+            max(fitting, key=sum).append(length)
+        else:
+            rows.append([length])
+    return rows
+
+
+def fewest_rows(lengths: list[int], capacity: int) -> int:
+    """The least number of rows that hold all samples, by trying every way. For some ten samples."""
+    best = len(lengths)
+
+    def place(number: int, spaces: list[int]) -> None:
+        nonlocal best
+        if len(spaces) >= best:
+            return
+        if number == len(lengths):
+            best = len(spaces)
+            return
+        for row in range(len(spaces)):
+            if spaces[row] >= lengths[number]:
+                place(number + 1, [space - lengths[number] * (r == row) for r, space in enumerate(spaces)])
+        place(number + 1, [*spaces, capacity - lengths[number]])
+
+    place(0, [])
+    return best

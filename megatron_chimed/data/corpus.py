@@ -29,10 +29,10 @@ from megatron_chimed.data.corpus_output import Assembler, manifest_path, number_
 from megatron_chimed.data.corpus_part import load_part
 from megatron_chimed.data.corpus_pool import make_parts
 from megatron_chimed.data.corpus_worker import TextOptions, Worker
-from megatron_chimed.data.pool import Bar
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, sha256_json
 from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.workers import Bar
 
 MADE_BY = "tools/preprocess_data.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_chimed.data.corpus_input import Batch
 from megatron_chimed.data.corpus_worker import Worker
-from megatron_chimed.data.pool import map_in_order
+from megatron_chimed.workers import map_in_order
 
 
 def make_parts(

@@ -20,12 +20,12 @@ from megatron_chimed.data.dedup import Deduplicator
 from megatron_chimed.data.dialogue_sources import SourceFile, find_sources, read_chunks
 from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared, make_deduplicators
 from megatron_chimed.data.overlap import OverlapIndex, read_texts
-from megatron_chimed.data.pool import Bar, map_in_order
 from megatron_chimed.data.quarantine import kind_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output, glob_inputs, manifest, read_json, sha256_file, sha256_json, write_json
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.workers import Bar, map_in_order
 
 MADE_BY = "tools/prepare_sft.py"
 

@@ -19,7 +19,7 @@ class Rule(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-BASE = ("errors", "jsonl", "records", "config", "template", "tokenizer")
+BASE = ("errors", "jsonl", "records", "config", "template", "tokenizer", "workers")
 TOKENIZERS = ("sentencepiece", "tokenizers", "transformers")
 KERNELS = ("apex", "flash_attn", "transformer_engine")  # optional; the model looks whether they are installed
 
@@ -31,16 +31,23 @@ RULES = {
     "quiet": Rule(),
     "records": Rule(("errors",)),
     "config": Rule(("errors",), ("yaml",)),
-    "template": Rule(BASE),
+    "template": Rule(BASE, ("numpy",)),
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
+    "workers": Rule((), ("tqdm",)),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
     "data": Rule((*BASE, "data"), ("numpy", "datasketch", "orjson", "tqdm")),
     "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
     # From a corpus to batches.
     "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),
-    "datasets.packing": Rule(("errors",), ("numpy",)),
     "datasets.rows": Rule(("errors",), ("numpy",)),
+    # From dialogues to packed rows: numpy only, as the command that does it needs no torch.
+    "datasets.packing": Rule(("errors",), ("numpy",)),
+    "datasets.packed": Rule(("errors", "jsonl", "datasets.packing"), ("numpy",)),
+    "datasets.instances": Rule((*BASE, "datasets"), ("numpy",)),
+    "datasets.dialogue_parts": Rule((*BASE, "datasets"), ("numpy",)),
+    "datasets.pack_dialogues": Rule((*BASE, "datasets"), ("numpy", "tqdm")),
+    "datasets.show": Rule((*BASE, "datasets"), ("numpy",)),
     # Tensors.
     "losses": Rule((), ("torch",)),
     # Checkpoints: data in, data out; model and verify also build what they have read.
