@@ -83,16 +83,23 @@ def write_corpus(folder: Path, num_documents: int = 120, seed: int = 0, name: st
 class Job:
     """One configuration of a training, in a folder; `run` it as often as wanted."""
 
-    def __init__(self, folder: Path, model: dict | None = None, stage: dict | None = None, chimed: dict | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        model: dict | None = None,
+        stage: dict | None = None,
+        chimed: dict | None = None,
+        name: str = "pretrain",
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.name = folder, name
         self.model, self.stage = folder / "model.yaml", folder / "stage.yaml"
         self.model.write_text(yaml.safe_dump({"megatron": MODEL | (model or {})}))
         self.stage.write_text(yaml.safe_dump({"megatron": STAGE | (stage or {}), "chimed": chimed or {}}))
 
     def start(self, *overrides: object, ranks: int = 2) -> subprocess.Popen:
         """Start the launcher in a session of its own, output to the job's folder."""
-        command = ["launch/torchrun.sh", "pretrain", self.model, self.stage, *overrides]
+        command = ["launch/torchrun.sh", self.name, self.model, self.stage, *overrides]
         output = open(self.folder / "output.txt", "a")  # noqa: SIM115  the child's
         return subprocess.Popen(
             [str(word) for word in command],
@@ -137,10 +144,10 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def figures(save: Path, split: str = "train") -> list[tuple[str, str, str]]:
-    """(iteration, loss, grad norm) rows of a run as written, all digits."""
+def figures(save: Path, split: str = "train", name: str = "lm loss") -> list[tuple[str, str, str]]:
+    """(iteration, value, grad norm) rows of one figure of a run as written, all digits."""
     return [
         (row["iteration"], row["value"], row["grad_norm"])
         for row in read_log(save / "loss.csv")
-        if row["split"] == split
+        if row["split"] == split and row["name"] == name
     ]

@@ -50,20 +50,21 @@ def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerCo
     )
 
 
-def build_model(model: Architecture, dtype: torch.dtype, vocabulary_multiple: int = 128) -> GPTModel:
-    """This rank's part of the model, its weights not set yet; logits come gathered [batch, sequence, padded vocab].
+def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
+    """This rank's part of the model, its weights not set yet.
 
-    Starts Megatron's parallel state with all ranks as one tensor-parallel group.
+    Logits are [batch, sequence, padded vocabulary], or without gather_logits this rank's slice of them, as a loss wants
+    it. Starts Megatron's parallel state with all ranks as one tensor-parallel group.
     """
     ranks = torch.distributed.get_world_size()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    multiple = vocabulary_multiple * ranks
+    multiple = 128 * ranks
     config = SimpleNamespace(
         transformer=transformer_config(model, dtype),
         seq_length=model.max_positions,
         fp16_lm_cross_entropy=False,
-        parallel_output=False,
+        parallel_output=not gather_logits,
         share_embeddings_and_output_weights=model.tied,
         position_embedding_type="rope",
         rotary_percent=1.0,

@@ -69,7 +69,7 @@ def pack(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
     """Put every sample into one row of at most `capacity` tokens.
 
     lengths: [N] tokens of each sample. The number of rows depends on the lengths alone; which sample stands where, and
-    the order within a row, depend on the seed too. Lengths [3, 2, 2, 1] and capacity 4 make two rows, {3, 1} and
+    the order of and within rows, depend on the seed too. Lengths [3, 2, 2, 1] and capacity 4 make two rows, {3, 1} and
     {2, 2}. Raises ValueError for a length below 1 or above the capacity: the caller has to drop those.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -78,13 +78,15 @@ def pack(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
     histogram = np.bincount(lengths, minlength=capacity + 1)
     places = refill_rows(best_fit_decreasing(histogram, capacity), capacity, _lower_bound(histogram, capacity))
     num_rows = int(places.rows.max(initial=-1)) + 1
+    # Rows in the order in which they were opened have the longest samples first, and a split would be no fair one.
+    rows = _permutation(num_rows, seed)[places.rows]
     shuffled = _permutation(len(lengths), seed)
     # In order of length, samples in seeded order and places agree one to one.
     row_of_sample = np.empty(len(lengths), np.int64)
     samples = shuffled[_stable_order(lengths[shuffled], capacity)]
-    row_of_sample[samples] = places.rows[_stable_order(places.lengths, capacity)]
+    row_of_sample[samples] = rows[_stable_order(places.lengths, capacity)]
     order = shuffled[_stable_order(row_of_sample[shuffled], num_rows)]
-    sizes = np.bincount(places.rows, minlength=num_rows)
+    sizes = np.bincount(rows, minlength=num_rows)
     return Packing(order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
 

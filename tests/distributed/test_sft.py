@@ -1,0 +1,188 @@
+"""Fine-tuning on packed rows: the loss of its instances apart, at any layout; it learns, and resumes to the digit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_hf
+from dialogues import make_dialogues, make_renderer, write_dialogues
+from job import ON_CPU, Job, figures
+from transformers import AutoModelForCausalLM
+
+from megatron_chimed.convert.checkpoint import hf_to_megatron
+from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
+from megatron_chimed.datasets.packed import PackedRows
+from megatron_chimed.datasets.sft import SftDatasetConfig, build_sft_datasets
+
+LENGTH, ROWS = 128, 4
+STAGE = {
+    "seq-length": LENGTH, "micro-batch-size": 1, "global-batch-size": ROWS, "split": "80,20,0", "lr": 2e-3,
+    "eval-interval": 5, "eval-iters": 2, "train-iters": 10,
+}  # fmt: skip
+WORKER = Path(__file__).with_name("sft_worker.py")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(packed folder, Hugging Face folder, Megatron folder): dialogues of three sources and a model for them."""
+    folder = tmp_path_factory.mktemp("sft")
+    renderer = make_renderer("sentencepiece", folder)
+    source = write_dialogues(folder / "dialogues.jsonl", make_dialogues(300, most_turns=3, most_words=8))
+    options = PackOptions(sequence_length=LENGTH, progress=False)
+    pack_dialogues([str(source)], folder / "packed", renderer, options)
+    hf = write_hf(folder / "hf", vocab_size=renderer.tokenizer.vocab_size, num_hidden_layers=2)
+    hf_to_megatron(hf, folder / "megatron", progress=False)
+    return folder / "packed", hf, folder / "megatron"
+
+
+def make_job(folder, world, model=None, chimed=None, **stage) -> Job:
+    """A fine-tuning of the converted model."""
+    job = Job(folder, model, STAGE | {"data-path": str(world[0])} | stage, chimed, name="sft")
+    job.model = world[2] / "model.yaml"
+    return job
+
+
+def start(world) -> list:
+    """Arguments of a first start from the converted model."""
+    return ["--load", world[2], "--finetune", "--tokenizer-type", "NullTokenizer"]
+
+
+def first_batch(world) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """[rows][instances] (tokens, mask) of the rows of the first training step, straight from the packed files."""
+    config = SftDatasetConfig(
+        random_seed=7, sequence_length=LENGTH, blend=([str(world[0])], None), split="80,20,0", vocab_size=10**6
+    )
+    dataset = build_sft_datasets(config, (ROWS, 0, 0))[0]
+    packed, batch = PackedRows(world[0]), []
+    texts = [packed.tokens[packed.segment_offsets[r[0]] : packed.segment_offsets[r[-1] + 1]] for r in rows_of(packed)]
+    for number in range(ROWS):
+        tokens = dataset[number]["tokens"].numpy()
+        row = next(i for i, text in enumerate(texts) if np.array_equal(tokens[: len(text)], text))
+        bounds = [packed.segment_offsets[s : s + 2] for s in packed.segments(row)]
+        batch.append([(packed.tokens[a:b].astype(np.int64), packed.loss_mask[a:b] == 1) for a, b in bounds])
+    return batch
+
+
+def rows_of(packed: PackedRows) -> list[range]:
+    return [packed.segments(row) for row in range(len(packed))]
+
+
+def transformers_losses(world) -> list[tuple[float, int]]:
+    """(mean loss, number of target tokens) of each row of the first step: LlamaForCausalLM's own loss with labels of
+    -100, each instance by itself."""
+    model, results = AutoModelForCausalLM.from_pretrained(world[1]), []
+    for instances in first_batch(world):
+        total, count = 0.0, 0
+        for tokens, mask in instances:
+            labels = torch.from_numpy(np.where(mask, tokens, -100))[None]
+            with torch.no_grad():
+                loss = model(torch.from_numpy(tokens)[None], labels=labels).loss
+            total, count = total + loss.item() * int(mask.sum()), count + int(mask.sum())
+        results.append((total / count, count))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (1, []),
+        (1, ["--micro-batch-size", 4]),
+        (2, ["--tensor-model-parallel-size", 2, "--sequence-parallel"]),
+        (2, ["--pipeline-model-parallel-size", 2]),
+        (2, ["--use-distributed-optimizer"]),
+    ],
+    ids=["TP1", "rows joined", "TP2-SP", "PP2", "DP2"],
+)
+def test_the_loss_is_that_of_transformers_on_each_instance_apart(tmp_path, world, ranks, layout):
+    job = make_job(tmp_path, world)
+    job.run(*start(world), "--save", tmp_path / "run", "--train-iters", 1, *layout, ranks=ranks)
+    rows = transformers_losses(world)
+    expected = sum(mean * count for mean, count in rows) / sum(count for _, count in rows)
+    found = float(figures(tmp_path / "run")[0][1])
+    print(f"loss {found:.6f}, by transformers {expected:.6f}, difference {abs(found - expected):.1e}")
+    assert found == pytest.approx(expected, abs=1e-5)
+    naive = sum(mean for mean, _ in rows) / len(rows)
+    assert abs(naive - expected) > 1e-4, "the control: a mean of means would be another number"
+    if len(layout) == 0:
+        targets = float(figures(tmp_path / "run", name="targets")[0][1])
+        assert targets == pytest.approx(sum(count for _, count in rows) / (ROWS * LENGTH), abs=1e-6)
+
+
+def test_attention_across_instances_is_another_loss(tmp_path, world):
+    job = make_job(tmp_path, world, chimed={"isolate_instances": False})
+    job.run(*start(world), "--save", tmp_path / "run", "--train-iters", 1, ranks=1)
+    rows = transformers_losses(world)
+    isolated = sum(mean * count for mean, count in rows) / sum(count for _, count in rows)
+    assert abs(float(figures(tmp_path / "run")[0][1]) - isolated) > 1e-2
+
+
+@pytest.mark.parametrize("ranks", [1, 2], ids=["TP1", "TP2"])
+def test_every_gradient_of_a_packed_step_is_that_of_its_instances_apart(world, ranks):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*command, WORKER, *world[::2], str(LENGTH)], env=os.environ | ON_CPU, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    print(found)
+    assert found["loss"] <= 1e-5 and found["gradients"] <= 1e-5
+    assert found["instances"] > ROWS and found["parameters"] > 10
+    assert found["across_loss"] > 1e-3 and found["across_gradients"] > 1e-3, "the control"
+    assert found["predictions"] is True and 0 <= found["accuracy"] <= 1
+
+
+def test_answers_of_held_out_dialogues_are_learnt_and_each_source_is_reported(tmp_path, world):
+    job = make_job(tmp_path, world)
+    output = job.run(
+        *start(world), "--save", tmp_path / "run", "--train-iters", 40, "--tensor-model-parallel-size", 2,
+        "--use-distributed-optimizer", "--eval-interval", 10,
+    )  # fmt: skip
+    assert "targets/s" in output
+    losses = [float(value) for _, value, _ in figures(tmp_path / "run", "valid")]
+    assert losses[-1] < 0.9 * losses[0]
+    for name in ("lm loss chimed", "lm loss mc", "lm loss safety", "response accuracy", "fill"):
+        assert figures(tmp_path / "run", "valid", name), name
+    fills = [float(value) for _, value, _ in figures(tmp_path / "run", name="fill")]
+    assert 0.9 < min(fills) <= max(fills) <= 1
+    accuracy = [float(value) for _, value, _ in figures(tmp_path / "run", "valid", "response accuracy")]
+    assert accuracy[-1] > accuracy[0]
+
+
+def test_a_killed_fine_tuning_continues_to_the_same_figures(tmp_path, world):
+    arguments = ["--tensor-model-parallel-size", 2, "--use-distributed-optimizer", "--bf16", "--save-interval", 3]
+    arguments += ["--attention-dropout", 0.1, "--hidden-dropout", 0.1, *start(world)]
+    job = make_job(tmp_path, world)
+    job.run("--save", tmp_path / "whole", *arguments)
+    seed = random.randrange(1000)
+    draw = random.Random(seed)
+    iteration, delay = draw.randint(4, 9), draw.uniform(0, 0.4)
+    print(f"killed {delay:.2f} s after iteration {iteration} (seed {seed})")
+    job.run_until(iteration, tmp_path / "killed", delay, "--save", tmp_path / "killed", *arguments)
+    job.run("--save", tmp_path / "killed", *arguments)
+    for split in ("train", "valid"):
+        for name in ("lm loss", "response accuracy"):
+            expected = figures(tmp_path / "whole", split, name)
+            assert figures(tmp_path / "killed", split, name) == expected and len(expected) >= 2
+
+
+def test_an_epoch_sees_every_row_once_in_an_order_of_its_own(world):
+    def rows(count, seed=7):
+        config = SftDatasetConfig(
+            random_seed=seed, sequence_length=LENGTH, blend=([str(world[0])], None), split="1,0,0", vocab_size=10**6
+        )
+        dataset = build_sft_datasets(config, (count, 0, 0))[0]
+        return [tuple(dataset[n]["tokens"].tolist()) for n in range(count)]
+
+    size = len(PackedRows(world[0]))
+    two = rows(2 * size)
+    first, second = two[:size], two[size:]
+    assert Counter(first) == Counter(second) and len(set(first)) == size and first != second
+    assert rows(size + 3) == two[: size + 3], "a longer run goes on where a shorter one ends"
+    assert rows(size, seed=8) != first
