@@ -1,6 +1,7 @@
 #!/bin/sh
-# The quickstart: a synthetic medical world, a tokenizer, an indexed corpus, and pre-training with two tensor-parallel
-# ranks on this machine. Run it again to continue after a kill. SIZE=n scales the world (default 1).
+# The quickstart: a synthetic medical world, a tokenizer, an indexed corpus, pre-training and fine-tuning with two
+# tensor-parallel ranks on this machine, and the model for transformers. Run it again to continue after a kill.
+# SIZE=n scales the world (default 1).
 set -eu
 cd "$(dirname "$0")/../.."
 size=${SIZE:-1}
@@ -8,21 +9,21 @@ folder=runs/demo
 [ "$size" = 1 ] || folder=runs/demo-$size
 mkdir -p "$folder"
 
-echo "1/5 writing the synthetic medical world to $folder/world"
+echo "1/7 writing the synthetic medical world to $folder/world"
 python examples/quickstart/make_world.py --output "$folder/world" --seed 0 --size "$size"
 
-echo "2/5 training a SentencePiece tokenizer"
+echo "2/7 training a SentencePiece tokenizer"
 python tools/train_tokenizer.py --input "$folder/world/pretrain_train.jsonl" --vocab-size 2000 \
   --output "$folder/tokenizer"
 
-echo "3/5 building the indexed corpora"
+echo "3/7 building the indexed corpora"
 for part in train heldout; do
   python tools/preprocess_data.py --input "$folder/world/pretrain_$part.jsonl" --output-prefix "$folder/corpus/$part" \
     --tokenizer-type SentencePieceTokenizer --tokenizer-model "$folder/tokenizer/tokenizer.model" \
     --workers 2 --append-eod --clean --dedup near
 done
 
-echo "4/5 pre-training, log in $folder/pretrain.log"
+echo "4/7 pre-training, log in $folder/pretrain.log"
 # Two ranks need two GPUs, or run on the CPU.
 [ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')" -ge 2 ] || export CUDA_VISIBLE_DEVICES=
 NPROC=2 launch/torchrun.sh pretrain examples/quickstart/model.yaml examples/quickstart/pretrain.yaml \
@@ -30,7 +31,25 @@ NPROC=2 launch/torchrun.sh pretrain examples/quickstart/model.yaml examples/quic
   --train-data-path "$folder/corpus/train_text_document" --valid-data-path "$folder/corpus/heldout_text_document" \
   >>"$folder/pretrain.log"
 
-echo "5/5 exporting to Hugging Face, and comparing both sides"
-[ -d "$folder/hf" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$folder/pretrain" --hf "$folder/hf"
-python tools/verify_checkpoint.py --hf "$folder/hf" --megatron "$folder/pretrain" --tensor-parallel 2 --generate 16
+echo "5/7 dialogues of five sources, cleaned and packed"
+world=$folder/world
+tokenizer=$folder/tokenizer/tokenizer.model
+python tools/prepare_sft.py --source chimed="$world/chimed_train.jsonl" --source cmd="$world/cmd_finetune.jsonl" \
+  --source mc="$world/mc_train.dialog" --source meddialog="$world/meddialog_train.txt" \
+  --source safety="$world/safety_prompts.json" --tokenizer "$tokenizer" --output "$folder/sft/train.jsonl"
+python tools/prepare_sft.py --source chimed="$world/chimed_test.jsonl" --source mc="$world/mc_test.dialog" \
+  --tokenizer "$tokenizer" --output "$folder/sft/heldout.jsonl"
+for part in train heldout; do
+  python tools/pack_sft.py --input "$folder/sft/$part.jsonl" --tokenizer "$tokenizer" --sequence-length 256 \
+    --output "$folder/sft/$part"
+done
+
+echo "6/7 fine-tuning on the answers, log in $folder/sft.log"
+NPROC=2 launch/torchrun.sh sft examples/quickstart/model.yaml examples/quickstart/sft.yaml \
+  --tokenizer-model "$tokenizer" --load "$folder/pretrain" --save "$folder/sft/run" \
+  --train-data-path "$folder/sft/train" --valid-data-path "$folder/sft/heldout" >>"$folder/sft.log"
+
+echo "7/7 exporting to Hugging Face, and comparing both sides"
+[ -d "$folder/hf" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$folder/sft/run" --hf "$folder/hf"
+python tools/verify_checkpoint.py --hf "$folder/hf" --megatron "$folder/sft/run" --tensor-parallel 2 --generate 16
 python examples/quickstart/summarize.py "$folder"

@@ -1,4 +1,4 @@
-"""Summarize the quickstart's pre-training: losses against the corpus's unigram entropy, as text and as a plot.
+"""Summarize the quickstart: losses of pre-training, against the corpus's unigram entropy, and of fine-tuning.
 
 Example:
     python examples/quickstart/summarize.py runs/demo
@@ -23,46 +23,56 @@ def unigram_entropy(prefix: Path) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def losses(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """{"train" or "valid": [(iteration, nats per token)]} from a run's loss.csv. Raises InputError when it is empty."""
+def curves_of(folder: Path, name: str = "lm loss") -> dict[str, list[tuple[int, float]]]:
+    """{"train" or "valid": [(iteration, value)]} of one figure in a run's loss.csv; a loss is in nats per token.
+
+    Raises InputError when there is none.
+    """
     curves: dict[str, list[tuple[int, float]]] = {"train": [], "valid": []}
     for row in read_log(folder / "loss.csv"):
-        if row["split"] in curves:
+        if row["split"] in curves and row["name"] == name:
             curves[row["split"]].append((int(row["iteration"]), float(row["value"])))
     if not all(curves.values()):
-        raise InputError(f"{folder / 'loss.csv'}: no train or no valid losses; run the pre-training first")
+        raise InputError(f"{folder / 'loss.csv'}: no {name!r} of both train and valid; run the training first")
     return curves
 
 
-def plot(curves: dict[str, list[tuple[int, float]]], entropy: float, path: Path) -> None:
-    """Draw both curves and the entropy as a PNG."""
+def plot(stages: dict[str, dict[str, list[tuple[int, float]]]], entropy: float, path: Path) -> None:
+    """Draw the curves of each stage by its title, and the entropy beside the first, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(*zip(*curves["train"], strict=True), label="train", linewidth=1)
-    axes.plot(*zip(*curves["valid"], strict=True), "o-", label="held-out documents")
-    axes.axhline(entropy, color="grey", linestyle="--", label=f"unigram entropy ({entropy:.2f})")
-    axes.set(xlabel="iteration", ylabel="loss (nats per token)", title="Pre-training, TP = 2", ylim=(0, None))
-    axes.legend()
-    axes.grid(alpha=0.3)
+    figure, panels = pyplot.subplots(1, len(stages), figsize=(11, 4), layout="constrained")
+    for axes, (title, curves) in zip(panels, stages.items(), strict=True):
+        axes.plot(*zip(*curves["train"], strict=True), label="train", linewidth=1)
+        axes.plot(*zip(*curves["valid"], strict=True), "o-", label="held out")
+        axes.set(xlabel="iteration", ylabel="loss (nats per token)", title=title, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[0].axhline(entropy, color="grey", linestyle="--", label=f"unigram entropy ({entropy:.2f})")
+    for axes in panels:
+        axes.legend()
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the quickstart's output, with corpus/ and pretrain/")
+    parser.add_argument("folder", type=Path, help="the quickstart's output, with corpus/, pretrain/ and sft/")
     folder = parser.parse_args().folder
     entropy = unigram_entropy(folder / "corpus" / "train_text_document")
-    curves = losses(folder / "pretrain")
-    plot(curves, entropy, folder / "loss.png")
-    first, last = curves["train"][0][1], statistics.mean(loss for _, loss in curves["train"][-10:])
+    curves, tuned = curves_of(folder / "pretrain"), curves_of(folder / "sft" / "run")
+    accuracy = curves_of(folder / "sft" / "run", "response accuracy")["valid"][-1][1]
+    titles = ("Pre-training, TP = 2", "Fine-tuning on answers, TP = 2")
+    plot(dict(zip(titles, (curves, tuned), strict=True)), entropy, folder / "loss.png")
     print(f"unigram entropy of the corpus   {entropy:.3f} nats per token")
-    print(f"train loss                      {first:.3f} -> {last:.3f} (mean of the last 10 iterations)")
-    print(f"held-out loss                   {curves['valid'][0][1]:.3f} -> {curves['valid'][-1][1]:.3f}")
-    print(f"checkpoint and losses           {folder / 'pretrain'}, {folder / 'pretrain' / 'loss.csv'}")
+    for name, stage in (("pre-training", curves), ("fine-tuning", tuned)):
+        first, last = stage["train"][0][1], statistics.mean(loss for _, loss in stage["train"][-10:])
+        held_out = f"{stage['valid'][0][1]:.3f} -> {stage['valid'][-1][1]:.3f}"
+        print(f"{name:<31} train {first:.3f} -> {last:.3f} (mean of 10 iterations), held out {held_out}")
+    print(f"held-out answers                {accuracy:.1%} of their tokens are the most likely ones")
+    print(f"checkpoints and losses          {folder / 'pretrain'}, {folder / 'sft' / 'run'}")
+    print(f"model for transformers          {folder / 'hf'}")
     print(f"plot                            {folder / 'loss.png'}")
 
 
