@@ -6,7 +6,7 @@ from megatron.core.utils import unwrap_model
 
 @torch.no_grad()
 def vocabulary_argmax(logits: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
-    """logits [s, b, vocabulary / ranks] of this rank -> ids [b, s], the same on all ranks; the lowest id of equals."""
+    """logits [s, b, vocabulary / ranks] of this rank -> ids [b, s], the same on all ranks."""
     values, ids = logits.max(dim=-1)
     ranks, width = group.size(), logits.size(-1)
     ids = ids + group.rank() * width

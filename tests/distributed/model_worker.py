@@ -16,6 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  #
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
 from megatron_chimed.models.gpt import layer_spec  # noqa: E402
+from megatron_chimed.models.prediction import vocabulary_argmax  # noqa: E402
 from megatron_chimed.stages.batch import packed_parameters  # noqa: E402
 
 VOCAB, LENGTHS = 256, (30, 1, 49, 20)
@@ -116,6 +117,14 @@ def dropout_masks() -> dict[str, bool]:
     }
 
 
+def argmax_agrees() -> bool:
+    """The most likely ids of logits that are spread over the ranks against those of the whole."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    logits = torch.randn(7, 3, 32, generator=torch.Generator().manual_seed(2))
+    found = vocabulary_argmax(logits.chunk(world, dim=-1)[rank], parallel_state.get_tensor_model_parallel_group())
+    return torch.equal(found, logits.argmax(-1).T)
+
+
 def main() -> None:
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=torch.distributed.get_world_size())
@@ -124,6 +133,7 @@ def main() -> None:
         "gqa": compare_layers(groups=2, tied=False),
         "mha": compare_layers(groups=4, tied=True),
         "dropout": dropout_masks(),
+        "argmax": argmax_agrees(),
     }
     if torch.distributed.get_rank() == 0:
         print("FIGURES " + json.dumps(figures))

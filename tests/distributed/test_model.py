@@ -46,3 +46,7 @@ def test_packing_without_boundaries_differs(figures, model):
 
 def test_dropout_masks_agree_where_they_must(figures):
     assert figures["dropout"] == dict.fromkeys(("ranks_agree", "draws_differ", "restored", "heads_differ"), True)
+
+
+def test_the_most_likely_token_is_found_over_all_ranks(figures):
+    assert figures["argmax"] is True
