@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from dialogues import make_dialogues, make_renderer, write_dialogues
 from job import MODEL, ON_CPU, ROOT, Job, figures, write_corpus
+
+from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 
 
 def start(*words: object, launcher: bool = False) -> tuple[int, str]:
@@ -69,12 +72,35 @@ def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
     ("words", "message"),
     [
         ([], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
-        (["sft", "a.yaml", "b.yaml"], "with STAGE one of pretrain; found sft a.yaml b.yaml"),
+        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft; found tune a.yaml b.yaml"),
         (["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
     ],
 )
 def test_a_wrong_command_line_is_refused_by_the_launcher(words, message):
     code, output = start(*words, launcher=True)
+    assert code == 1 and "Traceback" not in output, output
+    assert output.count("megatron_chimed: error:") == 1 and message in output, output
+
+
+@pytest.fixture(scope="module")
+def tuning(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    source = write_dialogues(folder / "dialogues.jsonl", make_dialogues(40, most_words=5))
+    options = PackOptions(sequence_length=64, progress=False)
+    pack_dialogues([str(source)], folder / "packed", make_renderer("sentencepiece", folder), options)
+    return Job(folder, {"vocab-size": 420}, {"data-path": str(folder / "packed")}, name="sft")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--seq-length", 32], "packed in rows of 64 tokens, --seq-length is 32; pack again"),
+        (["--vocab-size", 100], "tokenized with 420 ids, but the model has 128; pack with the model's tokenizer"),
+        (["--data-path", "/no/such"], "/no/such: no such folder; make it with tools/pack_sft.py"),
+    ],
+)
+def test_packed_rows_that_do_not_fit_the_training_are_refused(tuning, overrides, message):
+    code, output = start("sft", tuning.model, tuning.stage, *overrides)
     assert code == 1 and "Traceback" not in output, output
     assert output.count("megatron_chimed: error:") == 1 and message in output, output
 
@@ -124,7 +150,9 @@ def test_every_argument_of_the_shipped_configurations_is_one_of_megatrons():
     from megatron_chimed.config import load_settings
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    for stage in sorted((ROOT / "examples").glob("*/pretrain.yaml")):
+    stages = [path for path in sorted((ROOT / "examples").glob("*/*.yaml")) if path.name != "model.yaml"]
+    assert len(stages) >= 2
+    for stage in stages:
         settings = load_settings(stage.with_name("model.yaml"), stage, []).megatron
         parsed = parser.parse_args(to_words(settings, parser))
         assert parsed.num_layers and parsed.train_iters
