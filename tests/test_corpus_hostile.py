@@ -8,6 +8,7 @@ import random
 import corpora
 import pytest
 from corpora import build, call, make_texts, to_lines
+from mutations import BYTE_KINDS, mutate_bytes
 
 from megatron_chimed.data import corpus_input
 from megatron_chimed.data.corpus import TextOptions
@@ -30,22 +31,10 @@ def model(tmp_path_factory):
 
 def mutate(draw, content):
     """One of the ways in which a file goes wrong."""
-    kind = draw.choice(["cut", "flip", "insert", "delete", "copy", "value", "binary", "huge", "encoding", "ends"])
+    kind = draw.choice([*BYTE_KINDS, "value", "binary", "huge", "encoding", "ends"])
+    if kind in BYTE_KINDS:
+        return mutate_bytes(draw, kind, content, TOKENS)
     place = draw.randrange(len(content) + 1)
-    other = draw.randrange(len(content) + 1)
-    if kind == "cut":
-        return content[:place]
-    if kind == "flip":
-        mutated = bytearray(content)
-        for _ in range(draw.choice([1, 3, 50])):
-            mutated[draw.randrange(len(mutated))] ^= 1 << draw.randrange(8)
-        return bytes(mutated)
-    if kind == "insert":
-        return content[:place] + draw.choice(TOKENS) + content[place:]
-    if kind == "delete":
-        return content[: min(place, other)] + content[max(place, other) :]
-    if kind == "copy":
-        return content[:place] + content[: other // 2] + content[place:]
     if kind == "value":
         lines = content.split(b"\n")
         lines[draw.randrange(len(lines))] = json.dumps({draw.choice(["text", "x"]): draw.choice(VALUES)}).encode()

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from mutations import BYTE_KINDS, mutate_bytes
 from sft_sources import NAMES, check_accounts, content_of, make_dialogues, prepare, read_lines, write_source
 
 from megatron_chimed.data import corpus_input
@@ -43,28 +44,15 @@ FIELDS = ["instruction", "input", "output", "from", "value", "conversations", "a
 FIELDS += ["question_content", "prompt", "response", "Insult", "ask", "id"]
 
 
-KINDS = ["cut", "flip", "insert", "delete", "copy", "field", "role", "lines", "encoding", "ends", "huge"]
+KINDS = [*BYTE_KINDS, "field", "role", "lines", "encoding", "ends", "huge"]
 
 
 def mutate(draw, content):
     """One of the ways in which a file goes wrong."""
-    kind = draw.choice(
-        ["cut", "flip", "insert", "delete", "copy", "field", "role", "lines", "encoding", "ends", "huge"]
-    )
-    place, other = draw.randrange(len(content) + 1), draw.randrange(len(content) + 1)
-    if kind == "cut":
-        return content[:place]
-    if kind == "flip":
-        mutated = bytearray(content)
-        for _ in range(draw.choice([1, 3, 50])):
-            mutated[draw.randrange(len(mutated))] ^= 1 << draw.randrange(8)
-        return bytes(mutated)
-    if kind == "insert":
-        return content[:place] + draw.choice(TOKENS) + content[place:]
-    if kind == "delete":
-        return content[: min(place, other)] + content[max(place, other) :]
-    if kind == "copy":
-        return content[:place] + content[: other // 2] + content[place:]
+    kind = draw.choice(KINDS)
+    if kind in BYTE_KINDS:
+        return mutate_bytes(draw, kind, content, TOKENS)
+    place = draw.randrange(len(content) + 1)
     if kind == "field":  # a value of another type, behind one of the keys
         key = f'"{draw.choice(FIELDS)}": '.encode()
         found = content.find(key, place) if content.find(key, place) >= 0 else content.find(key)

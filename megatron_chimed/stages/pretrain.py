@@ -25,12 +25,7 @@ def build_datasets(config: PretrainConfig, request: DataRequest) -> tuple:
         refuse_joined_rows_in_a_pipeline("isolate_documents", request)
     check_vocabulary(request)
     dataset_config = PretrainDatasetConfig(
-        random_seed=request.seed,
-        sequence_length=request.sequence_length,
-        blend=request.blend,
-        blend_per_split=request.blend_per_split,
-        split=request.split,
-        path_to_cache=request.cache,
+        **request.blend_settings(),
         mask_loss_across_documents=config.mask_loss_across_documents,
         isolate_documents=config.isolate_documents,
     )

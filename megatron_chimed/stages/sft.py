@@ -23,12 +23,7 @@ def build_datasets(config: SftConfig, request: DataRequest) -> tuple:
     if config.isolate_instances:
         refuse_joined_rows_in_a_pipeline("isolate_instances", request)
     dataset_config = SftDatasetConfig(
-        random_seed=request.seed,
-        sequence_length=request.sequence_length,
-        blend=request.blend,
-        blend_per_split=request.blend_per_split,
-        split=request.split,
-        path_to_cache=request.cache,
+        **request.blend_settings(),
         isolate_instances=config.isolate_instances,
         vocab_size=request.vocab_size,
     )

@@ -41,6 +41,17 @@ class DataRequest:
     cache: str | None
     """--data-cache-path."""
 
+    def blend_settings(self) -> dict[str, Any]:
+        """What every dataset configuration of Megatron's blended builder takes, by its names."""
+        return {
+            "random_seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "blend": self.blend,
+            "blend_per_split": self.blend_per_split,
+            "split": self.split,
+            "path_to_cache": self.cache,
+        }
+
 
 Batch = dict[str, torch.Tensor]
 Loss = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
