@@ -265,7 +265,7 @@ def data_request(args: argparse.Namespace, num_samples: tuple[int, int, int]) ->
         sequence_length=args.seq_length,
         micro_batch_size=args.micro_batch_size,
         pipeline_parallel_size=args.pipeline_model_parallel_size,
-        vocab_size=args.padded_vocab_size,
+        vocab_size=args.vocab_size,
         seed=args.seed,
         blend=blend,
         blend_per_split=blend_per_split,

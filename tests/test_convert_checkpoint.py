@@ -1,6 +1,7 @@
 """Whole checkpoints there and back: exact to the bit, lazy, atomic, and strict."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,24 @@ def test_too_small_a_disk_is_found_before_anything_is_written(tmp_path, monkeypa
     with pytest.raises(InputError, match=r"0.0 GB free, 0.1 GB needed"):
         checkpoint.hf_to_megatron(hf, tmp_path / "megatron", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+@pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
+def test_a_disk_that_fails_in_the_middle_is_one_line_and_leaves_nothing(tmp_path, direction):
+    hf = write_plain(tmp_path / "hf")
+    checkpoint.hf_to_megatron(hf, tmp_path / "start", progress=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))  # no file may grow beyond
+    try:
+        with pytest.raises((InputError, OSError)) as caught:
+            if direction == "hf-to-megatron":
+                checkpoint.hf_to_megatron(hf, tmp_path / "out", progress=False)
+            else:
+                checkpoint.megatron_to_hf(tmp_path / "start", tmp_path / "out", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "start"]
 
 
 @pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])

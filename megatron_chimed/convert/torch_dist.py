@@ -185,7 +185,11 @@ def write_checkpoint(
         with warnings.catch_warnings(action="ignore"):  # that this is one process is on purpose
             checkpoint.save({}, storage_writer=FileSystemWriter(place), planner=planner, no_dist=True)
     except checkpoint.CheckpointException as error:
-        raise error.failures[0][0] from None  # what happened on this, the only rank
+        cause = error.failures[0][0]  # what happened on this, the only rank
+        if isinstance(cause, RuntimeError):  # torch's writer hides what the disk has said
+            reason = " ".join(str(cause).split())[:100]
+            raise InputError(f"{folder}: could not be written ({reason}); is the disk full?") from None
+        raise cause from None
     finally:
         torch.serialization.set_crc32_options(True)
     save_config(CheckpointingConfig("torch_dist", 1), str(place))

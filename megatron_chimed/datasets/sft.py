@@ -27,7 +27,7 @@ class SftDatasetConfig(BlendedMegatronDatasetConfig):
     """Positions restart with each instance, for attention that never leaves it (cu_seqlens)."""
 
     vocab_size: int = 0
-    """Of the model, padded: rows that were tokenized for a larger one are refused."""
+    """Ids of the model: rows that were tokenized for more are refused."""
 
     sources: tuple[str, ...] = ()
     """Names of the sources of all folders; a sample's `source` numbers them."""
@@ -94,7 +94,8 @@ def open_rows(folder: str, sequence_length: int, vocab_size: int) -> PackedRows:
     ids = packed.manifest.get("vocab_size", 0)
     if ids > vocab_size:
         raise InputError(
-            f"{folder}: tokenized with {ids} ids, but the model has {vocab_size}; pack with the model's tokenizer"
+            f"{folder}: tokenized with {ids} ids, but the model has {vocab_size}; pack with the model's tokenizer, "
+            "or give the model's --vocab-size"
         )
     return packed
 

@@ -40,7 +40,8 @@ def check_vocabulary(request: DataRequest) -> None:
             if manifest.get("vocab_size", 0) > request.vocab_size:
                 raise InputError(
                     f"{manifest_path}: the corpus was tokenized with {manifest['vocab_size']} ids, but the model has "
-                    f"{request.vocab_size}; train with the corpus's tokenizer, or build the corpus with the model's"
+                    f"{request.vocab_size}; train with the corpus's tokenizer, build the corpus with the model's, or "
+                    "give the model's --vocab-size"
                 )
 
 

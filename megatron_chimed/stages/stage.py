@@ -24,7 +24,7 @@ class DataRequest:
     """Pipeline stages, which pass on activations of [sequence_length, micro_batch_size, hidden]."""
 
     vocab_size: int
-    """Padded vocabulary of the model: every token id is below it."""
+    """Ids of the model, without the padding, which is never learnt: every token id is below it."""
 
     seed: int
     """--seed."""

@@ -53,7 +53,7 @@ def job(tmp_path_factory):
         (["--num-layer", 2], "Megatron has no argument 'num-layer'"),
         (["--micro-batch-size", 3], "Megatron refuses these arguments"),
         (["--normalization", "LayerNorm"], "the model is not LLaMA-shaped: --normalization must be RMSNorm"),
-        (["--vocab-size", 100], "was tokenized with 250 ids, but the model has 128"),
+        (["--vocab-size", 100], "was tokenized with 250 ids, but the model has 100"),
         (["--load", "/no/such"], "--load /no/such: no checkpoint there"),
         (["--save", "/proc/none"], "--save /proc/none: cannot be written"),
         (["--full-validation"], "--full-validation is not supported; give --eval-iters"),
@@ -95,7 +95,7 @@ def tuning(tmp_path_factory):
     ("overrides", "message"),
     [
         (["--seq-length", 32], "packed in rows of 64 tokens, --seq-length is 32; pack again"),
-        (["--vocab-size", 100], "tokenized with 420 ids, but the model has 128; pack with the model's tokenizer"),
+        (["--vocab-size", 100], "tokenized with 420 ids, but the model has 100; pack with the model's tokenizer"),
         (["--data-path", "/no/such"], "/no/such: no such folder; make it with tools/pack_sft.py"),
     ],
 )
