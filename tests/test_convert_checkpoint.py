@@ -44,6 +44,13 @@ def test_a_round_trip_is_exact_to_the_bit(kind, dtype, tmp_path):
     assert torch.equal(one(tokens).logits, other(tokens).logits)
 
 
+def test_a_missing_tokenizer_is_told(tmp_path, capsys):
+    there_and_back(write_plain(tmp_path / "hf"), tmp_path)
+    assert (
+        "again: no tokenizer is with it (of the training: none that has files); give --token" in capsys.readouterr().err
+    )
+
+
 def test_the_reward_head_converts_both_ways(tmp_path):
     hf = write_hf(tmp_path / "hf", reward=True)
     again = there_and_back(hf, tmp_path)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,6 +145,9 @@ def megatron_to_hf(
         write_json(folder / "generation_config.json", generation_config(files, token_ids))
         if files is not None:
             copy_tokenizer(files, folder)
+    if files is None:
+        trained_with = getattr(args, "tokenizer_model", None) or "none that has files"
+        print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)
     return model
 
 
