@@ -177,6 +177,11 @@ def _folder_fingerprint(folder: str | Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a Hugging Face tokenizer."""
+    return any((folder / name).is_file() for name in HF_FILES[:3])
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer at a path: a .model file (SentencePiece) or a Hugging Face folder.
 
@@ -184,7 +189,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        if any((path / name).is_file() for name in HF_FILES[:3]):
+        if has_tokenizer(path):
             return HuggingFaceTokenizer(path)
         raise InputError(f"{path}: no tokenizer here; expected one of {', '.join(HF_FILES[:3])}")
     if path.suffix == ".model":

@@ -65,10 +65,11 @@ def train(words: list[str]) -> None:
     _say(start_line(args, stage, options))
     adapter.install(without_cuda=cpu.is_needed(), log=log)
     container = pretrain_cfg_container_from_args(args, model)
+    datasets: list = []  # filled by the provider, before the first forward step
     try:
         pretrain(
             container,
-            _iterators_provider(stage, stage_config, datasets := []),
+            _iterators_provider(stage, stage_config, datasets),
             ModelType.encoder_or_decoder,
             _forward_step(stage, stage_config, datasets),
         )

@@ -6,11 +6,13 @@ Whatever one of the two sides cannot express is an error that names it; nothing 
 import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_chimed.convert.family import Family, Head, Sizes
 from megatron_chimed.convert.llama import FAMILIES
 from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import read_json
 
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Constants of Llama 3's scaling that Megatron has built in."""
@@ -42,6 +44,15 @@ class Architecture:
     """default, linear or llama3."""
 
     rope_factor: float = 1.0
+
+
+def read_hf(folder: Path) -> Architecture:
+    """The architecture of a Hugging Face folder. Raises InputError as `from_hf`, and for a config.json that is none."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return from_hf(config, str(path))
 
 
 def from_hf(config: dict[str, Any], where: str) -> Architecture:

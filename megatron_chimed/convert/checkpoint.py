@@ -21,18 +21,18 @@ from megatron_chimed.convert import architecture as arch
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.family import Entry
 from megatron_chimed.convert.hf_folder import HuggingFaceFolder, write_weights
-from megatron_chimed.convert.plan import DTYPES, Planned, total_bytes
+from megatron_chimed.convert.plan import DTYPES, Planned, name_of, total_bytes
 from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tensors
 from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     generation_config,
-    has_tokenizer,
     tokenizer_folder,
     vocabulary,
 )
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration, write_checkpoint
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import atomic_folder, atomic_output, read_json, write_json
+from megatron_chimed.jsonl import atomic_folder, atomic_output, write_json
+from megatron_chimed.tokenizer import has_tokenizer
 
 RESERVE = 64 << 20
 """Bytes that must stay free on the disk beside the weights: for metadata, tokenizer, and a file system's own needs."""
@@ -47,12 +47,8 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     Raises InputError listing all that does not fit, before anything is written.
     """
     hf, megatron = Path(hf), Path(megatron)
-    config_path = hf / "config.json"
     source = HuggingFaceFolder(hf)
-    config = read_json(config_path)
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path}: expected a JSON object")
-    model = arch.from_hf(config, str(config_path))
+    model = arch.read_hf(hf)
     planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)
@@ -140,8 +136,7 @@ def megatron_to_hf(
         _require_space(folder, planned)
         with _progress(planned, progress) as written:
             write_weights(folder, planned, max_shard_bytes, written)
-        dtype = str(planned[0].dtype).removeprefix("torch.")
-        write_json(folder / "config.json", arch.to_hf(model, dtype, token_ids))
+        write_json(folder / "config.json", arch.to_hf(model, name_of(planned[0].dtype), token_ids))
         write_json(folder / "generation_config.json", generation_config(files, token_ids))
         if files is not None:
             copy_tokenizer(files, folder)

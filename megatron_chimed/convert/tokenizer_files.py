@@ -22,11 +22,6 @@ def tokenizer_folder(path: str | Path | None) -> Path | None:
     return path
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in HF_FILES[:3])
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a tokenizer's files into the existing folder `target`."""
     if source.is_file():

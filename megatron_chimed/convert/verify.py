@@ -16,7 +16,7 @@ from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.plan import DTYPES
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.jsonl import write_json
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest absolute difference of a logit, by the type of the arithmetic. In bfloat16 it is relative to the largest
@@ -94,8 +94,7 @@ def verify(
 
 def _same_architecture(hf: Path, place: Path) -> Architecture:
     """The architecture of both. Raises InputError listing what differs."""
-    config = read_json(hf / "config.json")
-    ours = arch.from_hf(config if isinstance(config, dict) else {}, str(hf / "config.json"))
+    ours = arch.read_hf(hf)
     source = TorchDistCheckpoint(place)
     theirs = arch.from_megatron_args(source.args(), ours.head, str(place))
     if ours.head != "lm":
