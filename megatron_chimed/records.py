@@ -1,6 +1,8 @@
 """Frozen records that cross a step as JSON lines. Every reader and writer of a step goes through them."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from megatron_chimed.errors import InputError
@@ -31,8 +33,7 @@ class Dialogue:
 
     def to_row(self) -> dict[str, Any]:
         """The record as a JSON object."""
-        turns = [{"role": turn.role, "text": turn.text} for turn in self.turns]
-        return {"id": self.id, "source": self.source, "turns": turns}
+        return {"id": self.id, "source": self.source, "turns": turns_to_row(self.turns)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Dialogue":
@@ -40,20 +41,150 @@ class Dialogue:
 
         Raises InputError with the reason alone (the caller knows file and line).
         """
-        for name in ("id", "source"):
-            if not isinstance(row.get(name), str) or not row[name]:
-                raise InputError(f"field {name!r} holds {_shown(row.get(name))}; expected a non-empty string")
-        turns = row.get("turns")
-        if not isinstance(turns, list) or not turns:
-            raise InputError(f"field 'turns' holds {_shown(turns)}; expected a list of {{role, text}}")
-        parsed = tuple(_turn(number, turn) for number, turn in enumerate(turns))
-        for number, turn in enumerate(parsed):
-            expected = ROLES[number % 2]
-            if turn.role != expected:
-                raise InputError(f"turn {number} is the {turn.role}'s; expected the {expected}'s (turns alternate)")
-        if len(parsed) % 2:
+        turns = turns_from_row(row.get("turns"))
+        if len(turns) % 2:
             raise InputError("the last turn is the user's; expected an answer")
-        return cls(row["id"], row["source"], parsed)
+        return cls(_text(row, "id"), _text(row, "source"), turns)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an answer is asked for: turns that alternate, from a user's turn to a user's turn.
+
+    As a row: ``{"id": "toyhom:a.csv:2", "source": "toyhom", "turns": [{"role": "user", "text": "..."}]}``.
+    """
+
+    id: str
+    source: str
+    turns: tuple[Turn, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as a JSON object."""
+        return {"id": self.id, "source": self.source, "turns": turns_to_row(self.turns)}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Prompt":
+        """The record of a JSON object; further fields are passed over. Raises InputError as `Dialogue.from_row`."""
+        turns = turns_from_row(row.get("turns"))
+        if len(turns) % 2 == 0:
+            raise InputError("the last turn is the assistant's; expected a question")
+        return cls(_text(row, "id"), _text(row, "source"), turns)
+
+
+ABSENT = -1
+"""Rank of an answer that is not there."""
+
+
+@dataclass(frozen=True)
+class RankedGroup:
+    """Answers to one prompt and how good each is: two or more places of which some may be empty.
+
+    responses: None where there is no answer; ranks: 0 is best, equal ranks are ties, -1 where there is no answer. A
+    place means the same in each group of a file (the doctor's answer, GPT-4's, ...), and so does a rank: a group whose
+    second-best answer is absent has the ranks 0, -1, 2, 3.
+
+    As a row: ``{"id": ..., "source": ..., "turns": [...], "responses": ["...", null, "..."], "ranks": [0, -1, 2]}``.
+    """
+
+    id: str
+    source: str
+    turns: tuple[Turn, ...]
+    responses: tuple[str | None, ...]
+    ranks: tuple[int, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as a JSON object."""
+        row = {"id": self.id, "source": self.source, "turns": turns_to_row(self.turns)}
+        return row | {"responses": list(self.responses), "ranks": list(self.ranks)}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "RankedGroup":
+        """The record of a JSON object; further fields are passed over. Raises InputError as `Dialogue.from_row`."""
+        prompt = Prompt.from_row(row)
+        responses, ranks = row.get("responses"), row.get("ranks")
+        if not isinstance(responses, list) or len(responses) < 2:
+            raise InputError(f"field 'responses' holds {_shown(responses)}; expected a list of two texts or more")
+        if not isinstance(ranks, list) or len(ranks) != len(responses):
+            raise InputError(f"field 'ranks' holds {_shown(ranks)}; expected one number for each of the responses")
+        for place, (response, rank) in enumerate(zip(responses, ranks, strict=True)):
+            if type(rank) is not int or rank < ABSENT:
+                raise InputError(f"rank {place} is {_shown(rank)}; expected a whole number from 0, or -1 for no answer")
+            if response is not None and (not isinstance(response, str) or not response.strip()):
+                raise InputError(f"response {place} is {_shown(response)}; expected a non-empty string, or null")
+            if (response is None) != (rank == ABSENT):
+                raise InputError(
+                    f"response {place} is {_shown(response)} with rank {rank}; rank -1 and null go together"
+                )
+        return cls(prompt.id, prompt.source, prompt.turns, tuple(responses), tuple(ranks))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that a model gave in rejection sampling. (round, prompt, sample) is its key.
+
+    round: from 1; prompt: id of the `Prompt`; sample: from 0; response: its text, empty if the model said nothing;
+    num_tokens: tokens drawn, EOS included; finished: whether EOS ended it, not the limit; reward: None until scored.
+
+    As a row: ``{"round": 1, "prompt": "toyhom:a.csv:2", "sample": 0, "response": "...", "num_tokens": 31,
+    "finished": true, "reward": null}``.
+    """
+
+    round: int
+    prompt: str
+    sample: int
+    response: str
+    num_tokens: int
+    finished: bool
+    reward: float | None = None
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """(round, prompt, sample)."""
+        return self.round, self.prompt, self.sample
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Candidate":
+        """The record of a JSON object; further fields are passed over. Raises InputError as `Dialogue.from_row`."""
+        for name in ("round", "sample", "num_tokens"):
+            if type(row.get(name)) is not int or row[name] < 0:
+                raise InputError(f"field {name!r} holds {_shown(row.get(name))}; expected a whole number from 0")
+        if not isinstance(row.get("response"), str):
+            raise InputError(f"field 'response' holds {_shown(row.get('response'))}; expected a string")
+        if not isinstance(row.get("finished"), bool):
+            raise InputError(f"field 'finished' holds {_shown(row.get('finished'))}; expected true or false")
+        reward = row.get("reward")
+        if reward is not None and (type(reward) not in (int, float) or not math.isfinite(reward)):
+            raise InputError(f"field 'reward' holds {_shown(reward)}; expected a number, or null")
+        names = ("round", "sample", "response", "num_tokens", "finished", "reward")
+        return cls(prompt=_text(row, "prompt"), **{name: row.get(name) for name in names})
+
+
+def turns_to_row(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """Turns as JSON objects."""
+    return [{"role": turn.role, "text": turn.text} for turn in turns]
+
+
+def turns_from_row(turns: Any) -> tuple[Turn, ...]:
+    """Turns of a JSON list: user's and assistant's by turns, one at least. Raises InputError."""
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"field 'turns' holds {_shown(turns)}; expected a list of {{role, text}}")
+    parsed = tuple(_turn(number, turn) for number, turn in enumerate(turns))
+    for number, turn in enumerate(parsed):
+        expected = ROLES[number % 2]
+        if turn.role != expected:
+            raise InputError(f"turn {number} is the {turn.role}'s; expected the {expected}'s (turns alternate)")
+    return parsed
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    """A field that is a text. Raises InputError."""
+    if not isinstance(row.get(name), str) or not row[name]:
+        raise InputError(f"field {name!r} holds {_shown(row.get(name))}; expected a non-empty string")
+    return row[name]
 
 
 def _turn(number: int, turn: Any) -> Turn:

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.records import Dialogue, Turn
+from megatron_chimed.records import Candidate, Dialogue, Prompt, RankedGroup, Turn
 
 USER, DOCTOR = {"role": "user", "text": "头痛"}, {"role": "assistant", "text": "多休息"}
 ROW = {"id": "cmd:a.jsonl:1", "source": "cmd", "turns": [USER, DOCTOR]}
@@ -34,3 +34,40 @@ def test_a_dialogue_comes_back_from_its_row():
 def test_a_bad_row_is_refused_with_the_place(change, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
         Dialogue.from_row(ROW | change)
+
+
+GROUP = {"id": "cmd:a.jsonl:1", "source": "cmd", "turns": [USER], "responses": ["好", None, "坏"], "ranks": [0, -1, 2]}
+CANDIDATE = {
+    "round": 1, "prompt": "cmd:1", "sample": 0, "response": "", "num_tokens": 1, "finished": True, "reward": None
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [(Prompt, {"id": "a", "source": "b", "turns": [USER, DOCTOR, USER]}), (RankedGroup, GROUP), (Candidate, CANDIDATE)],
+)
+def test_the_other_records_come_back_from_their_rows(record, row):
+    assert record.from_row(row | {"note": 1}).to_row() == row
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "message"),
+    [
+        (Prompt, {"id": "a", "source": "b", "turns": [USER, DOCTOR]}, "expected a question"),
+        (RankedGroup, GROUP | {"responses": ["好"]}, "two texts or more"),
+        (RankedGroup, GROUP | {"ranks": [0, -1]}, "one number for each"),
+        (RankedGroup, GROUP | {"ranks": [0, -1, True]}, "rank 2 is True"),
+        (RankedGroup, GROUP | {"ranks": [0, -1, -2]}, "rank 2 is -2"),
+        (RankedGroup, GROUP | {"responses": ["好", " ", "坏"]}, "response 1 is ' '"),
+        (RankedGroup, GROUP | {"ranks": [0, 1, 2]}, "null, and nothing else, has rank -1"),
+        (RankedGroup, GROUP | {"ranks": [0, -1, -1]}, "null, and nothing else, has rank -1"),
+        (Candidate, CANDIDATE | {"sample": -1}, "'sample' holds -1"),
+        (Candidate, CANDIDATE | {"prompt": ""}, "'prompt' holds ''"),
+        (Candidate, CANDIDATE | {"response": None}, "'response' holds nothing"),
+        (Candidate, CANDIDATE | {"finished": 1}, "'finished' holds 1"),
+        (Candidate, CANDIDATE | {"reward": float("nan")}, "'reward' holds nan"),
+    ],
+)
+def test_bad_rows_of_the_other_records_are_refused(record, row, message):
+    with pytest.raises(InputError, match=message):
+        record.from_row(row)
