@@ -42,6 +42,7 @@ setup(
         "matplotlib",
         "datasketch",
         "orjson",
+        "openai",
     ],
     extras_require={
         # Both compile against the installed torch and need nvcc: pip install --no-build-isolation -e '.[gpu]'.

@@ -199,9 +199,10 @@ def test_the_lock_holds_names_and_exact_versions_only():
 
 def test_the_lock_is_the_whole_closure_of_the_dependencies(metadata):
     """Walk what the installed packages require; every step must land in the lock, within the range that is asked."""
+    extras = metadata["extras_require"]
     lock = _lock()
     todo = [
-        Requirement(text) for text in [*metadata["install_requires"], *metadata["extras_require"]["dev"], "setuptools"]
+        Requirement(text) for text in [*metadata["install_requires"], *extras["eval"], *extras["dev"], "setuptools"]
     ]
     seen, faults = set(), []
     while todo:
