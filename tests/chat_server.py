@@ -83,12 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send(404, {}, {"error": {"message": f"no such path: {self.path}"}})
                 return
             time.sleep(chat.delay)
-            self.react(body, chat.behave(body, attempt))
+            kind = chat.behave(body, attempt)
+            with chat.lock:  # before the answer: whoever has it may send the next request at once
+                chat.at_once -= 1
+            self.react(body, kind)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        finally:
-            with chat.lock:
-                chat.at_once -= 1
 
     def react(self, body: dict, kind: object) -> None:
         if isinstance(kind, tuple) and kind[0] == "hang":

@@ -156,7 +156,7 @@ def test_a_minute_sees_no_more_requests_than_allowed_retries_included():
         (401, {"message": f"Incorrect API key provided: {KEY}\nsee the page"}, "OPENAI_API_KEY"),
         (403, {}, "OPENAI_API_KEY"),
         (404, {"message": "no model m1"}, "no model m1: check the model's name"),
-        (400, {"message": "too long"}, "HTTP 400: too long"),
+        (400, {"message": "too long"}, "HTTP 400 to request 12: too long"),
         (422, {"message": None}, "HTTP 422"),
         (429, {"code": "insufficient_quota", "message": "You exceeded your quota"}, "no money left"),
     ],
