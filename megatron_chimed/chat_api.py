@@ -199,11 +199,11 @@ class _Calls:
                 self.api.retried[str(error)] += 1
             if failure.wait > self.settings.max_retry_after:
                 raise self.api.fault(f"{failure}, and the server asks to wait {failure.wait:.0f} s; try again then")
-            if failure.wait:  # it holds for all: the limit is the account's, not the request's
+            if failure.wait:  # it holds for all that start from now on: the limit is the account's, not the request's
                 self.next_start = max(self.next_start, asyncio.get_running_loop().time() + failure.wait)
-            backoff = min(self.settings.max_backoff, self.settings.backoff * 2.0**attempt)
             if attempt < self.settings.max_retries:
-                await self._sleep(max(failure.wait, backoff * random.uniform(0.5, 1.0)))
+                backoff = min(self.settings.max_backoff, self.settings.backoff * 2.0**attempt)
+                await self._sleep(backoff * random.uniform(0.5, 1.0))
         return key, Completion(None, str(failure), failed=True)
 
     async def _take_turn(self) -> None:
