@@ -34,9 +34,14 @@ RULES = {
     "template": Rule(BASE, ("numpy",)),
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
     "workers": Rule((), ("tqdm",)),
+    # Chat completions over HTTP: for augmentation, rejection sampling and evaluation.
+    "chat_api": Rule(("errors",), ("openai",)),
+    "chat_log": Rule(("errors", "jsonl", "chat_api")),
+    "chat_costs": Rule(("errors", "chat_api")),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
     "data": Rule((*BASE, "data"), ("numpy", "datasketch", "orjson", "tqdm")),
+    "data.augment": Rule((*BASE, "chat_api", "chat_log", "chat_costs")),
     "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
     # From a corpus to batches.
     "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),
