@@ -61,7 +61,7 @@ REWARDS = {"four": "four ranks (adjacent pairs)", "two": "best and worst alone"}
 
 
 def plot_rewards(folder: Path, path: Path) -> None:
-    """Draw how often each reward model orders a held-out pair rightly, against steps (the paper's Figure 3), as a PNG."""
+    """Draw how often each reward model orders a held-out pair rightly, against steps (paper, Figure 3), as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
