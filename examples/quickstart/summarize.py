@@ -101,7 +101,7 @@ def main() -> None:
     for name, title in REWARDS.items():
         figures = test_figures(folder / "reward" / name)
         shown = ", ".join(f"{what} {figures[what]:.1%}" for what in ("pair accuracy", "best over worst", "exact order"))
-        print(f"reward, {title:<24}test questions: {shown}")
+        print(f"reward, {title}: test questions: {shown}")
     print(f"checkpoints and losses          {folder / 'pretrain'}, {folder / 'sft' / 'run'}")
     print(f"model for transformers          {folder / 'hf'}")
     print(f"plots                           {folder / 'loss.png'}, {folder / 'reward.png'}")
