@@ -15,6 +15,24 @@ def answer_of(body: dict) -> str:
     return f"{body['model']} 答：{body['messages'][-1]['content']}"
 
 
+class Gate:
+    """Lets `num_answers` requests through to the behaviour and holds the others until it is opened: a run cannot end
+    before it is killed, however slow the machine is."""
+
+    def __init__(self, num_answers: int, behave: Callable[[dict, int], object] = lambda body, attempt: None):
+        self.left, self.behave = num_answers, behave
+        self.lock, self.opened = threading.Lock(), threading.Event()
+
+    def __call__(self, body: dict, attempt: int) -> object:
+        """What the behaviour says, when it is this request's turn."""
+        with self.lock:
+            self.left -= 1
+            waits = self.left < 0
+        if waits:
+            self.opened.wait(60)
+        return self.behave(body, attempt)
+
+
 class ChatServer:
     """POST /v1/chat/completions. In a with statement it listens at `url` on a free port.
 
@@ -111,10 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": text, "refusal": changed.get("refusal")}
         choice = {"index": 0, "message": message, "finish_reason": changed.get("finish_reason", "stop")}
         usage = {"prompt_tokens": 10, "completion_tokens": len(text or "")}
-        self.send(200, {}, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}, half)
         if not half:
             with self.server.chat.lock:
                 self.server.chat.num_answered[body["model"], body["messages"][-1]["content"]] += 1
+        self.send(200, {}, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}, half)
 
     def send(self, status: int, headers: dict, content: object, half: bool = False, pause: float = 0) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
