@@ -26,7 +26,7 @@ def losses(between) -> list[float]:
     tensor_parallel.model_parallel_cuda_manual_seed(4, force_reset_rng=True)
     model = build(True, attention_dropout=0.2, hidden_dropout=0.2)
     model.embedding.eval()  # a part that is not in training stays so
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     tokens = torch.randint(VOCAB, (2, 33), generator=torch.Generator().manual_seed(5))
     found = []
     for _ in range(3):
@@ -62,7 +62,7 @@ def main() -> None:
         "left_alone": losses(check_left_alone) == alone,
         "control_global_draw": losses(lambda model: torch.rand(1)) == alone,
         "control_eval": losses(lambda model: model.eval()) == alone,
-        "learnt": alone[2] < alone[0],
+        "weights_move": len(set(alone)) == 3,
     }
     print("FIGURES " + json.dumps(figures))
     torch.distributed.destroy_process_group()

@@ -224,9 +224,7 @@ def test_a_killed_rank_is_one_line_and_takes_the_others_along(models):
         ranks = [process.pid for process in engine._ranks._processes]
         requests = [Request([1, 2], POSITIONS, seed=seed) for seed in range(4000)]
         died = r"^inference rank [01] (was killed by signal 9|ended with code)[^\n]*$"
-        with pytest.raises(
-            ChildProcessError, match="^inference rank [01] (was killed by signal 9|ended with code)[^\\n]*$"
-        ):
+        with pytest.raises(ChildProcessError, match=died):
             for number, _ in enumerate(engine.generate(requests, [])):
                 if number == 2:
                     os.kill(ranks[1], signal.SIGKILL)
@@ -259,4 +257,4 @@ def test_a_generation_in_the_middle_of_training_changes_no_loss():
     line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES "))
     figures = json.loads(line.removeprefix("FIGURES "))
     assert figures.pop("control_global_draw") is False and figures.pop("control_eval") is False
-    assert figures == {"generation": True, "left_alone": True, "learnt": True}
+    assert figures == {"generation": True, "left_alone": True, "weights_move": True}
