@@ -98,12 +98,17 @@ def main() -> None:
     parser.add_argument("--tensor-parallel", type=int, nargs="+", default=[1, 2], help="(1 2)")
     parser.add_argument("--new-tokens", type=int, default=96, help="(96)")
     parser.add_argument("--runs", type=int, default=3, help="(3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side, shared by its ranks (cores)")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if not args.hf.is_dir():
         raise InputError(f"{args.hf}: no such folder; `make demo` makes it")
     prompts = read_prompts(args.dialogues, args.hf, max(args.batch_sizes))
     reference = load_transformers(args.hf)
-    engines = {f"ours, TP {n}": Engine(args.megatron, tensor_parallel=n, progress=False) for n in args.tensor_parallel}
+    engines = {}
+    for ranks in args.tensor_parallel:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, args.threads // ranks))
+        engines[f"ours, TP {ranks}"] = Engine(args.megatron, tensor_parallel=ranks, progress=False)
     print("| batch | way | tokens/s | of transformers | equal texts |\n|---|---|---|---|---|")
     for size in args.batch_sizes:
         asked = prompts[:size]

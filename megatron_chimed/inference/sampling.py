@@ -62,10 +62,13 @@ def least_probability(
     reached = cumulated - ranked >= top_p[:, None] * total  # by the ids before this one
     kept = among & ((place == 0) | (top_p[:, None] == 1) | ~reached)
     count = kept.sum(dim=-1)
+    least = ranked.gather(-1, count[:, None] - 1)[:, 0]
     all_ids = (top_k == 0) & (top_p == 1)
-    if number < probability.size(-1) and bool((~all_ids & ((count == number) | (top_k > number))).any()):
-        return least_probability(probability, top_k, top_p, 8 * look_at)
-    return ranked.gather(-1, count[:, None] - 1)[:, 0].masked_fill(all_ids, 0.0)
+    if number < probability.size(-1):
+        more = (~all_ids & ((count == number) | (top_k > number))).nonzero()[:, 0]
+        if len(more):
+            least[more] = least_probability(probability[more], top_k[more], top_p[more], 8 * look_at)
+    return least.masked_fill(all_ids, 0.0)
 
 
 def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
