@@ -78,7 +78,11 @@ RULES = {
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
     "__main__": Rule(("errors", "quiet", "cpu", "train")),
-    "rejection.select": Rule(BASE),
+    # Rejection sampling: steps over files; engines come in through their clients.
+    "rejection.keys": Rule(),
+    "rejection.select": Rule(("records", "rejection.keys")),
+    "rejection.store": Rule(("errors", "jsonl", "records")),
+    "rejection.prompts": Rule((*BASE, "data", "rejection.keys")),
     "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
 }
 
