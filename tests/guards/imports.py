@@ -83,6 +83,17 @@ RULES = {
     "rejection.select": Rule(("records", "rejection.keys")),
     "rejection.store": Rule(("errors", "jsonl", "records")),
     "rejection.prompts": Rule((*BASE, "data", "rejection.keys")),
+    # A checkpoint at work: the client's side is without torch and Megatron.
+    "inference": Rule(
+        (*BASE, "convert", "models", "cpu", "quiet", "inference"), ("torch", "safetensors", "megatron.core")
+    ),
+    "inference.request": Rule(),
+    "inference.batching": Rule(),
+    "inference.ranks": Rule(("errors",)),
+    "inference.client": Rule(
+        ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
+    ),
+    "rejection.select": Rule(BASE),
     "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
 }
 
