@@ -34,6 +34,9 @@ RULES = {
     "template": Rule(BASE, ("numpy",)),
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
     "workers": Rule((), ("tqdm",)),
+    # Chat completions over HTTP: for augmentation, rejection sampling and evaluation.
+    "chat_api": Rule(("errors",), ("openai",)),
+    "chat_log": Rule(("errors", "jsonl", "chat_api")),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
     "data": Rule((*BASE, "data"), ("numpy", "datasketch", "orjson", "tqdm")),
