@@ -1,14 +1,14 @@
 """The configuration of rejection sampling: one YAML, read into the dataclasses below.
 
 Top-level keys fill `Paths`, the sections their own class: ``prompts``, ``generator``, ``sampling``, ``scorer``,
-``filters``, ``selection``, ``training``. Paths are relative to the folder in which the command is called.
+``filters``, ``selection``, ``heldout_sampling``, ``training``. Paths are relative to the folder in which the command is
+called.
 """
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_chimed.chat_api import OPENAI_URL
 from megatron_chimed.config import Setting, fill, load_settings, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.select import Filters, Rule
@@ -91,7 +91,7 @@ class GeneratorOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
-    base_url: str = OPENAI_URL
+    base_url: str = ""
     """For openai: of the server, up to and with /v1."""
 
     model: str = ""
@@ -235,7 +235,7 @@ def _check_ranges(config: LoopConfig, path: str | Path) -> None:
     sampling, generator, filters = config.sampling, config.generator, config.filters
     checks = [
         ("rounds", config.paths.rounds >= 1, "1 or more"),
-        ("seed", 0 <= config.paths.seed, "0 or more"),
+        ("seed", config.paths.seed >= 0, "0 or more"),
         ("prompts.count", config.prompts.count >= 1, "1 or more"),
         ("sampling.n", sampling.n >= 1, "1 or more"),
         ("sampling.temperature", 0 <= sampling.temperature < float("inf"), "0 or more"),
@@ -255,6 +255,7 @@ def _check_ranges(config: LoopConfig, path: str | Path) -> None:
         ("heldout_sampling.drift_count", config.heldout_sampling.drift_count >= 1, "1 or more"),
         ("training.ranks", config.training.ranks >= 1, "1 or more"),
         ("generator.model", generator.engine != "openai" or generator.model, "the served model's name"),
+        ("generator.base_url", generator.engine != "openai" or generator.base_url, "the server's URL, with /v1"),
     ]
     wrong = [f"{name}: expected {expected}" for name, good, expected in checks if not good]
     if wrong:

@@ -86,6 +86,10 @@ RULES = {
     "rejection.select": Rule(("records", "rejection.keys")),
     "rejection.store": Rule(("errors", "jsonl", "records")),
     "rejection.prompts": Rule((*BASE, "data", "rejection.keys")),
+    "rejection": Rule(
+        (*BASE, "chat_api", "datasets.pack_dialogues", "convert.checkpoint", "inference.client", "rejection"),
+        ("torch", "transformers", "vllm", "matplotlib"),
+    ),
     # A checkpoint at work: the client's side is without torch and Megatron.
     "inference": Rule(
         (*BASE, "convert", "models", "cpu", "quiet", "inference"), ("torch", "safetensors", "megatron.core")
@@ -96,7 +100,6 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
-    "rejection.select": Rule(BASE),
     "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
 }
 
