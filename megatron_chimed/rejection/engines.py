@@ -97,7 +97,7 @@ class OpenAIGenerator(Generator):
 def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Path, renderer: Renderer) -> Generator:
     """The generator of a checkpoint folder, chosen by configuration. Raises InputError.
 
-    export: where vllm finds the checkpoint's Hugging Face export; it is made if it is not there.
+    export: where vllm finds a Hugging Face export, made if it is not there; a part that tells the checkpoint is added.
     """
     if options.engine == "megatron":
         return MegatronGenerator(checkpoint, options, renderer)

@@ -10,7 +10,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +19,10 @@ from megatron_chimed.records import Candidate, Dialogue, Prompt
 from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.engines import open_generator
 from megatron_chimed.rejection.generator import Generator, ask, generate_into
-from megatron_chimed.rejection.prompts import read_prompts
+from megatron_chimed.rejection.keys import draw
+from megatron_chimed.rejection.prompts import TOO_LONG, read_prompts
 from megatron_chimed.rejection.scorers import open_scorer, score_into
+from megatron_chimed.rejection.steps import Made
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.template import Renderer, join
 
@@ -61,13 +62,14 @@ def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[
 
 
 def read_heldout(config: LoopConfig, renderer: Renderer, max_positions: int) -> tuple[list[Prompt], int]:
-    """(The first held-out prompts that leave room for an answer, as many as are asked for; how many did not fit).
+    """(Held-out prompts, as many as are asked for, drawn by seed, less those that leave no room; how many these are).
 
     Raises InputError as `read_prompts`, and when none is left.
     """
     fitting, too_long = [], 0
     room = max_positions - config.sampling.max_tokens
-    for prompt in islice(read_prompts(config.paths.heldout), config.heldout_sampling.count):
+    seed, count = config.paths.seed, config.heldout_sampling.count
+    for prompt in sorted(read_prompts(config.paths.heldout), key=lambda one: draw(seed, "heldout", one.id))[:count]:
         if len(renderer.render_prompt(prompt.turns)) <= room:
             fitting.append(prompt)
         else:
@@ -78,13 +80,21 @@ def read_heldout(config: LoopConfig, renderer: Renderer, max_positions: int) -> 
 
 
 def measure(
-    config: LoopConfig, checkpoint: Path, folder: Path, name: str, renderer: Renderer, prompts: Sequence[Prompt],
-    round: int, made_from: str,
-) -> int:  # fmt: skip
+    config: LoopConfig,
+    checkpoint: Path,
+    folder: Path,
+    name: str,
+    renderer: Renderer,
+    *,
+    round: int,
+    made_from: str,
+    max_positions: int,
+) -> Made:
     """Sample and score the held-out prompts with one model, and the likelihood of fixed answers.
 
-    Writes heldout.NAME.jsonl and drift.NAME.json in `folder`; returns the number of answers.
+    Writes heldout.NAME.jsonl and drift.NAME.json in `folder`.
     """
+    prompts, too_long = read_heldout(config, renderer, max_positions)
     options = config.generator
     if options.engine == "openai":  # a server has one model, and several are to be measured
         options = replace(options, engine="megatron")
@@ -92,31 +102,33 @@ def measure(
     asked = ask(prompts, renderer, round=round, n=config.heldout_sampling.n, seed=(config.paths.seed, "heldout"))
     stored = folder / f"heldout.{name}.sampled.store"
     with CandidateStore(stored, made_from) as store:
-        drift = folder / f"drift.{name}.json"
-        if len(store.candidates) < len(asked) or not drift.is_file():
+        if len(store.candidates) < len(asked):
             with open_generator(options, checkpoint, folder / f"hf.{name}", renderer) as generator:
+                # First, so that there is none of another model once the answers are whole.
+                drift = nll(config, generator, renderer, max_positions)
+                write_json(folder / f"drift.{name}.json", drift)
                 generate_into(store, asked, generator, config.sampling, options.batch_size)
-                write_json(drift, nll(config, generator, renderer))
         sampled = list(store.candidates.values())
     with CandidateStore(folder / f"heldout.{name}.scored.store", made_from) as store:
         if len(store.candidates) < len(sampled):
             by_id = {prompt.id: prompt for prompt in prompts}
             with open_scorer(config.scorer, config.paths.reward) as scorer:
                 score_into(store, sampled, by_id, scorer, renderer, config.scorer.batch_size)
-        return store.publish(folder / f"heldout.{name}.jsonl")
+        count = store.publish(folder / f"heldout.{name}.jsonl")
+    return Made(count, {TOO_LONG: too_long} if too_long else {})
 
 
-def nll(config: LoopConfig, generator: Generator, renderer: Renderer) -> dict:
+def nll(config: LoopConfig, generator: Generator, renderer: Renderer, max_positions: int) -> dict:
     """{"nll": mean negative log-likelihood in nats per token, "tokens": their number} of the last answers, with EOS, of
     fixed dialogues; nll is None where nothing fits or the engine does not tell."""
     pairs = []
-    dialogues = (_dialogue(*row, path) for path in config.paths.drift for row in read_json_lines(path))
-    longest = generator.engine.max_positions if hasattr(generator, "engine") else 0
-    for dialogue in islice(dialogues, config.heldout_sampling.drift_count):
+    dialogues = [_dialogue(*row, path) for path in config.paths.drift for row in read_json_lines(path)]
+    dialogues.sort(key=lambda one: draw(config.paths.seed, "drift", one.id))
+    for dialogue in dialogues[: config.heldout_sampling.drift_count]:
         exchanges = renderer.encode_exchanges([dialogue.turns])[0]
         answer = exchanges[-1].response.tolist()
         context = join(exchanges).tokens.tolist()[: -len(answer)]
-        if context and len(context) + len(answer) <= longest:
+        if context and len(context) + len(answer) <= max_positions:
             pairs.append((context, answer))
     scores = generator.loglikelihoods(pairs) if pairs else None
     tokens = sum(len(answer) for _, answer in pairs)

@@ -21,8 +21,9 @@ def run_loop(config: LoopConfig, step: str | None = None, number: int | None = N
     """
     if number is not None and not 0 <= number <= config.paths.rounds:
         raise InputError(f"--round {number}: the configuration has {config.paths.rounds}")
+    rounds = make_rounds(config)
     with locked(config.output):
-        for one in make_rounds(config):
+        for one in rounds:
             if number in (None, one.number):
                 for todo in one.steps():
                     if step in (None, todo.name):

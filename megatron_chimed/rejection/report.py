@@ -36,8 +36,8 @@ def write_report(
 ) -> int:
     """Write report.json, report.md and report.png of a round; returns the number of candidates.
 
-    measured: files of scored answers to held-out prompts by the model's part: start, before, after, random control;
-    drifts: files with the likelihood of fixed answers, likewise.
+    measured: files of scored answers to held-out prompts by the model's part: start, before (from round 2 on), after,
+    random control; drifts: files with the likelihood of fixed answers, likewise.
     """
     scored = read_candidates(folder / "scored.jsonl")
     sets = {"all": scored, "selected": read_candidates(folder / "selected.jsonl")}
@@ -146,8 +146,8 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
             f"The reward grows with the length of the answers (correlation {found_correlation:.2f}): part of what is "
             "selected is length. Look at the lengths below, and at a yardstick other than the reward."
         )
-    before, after = (models[name]["mean_tokens"] for name in ("before", "after"))
-    if after > 1.1 * before and models["after"]["mean"] > models["before"]["mean"]:
+    before, after = models["start"]["mean_tokens"], models["after"]["mean_tokens"]
+    if after > 1.1 * before and models["after"]["mean"] > models["start"]["mean"]:
         found.append(f"Fresh answers got longer with the reward: {before:.0f} -> {after:.0f} tokens in the mean.")
     for name, change in figures["heldout"]["differences"].items():
         if change["mean"] < 2 * change["error"]:

@@ -206,13 +206,20 @@ class Round:
         checkpoints = self.files("train/{}") if self.number else [self.checkpoint]
 
         def run(made_from: str) -> Made:
-            prompts, too_long = heldout.read_heldout(self.config, self.renderer, self.shape.max_positions)
-            count = 0
-            for name, checkpoint in zip(self.models, checkpoints, strict=True):
-                count += heldout.measure(
-                    self.config, checkpoint, self.folder, name, self.renderer, prompts, self.number, made_from
+            made = [
+                heldout.measure(
+                    self.config,
+                    checkpoint,
+                    self.folder,
+                    name,
+                    self.renderer,
+                    round=self.number,
+                    made_from=made_from,
+                    max_positions=self.shape.max_positions,
                 )
-            return Made(count, {"longer than the context leaves room for": too_long} if too_long else {})
+                for name, checkpoint in zip(self.models, checkpoints, strict=True)
+            ]
+            return Made(sum(one.rows for one in made), made[0].dropped)
 
         inputs = {"models": checkpoints, "reward": [Path(paths.reward)], **_paths({"heldout": paths.heldout})}
         inputs |= _paths({"drift": paths.drift})
@@ -225,7 +232,8 @@ class Round:
     def _report(self) -> Step:
         first = Round(self.config, self.renderer, 0)
         measured = {"start": first.file("heldout.start.jsonl")}
-        measured["before"] = self.previous.file(f"heldout.{self.previous.models[0]}.jsonl")
+        if self.number > 1:
+            measured["before"] = self.previous.file("heldout.selected.jsonl")
         measured["after"] = self.file("heldout.selected.jsonl")
         if self.config.paths.control:
             measured["random control"] = self.file("heldout.control.jsonl")

@@ -20,6 +20,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
 from megatron_chimed.rejection.generator import Asked, Generator
+from megatron_chimed.rejection.steps import fingerprint
 from megatron_chimed.template import Renderer
 
 Answer = tuple[list[int], bool]
@@ -36,6 +37,8 @@ class VllmGenerator(Generator):
                 "own, or choose megatron"
             )
         self.tokenizer = renderer.tokenizer
+        # An export of what the folder held before has another name.
+        export = export.with_name(f"{export.name}-{fingerprint(Path(checkpoint))[:12]}")
         if not export.exists():
             from megatron_chimed.convert.checkpoint import megatron_to_hf
 
