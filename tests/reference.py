@@ -51,3 +51,16 @@ def fewest_rows(lengths: list[int], capacity: int) -> int:
 
     place(0, [])
     return best
+
+
+def chi_square_z(counts: list[int], expected: list[float]) -> float:
+    """How far counts are from what is expected, as a standard normal deviate: chi-square by Wilson and Hilferty.
+
+    Cells with less than 5 expected are joined.
+    """
+    cells = [(c, e) for c, e in zip(counts, expected, strict=True) if e >= 5]
+    rest = (sum(counts) - sum(c for c, _ in cells), sum(expected) - sum(e for _, e in cells))
+    cells += [rest] if rest[1] >= 1 else []
+    free = len(cells) - 1
+    chi_square = sum((c - e) ** 2 / e for c, e in cells)
+    return ((chi_square / free) ** (1 / 3) - (1 - 2 / (9 * free))) / (2 / (9 * free)) ** 0.5

@@ -54,6 +54,8 @@ class Engine:
         for name, number in (("tensor_parallel", tensor_parallel), ("batch_size", batch_size)):
             if number < 1:
                 raise InputError(f"{name} is {number}; expected at least 1")
+        if not Path(checkpoint).is_dir():  # what else may be wrong with it a rank says
+            raise InputError(f"{checkpoint}: no such folder; give a folder of Megatron checkpoints")
         self.batch_size, self.progress = batch_size, progress
         settings = {"checkpoint": str(checkpoint), "iteration": iteration, "dtype": dtype}
         self._ranks = Ranks(tensor_parallel, settings)

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +73,8 @@ class Ranks:
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Send all ranks a request and return their answer. Raises as `answer`."""
+        if not self._sockets:
+            raise ChildProcessError("the inference engine has ended; start another one")
         line = json.dumps(request).encode() + b"\n"
         for rank, channel in enumerate(self._sockets):
             try:
@@ -91,21 +95,28 @@ class Ranks:
                 waiting.register(channel, selectors.EVENT_READ, rank)
             while waiting.get_map():
                 for key, _ in waiting.select():
-                    chunk = key.fileobj.recv(1 << 20)
-                    if not chunk:
-                        raise self._failure(key.data)
-                    answers[key.data] += chunk
+                    rank, chunk = key.data, self._read(key.data)
+                    answers[rank] += chunk
                     if chunk.endswith(b"\n"):
                         waiting.unregister(key.fileobj)
-        found = [json.loads(answer) for answer in answers]
-        for one in found:
-            if "error" in one:
-                self.close()
-                raise InputError(one["error"])
-        if any(one != found[0] for one in found):
+                        self._raise_complaint(answers[rank])
+        if len(set(answers)) > 1:
             self.close()
-            raise RuntimeError("the tensor-parallel ranks do not agree on a result: their arithmetic differs")
-        return found[0]["result"]
+            raise RuntimeError("the tensor-parallel ranks disagree on a result: their arithmetic differs")
+        return json.loads(answers[0])["result"]
+
+    def _read(self, rank: int) -> bytes:
+        """What a rank has written; raises ChildProcessError if it is gone."""
+        with contextlib.suppress(ConnectionResetError):  # it died with a request unread
+            if chunk := self._sockets[rank].recv(1 << 20):
+                return chunk
+        raise self._failure(rank)
+
+    def _raise_complaint(self, answer: bytes) -> None:
+        """Raise InputError if an answer is one, and end all ranks: others may wait for this one for ever."""
+        if answer.startswith(b'{"error"'):
+            self.close()
+            raise InputError(json.loads(answer)["error"])
 
     def _failure(self, rank: int) -> ChildProcessError:
         """What to raise when a rank is gone; ends the others."""
@@ -114,10 +125,12 @@ class Ranks:
         code = self._processes[rank].returncode
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         self.close()
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-        said = [line.strip() for line in lines if "Error" in line] or [line.strip() for line in lines if line.strip()]
-        why = f": {said[0][:300]}" if said else " without a word (as a rule for lack of memory)"
-        return ChildProcessError(f"inference rank {rank} {how}{why}")
+        if code is not None and code < 0:
+            why = " (as a rule for lack of memory)" if code == -signal.SIGKILL else ""
+            return ChildProcessError(f"inference rank {rank} was killed by signal {-code}{why}")
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        said = (errors or lines[-1:] or ["no reason given"])[0].strip()[:300]
+        return ChildProcessError(f"inference rank {rank} ended with code {code}: {said}")
 
     def close(self) -> None:
         """End all processes, and wait for it. Twice is harmless."""

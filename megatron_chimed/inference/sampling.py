@@ -26,35 +26,52 @@ def draw(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
 ) -> torch.Tensor:
-    """A token for each row, by inversion of its distribution function: [b] int64.
+    """A token for each row, by inversion of its distribution function over the ids in their order: [b] int64.
 
-    logits: float [b, ids], of ids that may be drawn only; uniform [b], in [0, 1); temperature [b], 0 for the most
-    likely token (the lowest id among equals); top_k [b] int, 0 for all; top_p [b], 1 for all. Top-k comes before top-p,
-    which counts from the probabilities that top-k leaves; the token that reaches top_p is kept, so one always is.
+    logits: float [b, ids], of the ids that may be drawn and no others; uniform: [b], in [0, 1); temperature: [b], 0 for
+    the most likely token (the lowest id among equals); top_k and top_p: [b], as in `least_probability`. A row's token
+    does not depend on other rows.
     """
     greedy = logits.argmax(dim=-1)
     if not temperature.any():
         return greedy
     scaled = logits.double() / torch.where(temperature > 0, temperature, 1.0)[:, None]
-    weight = scaled.softmax(dim=-1)
+    probability = scaled.softmax(dim=-1)
     if top_k.any() or (top_p < 1).any():
-        weight = weight.masked_fill(~kept(weight, top_k, top_p), 0.0)
-    return torch.where(temperature > 0, invert(weight.cumsum(dim=-1), uniform), greedy)
+        least = least_probability(probability, top_k, top_p)
+        probability = probability.masked_fill(probability < least[:, None], 0.0)
+    return torch.where(temperature > 0, invert(probability, uniform), greedy)
 
 
-def kept(probability: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Which ids [b, ids] may be drawn, as `draw` says; of equal probabilities the lower ids come first."""
-    ranked, order = probability.sort(dim=-1, descending=True, stable=True)
-    place = torch.arange(ranked.size(-1), device=ranked.device)
-    outside = (top_k[:, None] > 0) & (place >= top_k[:, None])
-    ranked = ranked.masked_fill(outside, 0.0)
-    before = ranked.cumsum(dim=-1) - ranked
-    outside |= (top_p[:, None] < 1) & (before >= top_p[:, None] * ranked.sum(dim=-1, keepdim=True)) & (place > 0)
-    return torch.empty_like(outside).scatter_(-1, order, ~outside)
+def least_probability(
+    probability: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, look_at: int = 64
+) -> torch.Tensor:
+    """The probability below which nothing is drawn, [b], from probability [b, ids].
+
+    top_k: [b] int, keep so many most likely ids, 0 for all. top_p: [b], of these, keep the fewest most likely ids that
+    together hold this share of them, 1 for all; the id that reaches it is kept, so there always is one. Ids that are as
+    likely as the last one are kept as well. The `look_at` most likely ids are sorted, and more only if a row needs it.
+    """
+    number = min(look_at, probability.size(-1))
+    ranked = probability.topk(number).values
+    cumulated = ranked.cumsum(dim=-1)
+    place = torch.arange(number, device=ranked.device)
+    among = (top_k[:, None] == 0) | (place < top_k[:, None])
+    last = top_k.clamp(1, number)[:, None] - 1
+    total = torch.where(top_k[:, None] > 0, cumulated.gather(-1, last), 1.0)
+    reached = cumulated - ranked >= top_p[:, None] * total  # by the ids before this one
+    kept = among & ((place == 0) | (top_p[:, None] == 1) | ~reached)
+    count = kept.sum(dim=-1)
+    all_ids = (top_k == 0) & (top_p == 1)
+    if number < probability.size(-1) and bool((~all_ids & ((count == number) | (top_k > number))).any()):
+        return least_probability(probability, top_k, top_p, 8 * look_at)
+    return ranked.gather(-1, count[:, None] - 1)[:, 0].masked_fill(all_ids, 0.0)
 
 
-def invert(cumulated: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first place of each row whose cumulated weight exceeds uniform * total: never one of weight 0. [b] int64."""
+def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """For weights [b, ids], the first id of each row up to which the weights exceed uniform * their sum: never one of
+    weight 0. [b] int64."""
+    cumulated = weights.cumsum(dim=-1)
     total = cumulated[:, -1]
     below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))  # whatever rounding does
     return torch.searchsorted(cumulated, below[:, None], right=True)[:, 0]

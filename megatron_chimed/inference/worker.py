@@ -49,6 +49,7 @@ def end_with_engine(lifeline: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@torch.inference_mode()
 def answer(loaded: Loaded, request: dict[str, Any]) -> Any:
     """The result of one request, by its "do"."""
     match request["do"]:
