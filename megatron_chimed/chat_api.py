@@ -193,17 +193,17 @@ class _Calls:
             if self.stopped.is_set():
                 return None
             try:
-                return key, await self._attempt(messages, options)
+                return key, await self._attempt(key, messages, options)
             except _Failed as error:
                 failure = error
                 self.api.retried[str(error)] += 1
             if failure.wait > self.settings.max_retry_after:
                 raise self.api.fault(f"{failure}, and the server asks to wait {failure.wait:.0f} s; try again then")
-            if failure.wait:  # it holds for all: the limit is the account's, not the request's
+            if failure.wait:  # it holds for all that start from now on: the limit is the account's, not the request's
                 self.next_start = max(self.next_start, asyncio.get_running_loop().time() + failure.wait)
-            backoff = min(self.settings.max_backoff, self.settings.backoff * 2.0**attempt)
             if attempt < self.settings.max_retries:
-                await self._sleep(max(failure.wait, backoff * random.uniform(0.5, 1.0)))
+                backoff = min(self.settings.max_backoff, self.settings.backoff * 2.0**attempt)
+                await self._sleep(backoff * random.uniform(0.5, 1.0))
         return key, Completion(None, str(failure), failed=True)
 
     async def _take_turn(self) -> None:
@@ -222,7 +222,7 @@ class _Calls:
         except TimeoutError:
             pass
 
-    async def _attempt(self, messages: list, options: Mapping) -> Completion:
+    async def _attempt(self, key: Hashable, messages: list, options: Mapping) -> Completion:
         """Send the request once. Raises _Failed or ChatError."""
         try:
             async with asyncio.timeout(self.settings.timeout):  # the client's own is for each read, not for all
@@ -234,9 +234,9 @@ class _Calls:
         except openai.APIConnectionError:
             raise _Failed("no connection") from None
         except openai.APIStatusError as error:
-            return self._refusal(error)
+            return self._refusal(key, error)
 
-    def _refusal(self, error: openai.APIStatusError) -> Completion:
+    def _refusal(self, key: Hashable, error: openai.APIStatusError) -> Completion:
         """A completion without text where the filter refused the prompt; else raises _Failed or ChatError."""
         status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
         code, message = str(body.get("code")), one_line(ValueError(body.get("message") or error.message))[:300]
@@ -246,7 +246,8 @@ class _Calls:
             raise self.api.fault(f"HTTP {status}: {message}: the account has no money left")
         if status in PASSING or status >= 500:
             raise _Failed(f"HTTP {status}", _retry_after(error.response.headers))
-        raise self.api.fault(f"HTTP {status}: {message}" + (f": {HINTS[status]}" if status in HINTS else ""))
+        asked = f"HTTP {status} to request {' '.join(map(str, key)) if isinstance(key, tuple) else key}"
+        raise self.api.fault(f"{asked}: {message}" + (f": {HINTS[status]}" if status in HINTS else ""))
 
 
 def _completion(content: str) -> Completion:

@@ -23,7 +23,7 @@ class ChatServer:
     - None or "good": an answer, `answer_of`; {"text": ..., "finish_reason": ..., "refusal": ...} changes parts of it;
     - an int or (int, headers) or (int, headers, error): a status, error the JSON object beside it;
     - bytes: this body with status 200; "drop": the connection is closed; "half": in the midst of the answer;
-    - a number of seconds as ("hang", seconds): nothing for so long.
+    - ("hang", seconds): nothing for so long; "trickle": a byte every tenth of a second.
 
     requests: bodies as they came; num_answered: by (model, question), good answers sent; most_at_once: requests.
     """
@@ -83,12 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send(404, {}, {"error": {"message": f"no such path: {self.path}"}})
                 return
             time.sleep(chat.delay)
-            self.react(body, chat.behave(body, attempt))
+            kind = chat.behave(body, attempt)
+            with chat.lock:  # before the answer: whoever has it may send the next request at once
+                chat.at_once -= 1
+            self.react(body, kind)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        finally:
-            with chat.lock:
-                chat.at_once -= 1
 
     def react(self, body: dict, kind: object) -> None:
         if isinstance(kind, tuple) and kind[0] == "hang":
@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif kind == "drop":
             self.close_connection = True
+        elif kind == "trickle":
+            self.send(200, {}, b" " * 20, pause=0.1)
         elif isinstance(kind, bytes):
             self.send(200, {}, kind)
         elif isinstance(kind, int | tuple):
@@ -114,13 +116,18 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.chat.lock:
                 self.server.chat.num_answered[body["model"], body["messages"][-1]["content"]] += 1
 
-    def send(self, status: int, headers: dict, content: object, half: bool = False) -> None:
+    def send(self, status: int, headers: dict, content: object, half: bool = False, pause: float = 0) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        for byte in data if pause else ():
+            self.wfile.write(bytes([byte]))
+            self.server.chat.closing.wait(pause)
+        if pause:
+            return
         self.wfile.write(data[: len(data) // 2] if half else data)
         if half:
             self.close_connection = True

@@ -74,16 +74,36 @@ def test_requests_are_taken_as_they_are_sent():
         results.close()
 
 
-PASSING = [408, 409, 429, 500, 502, 503, "drop", "half", ("hang", 9), b"", b"{", b"[]", b"nonsense", b'{"choices": []}']
+PASSING = [
+    408,
+    409,
+    429,
+    500,
+    502,
+    503,
+    "drop",
+    "half",
+    ("hang", 9),
+    "trickle",
+    b"",
+    b"{",
+    b"[]",
+    b"nonsense",
+    b'{"choices": []}',
+]
 PASSING += [b'{"choices": [{"message": {"content": 5}}]}', b'{"choices": [null]}', b"[" * 9000, b"\xff\xfe"]
+
+
+REASONS = {"drop": "no connection", "half": "no connection", "trickle": "time-out", ("hang", 9): "time-out"}
 
 
 @pytest.mark.parametrize("kind", PASSING, ids=lambda kind: str(kind)[:20])
 def test_a_fault_of_a_moment_is_tried_again_until_the_answer_comes(kind):
-    settings = {"timeout": 0.3 if kind == ("hang", 9) else 5}
+    reason = f"HTTP {kind}" if isinstance(kind, int) else REASONS.get(kind, "malformed answer")
     with ChatServer(lambda body, attempt: kind if attempt < 2 else None) as server:
-        found = complete(server, ["问"], **settings)
-    assert found["问",].text == "m1 答：问" and len(server.requests) == 3
+        api = api_of(server, timeout=0.3 if reason == "time-out" else 5)
+        assert dict(api.complete_all([ask("问")]))["问",].text == "m1 答：问"
+    assert len(server.requests) == 3 and api.retried == {reason: 2}
 
 
 def test_a_request_that_always_fails_is_failed_and_the_others_are_not_lost():
@@ -104,22 +124,25 @@ def test_a_server_that_fails_always_is_given_up_in_one_line():
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_no_request_comes_before_the_time_that_retry_after_sets(form):
-    """The wait is the account's: requests that were not refused keep it too."""
+def test_no_request_starts_before_the_time_that_retry_after_sets(form):
+    """The wait is the account's: other requests keep it too, but for "1", which is under way when "0" is refused."""
     until, early = [], []
     seconds = 0.5 if form == "seconds" else 1.5  # a date has whole seconds: it may name a moment up to one earlier
 
     def behave(body, attempt):
-        now = time.time()
-        if not until:
+        question, now = question_of(body), time.time()
+        if question == "1":
+            time.sleep(0.1)
+        elif not until:
             until.append(now + seconds if form == "seconds" else int(now + seconds))
             date = email.utils.formatdate(now + seconds, usegmt=True)
             return (429, {"Retry-After": str(seconds) if form == "seconds" else date})
-        early.extend([question_of(body)] if now < until[0] else [])
+        else:
+            early.extend([question] if now < until[0] else [])
         return None
 
     with ChatServer(behave) as server:
-        assert len(complete(server, map(str, range(6)), concurrency=1)) == 6
+        assert len(complete(server, map(str, range(6)), concurrency=2)) == 6
     assert not early and len(server.requests) == 7
 
 
@@ -156,7 +179,7 @@ def test_a_minute_sees_no_more_requests_than_allowed_retries_included():
         (401, {"message": f"Incorrect API key provided: {KEY}\nsee the page"}, "OPENAI_API_KEY"),
         (403, {}, "OPENAI_API_KEY"),
         (404, {"message": "no model m1"}, "no model m1: check the model's name"),
-        (400, {"message": "too long"}, "HTTP 400: too long"),
+        (400, {"message": "too long"}, "HTTP 400 to request 12: too long"),
         (422, {"message": None}, "HTTP 422"),
         (429, {"code": "insufficient_quota", "message": "You exceeded your quota"}, "no money left"),
     ],
@@ -187,6 +210,17 @@ def test_answers_under_way_are_yielded_before_the_error():
             for key, completion in api_of(server, concurrency=4).complete_all(ask(str(n)) for n in range(50)):
                 found.append((key[0], completion.text))
     assert sorted(found) == [(str(n), f"m1 答：{n}") for n in (1, 2, 3)]
+
+
+def test_nothing_is_tried_again_once_the_run_has_stopped():
+    def behave(body, attempt):
+        time.sleep(0.2 if question_of(body) == "0" else 0)
+        return (401, {}, {}) if question_of(body) == "0" else 500
+
+    with ChatServer(behave) as server:
+        with pytest.raises(ChatError, match="HTTP 401"):
+            complete(server, ["0", "1"], backoff=2)
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

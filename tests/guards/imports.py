@@ -37,9 +37,11 @@ RULES = {
     # Chat completions over HTTP: for augmentation, rejection sampling and evaluation.
     "chat_api": Rule(("errors",), ("openai",)),
     "chat_log": Rule(("errors", "jsonl", "chat_api")),
+    "chat_costs": Rule(("errors", "chat_api")),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
     "data": Rule((*BASE, "data"), ("numpy", "datasketch", "orjson", "tqdm")),
+    "data.augment": Rule((*BASE, "chat_api", "chat_log", "chat_costs")),
     "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
     # From a corpus to batches.
     "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),
@@ -48,11 +50,16 @@ RULES = {
     "datasets.packing": Rule(("errors",), ("numpy",)),
     "datasets.packed": Rule(("errors", "jsonl", "datasets.packing"), ("numpy",)),
     "datasets.instances": Rule((*BASE, "datasets"), ("numpy",)),
+    "datasets.parts": Rule((*BASE, "datasets"), ("numpy",)),
     "datasets.dialogue_parts": Rule((*BASE, "datasets"), ("numpy",)),
-    "datasets.pack_dialogues": Rule((*BASE, "datasets"), ("numpy", "tqdm")),
+    "datasets.ranking_parts": Rule((*BASE, "datasets"), ("numpy",)),
+    "datasets.pack_records": Rule((*BASE, "datasets"), ("numpy", "tqdm")),
+    "datasets.pack_dialogues": Rule((*BASE, "datasets")),
+    "datasets.pack_rankings": Rule((*BASE, "datasets")),
     "datasets.show": Rule((*BASE, "datasets"), ("numpy",)),
     # Tensors.
     "losses": Rule((), ("torch",)),
+    "ranking_metrics": Rule(("losses",), ("torch",)),
     # Checkpoints: data in, data out; model and verify also build what they have read.
     "convert": Rule(
         (*BASE, "convert"),
@@ -66,17 +73,43 @@ RULES = {
     "models": Rule(("errors", "config", "models"), ("torch", "megatron.core", *KERNELS)),
     # Stages know each other only through the record.
     "stages": Rule(
-        ("errors", "jsonl", "config", "datasets", "models", "losses", "stages.stage", "stages.batch"),
+        (
+            "errors",
+            "jsonl",
+            "config",
+            "datasets",
+            "models",
+            "losses",
+            "ranking_metrics",
+            "stages.stage",
+            "stages.batch",
+            "stages.schedule",
+        ),
         ("torch", "megatron.core"),
     ),
+    "stages.schedule": Rule(("errors", "config", "datasets")),
     "stages.stage": Rule(("errors", "config"), ("torch",)),
     # Above the stages: the trainer and what adapts Megatron.
     "cpu": Rule(("errors",), ("torch", "megatron.core")),
-    "adapter": Rule(("errors", "jsonl", "cpu"), ("torch", "megatron.core", "megatron.training")),
+    "starting_weights": Rule(("errors",), ("torch", "megatron.core.dist_checkpointing")),
+    "adapter": Rule(("errors", "jsonl", "cpu", "starting_weights"), ("torch", "megatron.core", "megatron.training")),
     "arguments": Rule(("errors", "config")),
+    "defaults": Rule(("config", "arguments", "cpu", "models")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
     "train": Rule(
-        ("errors", "jsonl", "config", "tokenizer", "arguments", "runlog", "cpu", "adapter", "models", "stages"),
+        (
+            "errors",
+            "jsonl",
+            "config",
+            "tokenizer",
+            "arguments",
+            "defaults",
+            "runlog",
+            "cpu",
+            "adapter",
+            "models",
+            "stages",
+        ),
         ("torch", "yaml", "megatron.core", "megatron.training"),
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
