@@ -96,9 +96,12 @@ def test_answers_that_could_not_be_had_are_asked_for_again_and_nothing_else(tmp_
 
 
 def behave(body, attempt):
-    """The server refuses one answer and cuts another."""
+    """The server refuses one answer, cuts another, and gives a third at the second attempt, so after the others."""
+    question = body["messages"][-1]["content"]
+    if question == "头痛怎么办" and attempt == 0:
+        return 503
     kinds = {"头痛很怎么办": {"text": "", "refusal": "no"}, "头痛很很怎么办": {"text": "长", "finish_reason": "length"}}
-    return kinds.get(body["messages"][-1]["content"])
+    return kinds.get(question)
 
 
 def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp_path, renderer):

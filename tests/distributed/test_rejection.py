@@ -14,6 +14,8 @@ from rejection_loop import ITERATIONS
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import ScorerOptions, read_config
+from megatron_chimed.rejection.engines import MegatronGenerator
+from megatron_chimed.rejection.generator import ask
 from megatron_chimed.rejection.loop import make_rounds, status
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.rounds import STEPS
@@ -146,6 +148,23 @@ def test_both_scorers_and_transformers_give_an_answer_the_same_reward(world):
     scored = {one.key: one.reward for one in read_candidates(config.output / "round-01/scored.jsonl")}
     assert [scored[one.key] for one in candidates[:6]] == pytest.approx(expected[:6], abs=1e-5)
     assert max(expected) - min(expected) > 1e-2
+
+
+def test_an_answer_follows_from_its_prompt_and_seed_whatever_is_asked_beside_it(world):
+    folder, settings, _ = world
+    config = read_config(folder / "whole.yaml")
+    prompts = list(read_prompts([config.output / "round-01/prompts.jsonl"]))
+    renderer = make_rounds(config)[0].renderer
+    asked = ask(prompts, renderer, round=1, n=4, seed=(settings["seed"], "sample", 1))
+    stored = {one.key: one for one in read_candidates(config.output / "round-01/candidates.jsonl")}
+    with MegatronGenerator(folder / "start", config.generator, renderer) as generator:
+        for one in asked[::7]:
+            assert generator.generate([one], config.sampling) == [stored[one.key]]
+        mixed = random.Random(0).sample(asked, 9)
+        assert len({len(one.tokens) for one in mixed}) > 3
+        assert {one.key: one for one in generator.generate(mixed, config.sampling)} == {
+            one.key: stored[one.key] for one in mixed
+        }
 
 
 def test_every_answer_is_there_under_its_own_key_and_seeds_tell_samples_apart(world):
