@@ -1,12 +1,15 @@
 """The configuration of the loop: every fault in one line with its place, and the command's own refusals."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
 from corpora import command
+from guards import tree
 
+from megatron_chimed.config import read_yaml
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.config import REQUIRED, read_config, training_shape
 
@@ -45,6 +48,15 @@ def test_a_fault_is_one_line_with_its_place(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
         read_config(write(tmp_path / "c.yaml", **changes))
     assert "\n" not in str(error.value)
+
+
+def test_the_shipped_recipe_is_the_papers_but_for_what_it_marks():
+    path = tree.ROOT / "examples/quickstart/rejection_sft.yaml"
+    given = {key: setting.value for key, setting in read_yaml(path)["megatron"].items()}
+    paper = {"adam-beta1": 0.9, "adam-beta2": 0.95, "adam-eps": 1e-5, "weight-decay": 0.1}
+    assert {key: float(given[key]) for key in paper} == paper
+    for key, value in {"lr": "1e-5", "train-iters": "400", "global-batch-size": "64"}.items():
+        assert re.search(rf"^  {key}: .* # paper: {value}\b", path.read_text(), re.M), key
 
 
 def test_the_shape_of_the_training_comes_from_its_yamls(tmp_path):
