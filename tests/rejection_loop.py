@@ -13,7 +13,7 @@ from job import MODEL, ON_CPU, ROOT, STAGE
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 
-ITERATIONS = 10
+ITERATIONS = 30
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 160}
 
 
@@ -34,7 +34,7 @@ def write_world(folder: Path) -> dict:
         "seq-length": 128,
         "train-iters": ITERATIONS,
     }
-    stage |= {"save-interval": 1, "eval-interval": 5, "valid-data-path": [str(folder / "heldout")]}
+    stage |= {"save-interval": 1, "eval-interval": 15, "valid-data-path": [str(folder / "heldout")]}
     (folder / "stage.yaml").write_text(yaml.safe_dump({"megatron": stage}))
     return {
         "start": str(folder / "start"), "reward": str(folder / "reward"),
