@@ -13,12 +13,14 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.utils import unwrap_model
 
+from megatron_chimed.inference.batching import passes
 from megatron_chimed.inference.cache import Cache
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
 
-PREFILL_TOKENS = 8192
-"""Tokens of prompts in one forward pass, padding included (one prompt may have more)."""
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
+"""Tokens in a forward pass over whole sequences, padding included (one sequence may have more). On a CPU more of them
+leave its caches: 16,000 take twice as long for each."""
 
 
 @torch.no_grad()
@@ -120,16 +122,13 @@ def _prefill(model: GPTModel, cache: Cache, batch: _Batch) -> torch.Tensor:
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(batch.prompts))}
     prompt_of_row = torch.tensor([numbers[prompt] for prompt in batch.prompts], device=batch.device)
     prompts, last = list(numbers), []
-    per_pass = max(1, PREFILL_TOKENS // max(map(len, prompts)))
-    for start in range(0, len(prompts), per_pass):
-        chunk = prompts[start : start + per_pass]
-        tokens, lengths = padded(chunk, batch.device)
-        rows = ((prompt_of_row >= start) & (prompt_of_row < start + len(chunk))).nonzero()[:, 0]
-        source = prompt_of_row[rows] - start
-        positions = torch.arange(tokens.size(1), device=batch.device).expand_as(tokens)
+    for part in passes([len(prompt) for prompt in prompts], TOKENS_PER_PASS[batch.device.type]):
+        tokens, positions, lengths = padded(prompts[part], batch.device)
+        rows = ((prompt_of_row >= part.start) & (prompt_of_row < part.stop)).nonzero()[:, 0]
+        source = prompt_of_row[rows] - part.start
         with cache.prefill(rows, source, lengths[source]):
             states = hidden_states(model, tokens, positions, cache.capacity)
-        last.append(states[lengths - 1, torch.arange(len(chunk), device=batch.device)])
+        last.append(states[lengths - 1, torch.arange(len(lengths), device=batch.device)])
     return logits_of(model, torch.cat(last))[prompt_of_row]
 
 
@@ -139,11 +138,11 @@ def _step(model: GPTModel, cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
         return logits_of(model, hidden_states(model, tokens[:, None], cache.lengths[:, None], cache.capacity)[0])
 
 
-def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences padded at their ends [n, longest], and their lengths [n]."""
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sequences padded at their ends and the positions of their tokens [n, longest], and their lengths [n]."""
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
-    return tokens.to(device), lengths
+    return tokens.to(device), torch.arange(tokens.size(1), device=device).expand_as(tokens), lengths
 
 
 def hidden_states(model: GPTModel, tokens: torch.Tensor, positions: torch.Tensor, end: int) -> torch.Tensor:

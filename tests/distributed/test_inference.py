@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import CONFIG, write_hf
+from checkpoints import CONFIG, KINDS, write_hf, write_plain
 from job import ON_CPU
 from reference import chi_square_z
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -43,20 +43,23 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """(transformers' model, Megatron checkpoint)."""
-    folder = tmp_path_factory.mktemp("lm")
-    hf_to_megatron(write_hf(folder / "hf"), folder / "megatron", progress=False)
+@pytest.fixture(scope="module", params=[(1, "tied", "linear rope"), (2, "gqa")], ids=["TP1", "TP2"])
+def served(request, tmp_path_factory):
+    """(engine, the same model in transformers)."""
+    folder, (ranks, *kinds) = tmp_path_factory.mktemp("lm"), request.param
+    write_hf(folder / "hf", **{key: value for kind in kinds for key, value in KINDS[kind].items()})
+    hf_to_megatron(folder / "hf", folder / "megatron", progress=False)
     model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    return model, folder / "megatron"
+    with Engine(folder / "megatron", tensor_parallel=ranks, progress=False) as engine:
+        yield engine, model
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["TP1", "TP2"])
-def engine(request, models):
-    with Engine(models[1], tensor_parallel=request.param, batch_size=16, progress=False) as engine:
-        yield engine
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    hf_to_megatron(write_plain(folder / "hf"), folder / "megatron", progress=False)
+    return folder / "megatron"
 
 
 def generated(engine: Engine, requests: list[Request], stop=(), batch_size: int = 16) -> list[Generated]:
@@ -90,15 +93,17 @@ def mixed_requests(number: int = 24) -> list[Request]:
     return [Request(prompt, 5 + 3 * (i % 4), seed=i, **settings[i % 3]) for i, prompt in enumerate(prompts)]
 
 
-def test_greedy_text_is_transformers_for_prompts_of_any_length(engine, models):
+def test_greedy_text_is_transformers_for_prompts_of_any_length(served):
+    engine, model = served
     found = generated(engine, [Request(prompt, 20, temperature=0) for prompt in PROMPTS], batch_size=5)
-    assert [sample.tokens for sample in found] == [greedy_by_transformers(models[0], p, 20) for p in PROMPTS]
+    assert [sample.tokens for sample in found] == [greedy_by_transformers(model, p, 20) for p in PROMPTS]
     assert not any(sample.finished for sample in found)
 
 
-def test_a_sample_is_the_slow_twins_whatever_company_it_has(engine, models):
+def test_a_sample_is_the_slow_twins_whatever_company_it_has(served):
+    engine, model = served
     requests = mixed_requests()
-    expected = [sample_slowly(models[0], request) for request in requests]
+    expected = [sample_slowly(model, request) for request in requests]
     assert [sample.tokens for sample in generated(engine, requests)] == expected
     assert len({tuple(tokens) for tokens in expected}) > 20  # the settings do leave a choice
     for batch_size in (1, 7):
@@ -107,8 +112,9 @@ def test_a_sample_is_the_slow_twins_whatever_company_it_has(engine, models):
     assert backwards[::-1] == expected
 
 
-def test_a_stop_token_ends_a_sample_and_its_row_leaves_the_batch(engine, models):
-    whole = {tuple(p): greedy_by_transformers(models[0], p, 20) for p in PROMPTS}
+def test_a_stop_token_ends_a_sample_and_its_row_leaves_the_batch(served):
+    engine, model = served
+    whole = {tuple(p): greedy_by_transformers(model, p, 20) for p in PROMPTS}
     stop = [whole[tuple(PROMPTS[0])][3], whole[tuple(PROMPTS[5])][0], 101]
     found = generated(engine, [Request(prompt, 20, temperature=0) for prompt in PROMPTS], stop)
     for prompt, sample in zip(PROMPTS, found, strict=True):
@@ -119,18 +125,20 @@ def test_a_stop_token_ends_a_sample_and_its_row_leaves_the_batch(engine, models)
     assert len({len(sample.tokens) for sample in found}) > 2
 
 
-def test_an_answer_ends_where_the_models_positions_do(engine, models):
+def test_an_answer_ends_where_the_models_positions_do(served):
+    engine, model = served
     prompts = sequences(3, POSITIONS - 6, POSITIONS - 1, seed=3)
     found = generated(engine, [Request(prompt, 50, temperature=0) for prompt in prompts])
     for prompt, sample in zip(prompts, found, strict=True):
-        assert sample.tokens == greedy_by_transformers(models[0], prompt, POSITIONS - len(prompt))
+        assert sample.tokens == greedy_by_transformers(model, prompt, POSITIONS - len(prompt))
         assert not sample.finished
 
 
-def test_frequencies_fit_the_softmax_and_no_token_comes_from_outside(engine, models):
+def test_frequencies_fit_the_softmax_and_no_token_comes_from_outside(served):
+    engine, model = served
     prompt, number = PROMPTS[0], 3000
     with torch.no_grad():
-        logits = models[0](torch.tensor([prompt])).logits[0, -1].double()
+        logits = model(torch.tensor([prompt])).logits[0, -1].double()
 
     def counts(**settings) -> list[int]:
         requests = [Request(prompt, 1, seed=seed, **settings) for seed in range(number)]
@@ -148,16 +156,17 @@ def test_frequencies_fit_the_softmax_and_no_token_comes_from_outside(engine, mod
 
 
 @torch.no_grad()
-def test_log_likelihoods_are_transformers(engine, models):
+def test_log_likelihoods_are_transformers(served):
+    engine, model = served
     pairs = [(tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]) for tokens in sequences(30, 2, 60, seed=1)]
     context = PROMPTS[3]
     pairs += [(context, [token]) for token in range(4)]  # one input, four answers
-    pairs += [(context, greedy_by_transformers(models[0], context, 4))]
+    pairs += [(context, greedy_by_transformers(model, context, 4))]
     pairs += [(tokens[:1], tokens[1:]) for tokens in sequences(1, POSITIONS + 1, POSITIONS + 1, seed=2)]
     engine.batch_size = 8
     found = engine.loglikelihoods(pairs)
     for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
-        logits = models[0](torch.tensor([context + continuation[:-1]])).logits[0, len(context) - 1 :]
+        logits = model(torch.tensor([context + continuation[:-1]])).logits[0, len(context) - 1 :]
         target = torch.tensor(continuation)
         assert score == pytest.approx(logits.log_softmax(-1).gather(-1, target[:, None]).sum().item(), abs=1e-4)
         assert greedy == bool((logits.argmax(-1) == target).all())
@@ -178,7 +187,8 @@ def test_log_likelihoods_are_transformers(engine, models):
         (lambda e: e.rewards([[1]]), "rewards need a model with the head 'reward'"),
     ],
 )
-def test_bad_input_is_refused_by_its_number_and_the_engine_goes_on(engine, call, message):
+def test_bad_input_is_refused_by_its_number_and_the_engine_goes_on(served, call, message):
+    engine, _ = served
     with pytest.raises(InputError, match=message):
         call(engine)
     assert len(generated(engine, [Request([1], 1)])) == 1
@@ -198,11 +208,11 @@ def test_rewards_are_transformers(tmp_path):
     assert max(expected) - min(expected) > 0.5
 
 
-def test_a_checkpoint_that_cannot_be_served_is_one_line(models, tmp_path):
+def test_a_checkpoint_that_cannot_be_served_is_one_line(checkpoint, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         Engine(tmp_path / "none", progress=False)
     with pytest.raises(InputError, match="3 tensor-parallel ranks do not divide its 4 heads"):
-        Engine(models[1], tensor_parallel=3, progress=False)
+        Engine(checkpoint, tensor_parallel=3, progress=False)
 
 
 def alive(process: int) -> bool:
@@ -219,8 +229,8 @@ def wait_until_ended(processes: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_rank_is_one_line_and_takes_the_others_along(models):
-    with Engine(models[1], tensor_parallel=2, batch_size=4, progress=False) as engine:
+def test_a_killed_rank_is_one_line_and_takes_the_others_along(checkpoint):
+    with Engine(checkpoint, tensor_parallel=2, batch_size=4, progress=False) as engine:
         ranks = [process.pid for process in engine._ranks._processes]
         requests = [Request([1, 2], POSITIONS, seed=seed) for seed in range(4000)]
         died = r"^inference rank [01] (was killed by signal 9|ended with code)[^\n]*$"
@@ -241,8 +251,8 @@ for batch in engine.generate([Request([1, 2], 120, seed=seed) for seed in range(
 """
 
 
-def test_the_ranks_end_with_a_parent_that_is_killed(models):
-    command = [sys.executable, "-c", ENDLESS, models[1]]
+def test_the_ranks_end_with_a_parent_that_is_killed(checkpoint):
+    command = [sys.executable, "-c", ENDLESS, checkpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         ranks = [int(word) for word in parent.stdout.readline().split()]
         assert parent.stdout.readline() == "batch\n" and len(ranks) == 2 and all(map(alive, ranks))
