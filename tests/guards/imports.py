@@ -114,6 +114,15 @@ RULES = {
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
     "__main__": Rule(("errors", "quiet", "cpu", "train")),
+    # Rejection sampling: steps over files; engines come in through their clients.
+    "rejection.keys": Rule(),
+    "rejection.select": Rule(("records", "rejection.keys")),
+    "rejection.store": Rule(("errors", "jsonl", "records")),
+    "rejection.prompts": Rule((*BASE, "data", "rejection.keys")),
+    "rejection": Rule(
+        (*BASE, "chat_api", "datasets.pack_dialogues", "convert.checkpoint", "inference.client", "rejection"),
+        ("torch", "transformers", "vllm", "matplotlib"),
+    ),
     # A checkpoint at work: the client's side is without torch and Megatron.
     "inference": Rule(
         (*BASE, "convert", "models", "cpu", "quiet", "inference"), ("torch", "safetensors", "megatron.core")
@@ -124,7 +133,6 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
-    "rejection.select": Rule(BASE),
     "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
 }
 
