@@ -45,6 +45,9 @@ class Paths:
     drift: list[str] = field(default_factory=list)
     """Held-out dialogues whose answers' likelihood tells how far a round moves the model; none: not measured."""
 
+    yardstick: list[str] = field(default_factory=list)
+    """Command that grades answers to held-out prompts, called with a file of them; see `yardstick`. None: no grades."""
+
     model: str = ""
     """Model YAML of the training."""
 

@@ -19,6 +19,7 @@ from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.heldout import by_prompt, difference, mean_over_prompts
 from megatron_chimed.rejection.prompts import question_of
 from megatron_chimed.rejection.store import read_candidates
+from megatron_chimed.rejection.yardstick import grade
 
 LENGTH_CORRELATION = 0.3
 """Pearson correlation of reward and length from which the report warns."""
@@ -54,7 +55,8 @@ def write_report(
         "sets": {name: describe(answers) for name, answers in sets.items()},
         "duplicate_rate": duplicate_rate(scored),
         "strategies": compare_strategies(config, scored, prompts),
-        "heldout": compare_heldout(heldout),
+        "heldout": compare_heldout({name: by_prompt(answers) for name, answers in heldout.items()}, heldout),
+        "yardstick": _graded(config.paths.yardstick, measured, heldout),
         "drift": {name: read_json(path) for name, path in drifts.items()},
         "examples": examples(sets["selected"], scored, prompts),
     }
@@ -118,20 +120,29 @@ def compare_strategies(
     return found
 
 
-def compare_heldout(heldout: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
-    """Mean reward with its standard error of each model on the held-out prompts, and paired differences."""
-    rewards = {name: by_prompt(answers) for name, answers in heldout.items()}
+def _graded(command: Sequence[str], measured: Mapping[str, Path], heldout: Mapping) -> dict[str, Any] | None:
+    """The same by a yardstick other than the reward; None without one."""
+    if not command:
+        return None
+    return compare_heldout({name: grade(command, path) for name, path in measured.items()}, heldout)
+
+
+def compare_heldout(
+    values: Mapping[str, Mapping[str, Sequence[float]]], heldout: Mapping[str, Sequence[Candidate]]
+) -> dict[str, Any]:
+    """Mean with its standard error of each model on the held-out prompts, and paired differences.
+
+    values: {model: {prompt: rewards or grades of its answers}}; heldout: the answers themselves.
+    """
     models = {
-        name: mean_over_prompts(rewards[name])._asdict()
+        name: mean_over_prompts(values[name])._asdict()
         | {"mean_tokens": _mean([one.num_tokens for one in answers]), "duplicate_rate": duplicate_rate(answers)}
         | {"finished": sum(one.finished for one in answers) / len(answers)}
         for name, answers in heldout.items()
     }
     pairs = [("after", "start"), ("after", "before"), ("after", "random control")]
     differences = {
-        f"{one} - {other}": difference(rewards[one], rewards[other])._asdict()
-        for one, other in pairs
-        if other in rewards
+        f"{one} - {other}": difference(values[one], values[other])._asdict() for one, other in pairs if other in values
     }
     return {"models": models, "differences": differences}
 
@@ -152,6 +163,9 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
     for name, change in figures["heldout"]["differences"].items():
         if change["mean"] < 2 * change["error"]:
             found.append(f"{name}: {_plus_minus(change)} is less than two standard errors above 0; nothing is shown.")
+    for name, change in figures["yardstick"]["differences"].items() if figures["yardstick"] else ():
+        if change["mean"] < -2 * change["error"]:
+            found.append(f"By the yardstick answers have become worse, {name}: {_plus_minus(change)}.")
     moved = drift["after"]["nll"], drift["start"]["nll"]
     if None not in moved and moved[0] > moved[1] + 0.1:
         found.append(f"Fixed answers have become less likely: {moved[1]:.3f} -> {moved[0]:.3f} nats per token.")

@@ -18,9 +18,11 @@ def page(figures: Mapping[str, Any]) -> str:
         parts.append("## Warnings\n\n" + "\n".join(f"- {line}" for line in figures["warnings"]))
     parts += ["## Held-out prompts\n\nFresh answers, the same prompts and seeds for every model; a mean is over "
               "prompts, ± is its standard error, differences are taken prompt by prompt."]  # fmt: skip
-    parts.append(_heldout(figures["heldout"], figures["drift"]))
-    differences = figures["heldout"]["differences"].items()
-    parts.append(_table(["difference", "reward"], ([name, _plus_minus(one, "+")] for name, one in differences)))
+    parts.append(_heldout(figures["heldout"], figures["yardstick"], figures["drift"]))
+    measures = {"reward": figures["heldout"], "yardstick": figures["yardstick"]}
+    measures = {name: one["differences"] for name, one in measures.items() if one}
+    rows = ([name, *(_plus_minus(one[name], "+") for one in measures.values())] for name in measures["reward"])
+    parts.append(_table(["difference", *measures], rows))
     parts.append("![rewards and lengths](report.png)")
     parts.append("## Answers of the round")
     parts.append(_steps(figures["steps"]))
@@ -38,14 +40,25 @@ def page(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _heldout(heldout: Mapping[str, Any], drift: Mapping[str, Any]) -> str:
+def _heldout(heldout: Mapping[str, Any], graded: Mapping[str, Any] | None, drift: Mapping[str, Any]) -> str:
     """A line for each model."""
     rows = (
-        [name, one["prompts"], _plus_minus(one), _number(one["mean_tokens"], 1), f"{one['finished']:.1%}",
+        [name, one["prompts"], _plus_minus(one),
+         _plus_minus(graded["models"][name]) if graded else "not measured",
+         _number(one["mean_tokens"], 1), f"{one['finished']:.1%}",
          f"{one['duplicate_rate']:.1%}", _number(drift[name]["nll"])]
         for name, one in heldout["models"].items()
     )  # fmt: skip
-    columns = ["model", "prompts", "reward", "mean tokens", "ended by EOS", "duplicates", "NLL of fixed answers"]
+    columns = [
+        "model",
+        "prompts",
+        "reward",
+        "yardstick",
+        "mean tokens",
+        "ended by EOS",
+        "duplicates",
+        "NLL of fixed answers",
+    ]
     return _table(columns, rows)
 
 

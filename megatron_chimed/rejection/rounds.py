@@ -246,7 +246,8 @@ class Round:
             return Made(write_report(self.config, self.folder, self.number, self.prompts, measured, drifts))
 
         outputs = self.files("report.{}", ["md", "json", "png"])
-        return self._step("report", inputs, {"rule": asdict(self.config.selection)}, outputs, run)
+        settings = {"rule": asdict(self.config.selection), "yardstick": self.config.paths.yardstick}
+        return self._step("report", inputs, settings, outputs, run)
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
