@@ -81,6 +81,16 @@ RULES = {
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
     "__main__": Rule(("errors", "quiet", "cpu", "train")),
+    # A checkpoint at work: the client's side is without torch and Megatron.
+    "inference": Rule(
+        (*BASE, "convert", "models", "cpu", "quiet", "inference"), ("torch", "safetensors", "megatron.core")
+    ),
+    "inference.request": Rule(),
+    "inference.batching": Rule(),
+    "inference.ranks": Rule(("errors",)),
+    "inference.client": Rule(
+        ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
+    ),
     "rejection.select": Rule(BASE),
     "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
 }

@@ -1,0 +1,161 @@
+"""Samples from a Megatron model of this process, by its own layers and a cache of their keys and values.
+
+Prompts of different lengths are padded at their ends for the one pass over them, and not at all afterwards; samples of
+one prompt share that pass. Rows that have ended leave the batch.
+
+The model may be in training: its mode and all random states are as before, as nothing is drawn from them.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.utils import unwrap_model
+
+from megatron_chimed.inference.cache import Cache
+from megatron_chimed.inference.request import Generated, Request
+from megatron_chimed.inference.sampling import draw, uniforms
+
+PREFILL_TOKENS = 8192
+"""Tokens of prompts in one forward pass, padding included (one prompt may have more)."""
+
+
+@torch.no_grad()
+def generate(
+    model: torch.nn.Module, requests: Sequence[Request], stop: Sequence[int], *, num_ids: int, max_positions: int
+) -> list[Generated]:
+    """The samples of one batch, in the order of the requests. All tensor-parallel ranks call it and get the same.
+
+    model: a GPTModel, wrapped or not, without pipeline stages and sequence parallelism. stop: ids that end a sample.
+    num_ids: ids that may be drawn, without the padding of the vocabulary. max_positions: the end of the context; every
+    prompt leaves room for a token there.
+    """
+    model = unwrap_model(model)
+    if model.config.sequence_parallel or not (model.pre_process and model.post_process):
+        raise ValueError("generation needs a model without sequence parallelism and pipeline stages")
+    batch = _Batch(requests, max_positions, next(model.parameters()).device)
+    cache = Cache(len(requests), batch.capacity, batch.device)
+    stop = torch.tensor(list(stop), dtype=torch.long, device=batch.device)
+    with evaluating(model), cache.attached(model):
+        logits = _prefill(model, cache, batch)
+        while True:
+            tokens = draw(logits[:, :num_ids].float(), *batch.sampling())
+            going_on = batch.add(tokens, stop)
+            if len(going_on) == 0:
+                return batch.results()
+            if len(going_on) < len(tokens):
+                tokens = tokens[going_on]
+                cache.keep(going_on)
+            logits = _step(model, cache, tokens)
+
+
+@contextlib.contextmanager
+def evaluating(model: GPTModel) -> Iterator[None]:
+    """The model without dropout; each module's mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    # Where cpu.py is installed, every torch function passes through Python to map devices: half of the time of a small
+    # model. Nothing here names a device.
+    with torch._C.DisableTorchFunction():
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+class _Batch:
+    """The samples of a batch: settings and progress of the rows that go on, and all tokens so far."""
+
+    def __init__(self, requests: Sequence[Request], max_positions: int, device: torch.device):
+        self.device, self.prompts = device, [tuple(request.prompt) for request in requests]
+        lengths = [len(prompt) for prompt in self.prompts]
+        room = [min(r.max_tokens, max_positions - n) for r, n in zip(requests, lengths, strict=True)]
+        self.capacity = max(n + more for n, more in zip(lengths, room, strict=True))
+        self.step = 0
+        self.tokens = torch.zeros(len(requests), max(room), dtype=torch.long, device=device)
+        self.counts, self.stopped = [0] * len(requests), [False] * len(requests)
+        uniform = torch.stack([uniforms(request.seed, max(room)) for request in requests])
+        self.rows = {  # each a tensor whose first axis is that of the rows that go on
+            "index": torch.arange(len(requests)),
+            "room": torch.tensor(room),
+            "uniform": uniform,
+            "temperature": torch.tensor([r.temperature for r in requests], dtype=torch.float64),
+            "top_k": torch.tensor([r.top_k for r in requests]),
+            "top_p": torch.tensor([r.top_p for r in requests], dtype=torch.float64),
+        }
+        self.rows = {name: tensor.to(device) for name, tensor in self.rows.items()}
+
+    def sampling(self) -> tuple[torch.Tensor, ...]:
+        """What `sampling.draw` takes besides logits."""
+        rows = self.rows
+        return rows["uniform"][:, self.step], rows["temperature"], rows["top_k"], rows["top_p"]
+
+    def add(self, tokens: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:
+        """Take one token for each row [b]; the rows that go on, as numbers, each at its old place where it can be."""
+        index = self.rows["index"]
+        self.tokens[index, self.step] = tokens
+        self.step += 1
+        stopped = torch.isin(tokens, stop)
+        ended = stopped | (self.rows["room"] <= self.step)
+        if not bool(ended.any()):
+            return torch.arange(len(tokens), device=self.device)
+        for row, by_stop in zip(index[ended].tolist(), stopped[ended].tolist(), strict=True):
+            self.counts[row], self.stopped[row] = self.step, by_stop
+        staying = (~ended).nonzero()[:, 0]
+        order = torch.arange(len(staying), device=self.device)
+        order[ended[: len(staying)]] = staying[staying >= len(staying)]
+        self.rows = {name: tensor[order] for name, tensor in self.rows.items()}
+        return order
+
+    def results(self) -> list[Generated]:
+        """All samples, in the order of the requests."""
+        rows = zip(self.tokens.tolist(), self.counts, self.stopped, strict=True)
+        return [Generated(tokens[:count], stopped) for tokens, count, stopped in rows]
+
+
+def _prefill(model: GPTModel, cache: Cache, batch: _Batch) -> torch.Tensor:
+    """Compute all prompts, each once -> logits [b, padded vocabulary] of each row's first new token."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(batch.prompts))}
+    prompt_of_row = torch.tensor([numbers[prompt] for prompt in batch.prompts], device=batch.device)
+    prompts, last = list(numbers), []
+    per_pass = max(1, PREFILL_TOKENS // max(map(len, prompts)))
+    for start in range(0, len(prompts), per_pass):
+        chunk = prompts[start : start + per_pass]
+        tokens, lengths = padded(chunk, batch.device)
+        rows = ((prompt_of_row >= start) & (prompt_of_row < start + len(chunk))).nonzero()[:, 0]
+        source = prompt_of_row[rows] - start
+        positions = torch.arange(tokens.size(1), device=batch.device).expand_as(tokens)
+        with cache.prefill(rows, source, lengths[source]):
+            states = hidden_states(model, tokens, positions, cache.capacity)
+        last.append(states[lengths - 1, torch.arange(len(chunk), device=batch.device)])
+    return logits_of(model, torch.cat(last))[prompt_of_row]
+
+
+def _step(model: GPTModel, cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
+    """tokens [b], one for each row -> logits [b, padded vocabulary] of the next."""
+    with cache.extend():
+        return logits_of(model, hidden_states(model, tokens[:, None], cache.lengths[:, None], cache.capacity)[0])
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences padded at their ends [n, longest], and their lengths [n]."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
+    return tokens.to(device), lengths
+
+
+def hidden_states(model: GPTModel, tokens: torch.Tensor, positions: torch.Tensor, end: int) -> torch.Tensor:
+    """tokens and positions [b, s], all below `end` -> the normalised states behind the last layer [s, b, hidden].
+
+    GPTModel.forward would count positions from 0 in all rows alike.
+    """
+    angles = model.rotary_pos_emb(end)[:, 0, 0]
+    return model.decoder(model.embedding(tokens, positions), None, rotary_pos_emb=angles[positions.T][:, :, None])
+
+
+def logits_of(model: GPTModel, states: torch.Tensor) -> torch.Tensor:
+    """states [n, hidden] -> logits [n, padded vocabulary], gathered on all tensor-parallel ranks."""
+    weight = model.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else None
+    return model.output_layer(states[None], weight=weight, runtime_gather_output=True)[0][0]

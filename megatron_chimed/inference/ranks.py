@@ -1,0 +1,136 @@
+"""Processes of the engine: started together, asked together, ended for sure."""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed.errors import InputError
+
+WORKER = "megatron_chimed.inference.worker"
+
+
+class Ranks:
+    """The tensor-parallel ranks of one model, each a process with a socket of its own.
+
+    They do not outlive this process, however it ends: each watches a pipe that the kernel closes with it. Their output
+    goes to a log in a private folder, and is quoted when one of them fails.
+    """
+
+    def __init__(self, number: int, settings: dict[str, Any]):
+        """settings: for `worker`, which gets them with what tells its rank."""
+        self._folder = tempfile.TemporaryDirectory(prefix="megatron_chimed-")
+        self._log = Path(self._folder.name) / "log"
+        self._processes: list[subprocess.Popen] = []
+        self._sockets: list[socket.socket] = []
+        self._lifeline: int | None = None
+        try:
+            self._start(number, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, number: int, settings: dict[str, Any]) -> None:
+        """Start all processes; they load the model by themselves."""
+        watched, self._lifeline = os.pipe()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, cores // number)),
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as Megatron demands
+            "PYTHONWARNINGS": "ignore",
+            "LOCAL_WORLD_SIZE": str(number),
+        }
+        if sys.platform == "linux":
+            environment["GLOO_SOCKET_IFNAME"] = "lo"  # the ranks listen to each other alone
+        try:
+            with open(self._log, "wb") as log:
+                for rank in range(number):
+                    ours, theirs = socket.socketpair()
+                    self._sockets.append(ours)
+                    more = {"rank": rank, "ranks": number, "store": f"{self._folder.name}/store"}
+                    more |= {"socket": theirs.fileno(), "lifeline": watched}
+                    with theirs:
+                        process = subprocess.Popen(
+                            [sys.executable, "-m", WORKER, json.dumps(settings | more)],
+                            env=environment | os.environ,
+                            stdin=subprocess.DEVNULL,
+                            stdout=log,
+                            stderr=log,
+                            pass_fds=(theirs.fileno(), watched),
+                            start_new_session=True,  # an interrupt is for this process, which then ends them
+                        )
+                    self._processes.append(process)
+        finally:
+            os.close(watched)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Send all ranks a request and return their answer. Raises as `answer`."""
+        line = json.dumps(request).encode() + b"\n"
+        for rank, channel in enumerate(self._sockets):
+            try:
+                channel.sendall(line)
+            except OSError:
+                raise self._failure(rank) from None
+        return self.answer()
+
+    def answer(self) -> Any:
+        """Wait for the answer of all ranks.
+
+        Raises InputError with a rank's complaint, and ChildProcessError, one line with the last words of the log, when
+        a rank is gone.
+        """
+        answers = [b""] * len(self._sockets)
+        with selectors.DefaultSelector() as waiting:
+            for rank, channel in enumerate(self._sockets):
+                waiting.register(channel, selectors.EVENT_READ, rank)
+            while waiting.get_map():
+                for key, _ in waiting.select():
+                    chunk = key.fileobj.recv(1 << 20)
+                    if not chunk:
+                        raise self._failure(key.data)
+                    answers[key.data] += chunk
+                    if chunk.endswith(b"\n"):
+                        waiting.unregister(key.fileobj)
+        found = [json.loads(answer) for answer in answers]
+        for one in found:
+            if "error" in one:
+                self.close()
+                raise InputError(one["error"])
+        if any(one != found[0] for one in found):
+            self.close()
+            raise RuntimeError("the tensor-parallel ranks do not agree on a result: their arithmetic differs")
+        return found[0]["result"]
+
+    def _failure(self, rank: int) -> ChildProcessError:
+        """What to raise when a rank is gone; ends the others."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._processes[rank].wait(10)
+        code = self._processes[rank].returncode
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        self.close()
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        said = [line.strip() for line in lines if "Error" in line] or [line.strip() for line in lines if line.strip()]
+        why = f": {said[0][:300]}" if said else " without a word (as a rule for lack of memory)"
+        return ChildProcessError(f"inference rank {rank} {how}{why}")
+
+    def close(self) -> None:
+        """End all processes, and wait for it. Twice is harmless."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        for channel in self._sockets:
+            channel.close()
+        for process in self._processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes, self._sockets = [], []
+        self._folder.cleanup()

@@ -1,0 +1,92 @@
+"""One tensor-parallel rank of the engine: ``python -m megatron_chimed.inference.worker SETTINGS`` (a JSON object).
+
+Reads requests from a socket that the engine has left open, one JSON object a line, and answers each with a line. All
+ranks get each request, compute it together and answer the same. A rank ends when its socket does, which also the kernel
+closes, when the engine's process is killed.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed.quiet import hush
+
+hush()
+
+import torch  # noqa: E402
+
+from megatron_chimed import cpu  # noqa: E402
+
+ON_CPU = cpu.is_needed()  # the one place that chooses the device: below, "cuda" is what this machine has
+if ON_CPU:
+    cpu.install()
+
+from megatron_chimed.errors import InputError, one_line  # noqa: E402
+from megatron_chimed.inference import decode, scoring  # noqa: E402
+from megatron_chimed.inference.model import Loaded, load  # noqa: E402
+from megatron_chimed.inference.request import Request  # noqa: E402
+
+
+def join_ranks(rank: int, ranks: int, store: str) -> None:
+    """Start torch.distributed among the engine's ranks, which meet in a file."""
+    if not ON_CPU:
+        torch.cuda.set_device(rank)
+    backend = "gloo" if ON_CPU else "nccl"
+    torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
+
+
+def end_with_engine(lifeline: int) -> None:
+    """End this process at once when the other end of a pipe is closed, whatever it is doing."""
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def answer(loaded: Loaded, request: dict[str, Any]) -> Any:
+    """The result of one request, by its "do"."""
+    match request["do"]:
+        case "generate":
+            samples = [Request(**sample) for sample in request["requests"]]
+            done = decode.generate(
+                loaded.model,
+                samples,
+                request["stop"],
+                num_ids=loaded.num_ids,
+                max_positions=loaded.max_positions,
+            )
+            return [[sample.tokens, sample.finished] for sample in done]
+        case "loglikelihoods":
+            return scoring.loglikelihoods(loaded.model, request["pairs"], loaded.num_ids)
+        case "rewards":
+            return scoring.rewards(loaded.model, loaded.reward_head, request["sequences"])
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Load the checkpoint, say what it is, and serve until the engine closes the socket."""
+    end_with_engine(settings["lifeline"])
+    with socket.socket(fileno=settings["socket"]) as channel, channel.makefile("rw", encoding="utf-8") as lines:
+
+        def say(message: dict[str, Any]) -> None:
+            lines.write(json.dumps(message) + "\n")
+            lines.flush()
+
+        try:
+            join_ranks(settings["rank"], settings["ranks"], settings["store"])
+            loaded = load(Path(settings["checkpoint"]), settings["iteration"], settings["dtype"])
+        except (InputError, OSError) as error:
+            say({"error": one_line(error)})
+            return
+        say({"result": {"head": loaded.head, "num_ids": loaded.num_ids, "max_positions": loaded.max_positions}})
+        for line in lines:
+            say({"result": answer(loaded, json.loads(line))})
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
