@@ -47,8 +47,8 @@ def _read_both(paths: str, rows: Callable, read: Callable[[Any], dict]) -> dict[
             raise InputError(f"{pattern}: no such file")
         located = ((f"{path}:{line}", row) for path in files for line, row in rows(path))
         loaded[split] = load(located, read)
-    every = (mention for one in loaded.values() for item in one.items for mention in item["mentions"])
-    types = sorted({kind for kind, *_ in every})
+    every = (mention["type"] for one in loaded.values() for item in one.items for mention in item["mentions"])
+    types = sorted(set(every))
     for one in loaded.values():
         for item in one.items:
             item["types"] = types
@@ -105,7 +105,8 @@ def _of_columns(block: str) -> dict:
 
 
 def _item(text: str, spans: list[tuple[str, int, int]]) -> dict:
-    """{"text", "mentions": [[type, text, start, end]]}; line breaks become spaces, as an answer's entity is a line."""
+    """{"text", "mentions": [{"type", "text", "start", "end"}]}. Line breaks become spaces: an entity is a line of an
+    answer."""
     text = text.translate({ord(end): " " for end in "\r\n\u2028\u2029\x0b\x0c\x85\x1c\x1d\x1e"})
     mentions = []
     for kind, start, end in spans:
@@ -114,5 +115,5 @@ def _item(text: str, spans: list[tuple[str, int, int]]) -> dict:
         while start < end and text[end - 1].isspace():
             end -= 1
         if start < end:
-            mentions.append(list(Mention(kind.strip(), text[start:end], start, end)))
+            mentions.append(Mention(kind.strip(), text[start:end], start, end)._asdict())
     return {"text": text, "mentions": mentions}

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers.utils import logging
 
 from megatron_chimed.evaluation.encoding import Encoder
 from megatron_chimed.template import Template
@@ -21,6 +22,7 @@ class HuggingFaceModel(HFLM):
         """Raises InputError if the folder has no tokenizer that we can read."""
         self.encoder = Encoder(load_tokenizer(folder), template)
         self.cut, self.seed = self.encoder.cut, 0
+        logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(
             pretrained=str(folder), tokenizer=str(folder), batch_size=batch_size, dtype=dtype, device=device

@@ -88,7 +88,7 @@ def entity_text(item: dict) -> str:
 
 def entity_target(item: dict) -> str:
     """The gold entities, one a line."""
-    return entities.write_answer(Mention(*mention) for mention in item["mentions"])
+    return entities.write_answer(Mention(**mention) for mention in item["mentions"])
 
 
 def score_entities(item: dict, answer: str) -> Scored:
@@ -97,7 +97,7 @@ def score_entities(item: dict, answer: str) -> Scored:
     An answer that is not understood counts as one without entities.
     """
     found = entities.parse_answer(answer, item["types"], item["text"])
-    gold = [Mention(*mention) for mention in item["mentions"]]
+    gold = [Mention(**mention) for mention in item["mentions"]]
     scores: dict[str, Any] = {}
     for name, relaxed in (("f1_strict", False), ("f1_relaxed", True)):
         counts = entities.count_entities(found or (), gold, item["text"], item["types"], relaxed=relaxed)

@@ -73,6 +73,11 @@ class RecordedLM(LM):
         self.seed = 0
         self._backend: Backend | None = None
 
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm-eval's cache of prompts, which is not used."""
+        return ""
+
     def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> ChatPrompt:
         """The prompt of a conversation; a system's message is put in front of the user's that follows."""
         turns: list[Turn] = []
