@@ -114,7 +114,7 @@ def _of_line(line: str, types: Sequence[str], sentence: str) -> Iterable[tuple[s
     """(type, text) of a line; the text is "" where the line has a type and names nothing."""
     line = _NUMBERING.sub("", line).strip().replace("**", "")
     kind, colon, names = re.sub("[:：]", "：", line, count=1).partition("：")
-    kind, names = kind.strip(" 【】[]"), names.strip()
+    kind, names = kind.strip(" 【】[]"), names.strip(" 。")
     if colon and kind in types:
         for name in [names] if names in sentence else _BETWEEN.split(names):
             yield kind, name if name in sentence else name.strip(_LINE_END + "\"'“”《》")
