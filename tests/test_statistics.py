@@ -47,3 +47,13 @@ def test_all_right_or_one_item_has_no_width_and_the_same_call_the_same_interval(
 
 def test_a_scale_without_an_answered_statement_has_the_mean_zero():
     assert estimate(np.zeros((1, 8, 2)), mean_ratio).mean == 0
+
+
+def test_an_interval_of_95_percent_holds_the_truth_in_95_of_100_cases():
+    draw = np.random.default_rng(5)
+    hits = 0
+    for _ in range(300):
+        right = (draw.random((2, 100)) < 0.25).astype(float)
+        found = estimate(np.stack([right, np.ones_like(right)], axis=-1), mean_ratio)
+        hits += found.low - 1e-9 <= 0.25 <= found.high + 1e-9
+    assert 0.92 <= hits / 300 <= 0.98
