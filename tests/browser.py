@@ -66,6 +66,14 @@ class Page:
         """Errors and warnings of the console."""
         return [entry["message"] for entry in self.do("POST", "/se/log", {"type": "browser"})]
 
+    def wait(self, code: str, expected: str) -> None:
+        """Until a script returns what is expected."""
+        for _ in range(200):
+            if (found := self.script(code)) == expected:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{code}: {found!r}; expected {expected!r}")
+
     def downloaded(self, name: str) -> Path:
         """The path of a download that is complete."""
         for _ in range(200):

@@ -142,13 +142,17 @@ def test_the_form_is_filled_in_by_a_browser_and_its_files_are_imported(outputs, 
         for code in codes[:-1]:
             for name, level in wanted[code].items():
                 page.click(f"input[name='{code}-{name}'][value='{level}']")
-        page.type("#annotator", "annotator-1")
+        page.type("#annotator", "annotator-1\n")
         assert page.script("return document.getElementById('progress').textContent") == "7 / 8"
-        for _ in range(20):  # what was rated is still there; the browser takes its time to store it
-            page.open(tmp_path / "form.html")
-            if page.script("return document.getElementById('progress').textContent") == "7 / 8":
-                break
-        assert page.script("return document.getElementById('progress').textContent") == "7 / 8"
+        stored = page.script("return JSON.parse(localStorage.getItem(place))")
+        assert stored == {"annotator": "annotator-1", "ratings": {code: wanted[code] for code in codes[:-1]}}
+        page.click("#json")
+        half = page.downloaded("ratings-annotator-1.json").rename(downloads / "half.json")
+        page.script("localStorage.clear()")
+        page.open(tmp_path / "form.html")
+        assert page.script("return document.getElementById('progress').textContent") == "0 / 8"
+        page.type("#load", str(half))  # the file of yesterday
+        page.wait("return document.getElementById('progress').textContent", "7 / 8")
         for name, level in wanted[codes[-1]].items():
             page.click(f"input[name='{codes[-1]}-{name}'][value='{level}']")
         for suffix in ("json", "csv"):

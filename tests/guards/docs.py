@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import yaml
 
-SOURCES = (".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".lock", ".sbatch", ".cfg")
+SOURCES = (".py", ".sh", ".md", ".html", ".yaml", ".yml", ".toml", ".lock", ".sbatch", ".cfg")
 OUTPUTS = ("runs", "build", ".venv")
 SHELLS = ("sh", "bash", "shell", "console")
 INTERPRETERS = ("python", "python3", "python3.12", ".venv/bin/python", "sh", "bash")
