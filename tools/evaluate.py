@@ -7,6 +7,7 @@ from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.evaluation.catalog import SOURCES
 from megatron_chimed.evaluation.models import KINDS, ModelOptions, open_model
 from megatron_chimed.evaluation.report import write_report
+from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.template import load_template
 
 EXAMPLE = """examples:
@@ -45,8 +46,6 @@ def main() -> None:
     if bool(args.model) != bool(args.tasks) or not (args.model or args.compare):
         parser.error("give --model with --tasks, or --compare alone")
     if args.model:
-        from megatron_chimed.evaluation.run import Settings, evaluate_model  # loads lm-eval, which takes its time
-
         template, given = load_template(args.template), vars(args)
         options = ModelOptions(**{field.name: given[field.name] for field in fields(ModelOptions)})
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})

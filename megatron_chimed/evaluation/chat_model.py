@@ -3,7 +3,7 @@
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from megatron_chimed.chat_api import ChatApi, ChatRequest
+from megatron_chimed.chat_api import ChatApi, ChatError, ChatRequest
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.megatron_model import until
 
@@ -12,11 +12,12 @@ MAX_TOKENS = 256
 
 class ChatModel(LM):
     """seed: of the next call, passed on to the server, which need not heed it; cut: stays empty, as only the server
-    knows how long a prompt is. A refusal of the server (content filter) is an empty answer, and so counted as one."""
+    knows how long a prompt is; fault: why an answer is missing. A refusal of the server (content filter) is an empty
+    answer, and so counted as one."""
 
     def __init__(self, api: ChatApi):
         super().__init__()
-        self.api, self.seed, self.cut = api, 0, {}
+        self.api, self.seed, self.cut, self.fault = api, 0, {}, ""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raises InputError: chat servers give none."""
@@ -26,21 +27,22 @@ class ChatModel(LM):
         """Raises InputError as `loglikelihood`."""
         return self.loglikelihood(requests)
 
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answers. Raises InputError if some of them could not be had; run again to ask for those."""
+    def generate_until(self, requests: list[Instance]) -> list[str | None]:
+        """The answers; None for those that could not be had, and `fault` then says why."""
         asked = [
             ChatRequest(number, self._messages(request.args[0]), self._options(request.args[1], number))
             for number, request in enumerate(requests)
         ]
-        texts: dict[int, str] = {}
-        failed = []
-        for number, completion in self.api.complete_all(asked):
-            if completion.failed:
-                failed.append(completion.reason)
-            texts[number] = until(completion.text or "", requests[number].args[1].get("until", ()))
-        if failed:
-            raise InputError(f"{len(failed)} of {len(asked)} requests failed ({failed[0]}); run the command again")
-        return [texts[number] for number in range(len(asked))]
+        texts: list[str | None] = [None] * len(requests)
+        try:
+            for number, completion in self.api.complete_all(asked):
+                if completion.failed:
+                    self.fault = f"a request failed at all attempts ({completion.reason}); run the command again"
+                else:
+                    texts[number] = until(completion.text or "", requests[number].args[1].get("until", ()))
+        except ChatError as error:
+            self.fault = str(error)
+        return texts
 
     def _messages(self, prompt: str) -> list[dict[str, str]]:
         """A prompt's turns, or its text as one."""

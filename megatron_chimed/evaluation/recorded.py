@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.answers_log import AnswersLog
 from megatron_chimed.records import Turn
 from megatron_chimed.template import Template
@@ -139,18 +140,22 @@ class RecordedLM(LM):
                 bar.update(new)
 
     def _ask(self, request_type: str, requests: dict[str, Instance], seed: int) -> None:
-        """Ask the backend and write down what it answers."""
+        """Ask the backend and write down what it answers. Raises InputError when answers are missing, after that."""
         if self._backend is None:
             self._backend = self.make()
         self._backend.seed = seed
         answers = getattr(self._backend, request_type)(list(requests.values()))
         rows = []
         for (key, request), answer in zip(requests.items(), answers, strict=True):
+            if answer is None:  # only a server gives none
+                continue
             row = {"key": key, "answer": answer if isinstance(answer, str) else list(answer)}
             if cut := self._backend.cut.get(request.args[0]):
                 row["cut"] = cut
             rows.append(row)
         self.log.add(rows)
+        if missing := len(requests) - len(rows):
+            raise InputError(f"{missing} of {len(requests)} answers are missing: {self._backend.fault}")
 
     def close(self) -> None:
         """End the backend, if it was made, and close the log."""

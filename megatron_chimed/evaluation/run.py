@@ -21,9 +21,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.answers_log import AnswersLog
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
 from megatron_chimed.evaluation.contamination import contaminated, find_training_files
-from megatron_chimed.evaluation.harness import run_tasks
 from megatron_chimed.evaluation.models import Model
-from megatron_chimed.evaluation.recorded import RecordedLM
 from megatron_chimed.evaluation.summary import summarize
 from megatron_chimed.jsonl import sha256_file, write_json, write_json_lines
 from megatron_chimed.template import Template
@@ -69,20 +67,7 @@ def evaluate_model(
     data = {name: _read(name, path) for name, path in paths.items()}
     files = find_training_files(training_data)
     names = [name for name, task in TASKS.items() if task.source in paths and (model.likelihood or not task.likelihood)]
-    identity = {"model": model.identity, "max_new_tokens": settings.max_new_tokens}
-    identity |= {"temperature": settings.temperature, "top_p": settings.top_p}
-    lm = RecordedLM(
-        model.make,
-        AnswersLog(output / "answers.jsonl", identity),
-        template,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        progress=progress,
-    )
-    try:
-        runs = _run_all(lm, names, paths, settings, output)
-    finally:
-        lm.close()
+    runs = _run_all(model, names, paths, settings, template, output, progress)
     tasks = {name: _describe(name, runs[name], data[TASKS[name].source], settings) for name in names}
     if files:
         _check_contamination(tasks, runs, data, files, progress)
@@ -111,16 +96,33 @@ def _read(name: str, path: str) -> dict[str, Any]:
 
 
 def _run_all(
-    lm: RecordedLM, names: list[str], paths: dict[str, str], settings: Settings, output: Path
+    model: Model,
+    names: list[str],
+    paths: dict[str, str],
+    settings: Settings,
+    template: Template,
+    output: Path,
+    progress: bool,
 ) -> dict[str, list[list[dict]]]:
     """{task: records of each run}, written as they are made."""
+    # lm-eval takes seconds to load; by now the flags are checked.
+    from megatron_chimed.evaluation.harness import run_tasks
+    from megatron_chimed.evaluation.recorded import RecordedLM
+
+    decoding = {"temperature": settings.temperature, "top_p": settings.top_p}
+    identity = {"model": model.identity, "max_new_tokens": settings.max_new_tokens, **decoding}
+    log = AnswersLog(output / "answers.jsonl", identity)
+    lm = RecordedLM(model.make, log, template, **decoding, progress=progress)
     runs: dict[str, list[list[dict]]] = {name: [] for name in names}
-    for seed in range(settings.runs):
-        wanted = [name for name in names if seed == 0 or lm.sampling or TASKS[name].kind not in ZERO_SHOT]
-        made = run_tasks(lm, wanted, paths, seed=seed, limit=settings.limit, max_new_tokens=settings.max_new_tokens)
-        for name, records in made.items():
-            write_json_lines(output / "samples" / f"{name}.{seed}.jsonl", records)
-            runs[name].append(records)
+    try:
+        for seed in range(settings.runs):
+            wanted = [name for name in names if seed == 0 or lm.sampling or TASKS[name].kind not in ZERO_SHOT]
+            made = run_tasks(lm, wanted, paths, seed=seed, limit=settings.limit, max_new_tokens=settings.max_new_tokens)
+            for name, records in made.items():
+                write_json_lines(output / "samples" / f"{name}.{seed}.jsonl", records)
+                runs[name].append(records)
+    finally:
+        lm.close()
     return runs
 
 
