@@ -50,6 +50,7 @@ def test_an_oracle_scores_100_in_every_metric_of_every_task(perfect):
         assert not any(results["tasks"][task]["problems"].values()), task
     # Full agreement with four biased and four unbiased statements: 5 and 1 points.
     assert scores(results)["scale"]["points"] == 3.0
+    assert len({task["items_sha256"] for task in results["tasks"].values()}) == 8 and results["versions"]["nltk"]
     assert results["tasks"]["cmmlu"]["n"] == 28 and len(results["tasks"]["cmmlu"]["groups"]) == 7
     assert results["tasks"]["ccks2019"]["groups"]["症状"]["metrics"]["f1_strict"]["mean"] == 100
 

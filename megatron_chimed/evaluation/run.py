@@ -23,7 +23,7 @@ from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read
 from megatron_chimed.evaluation.contamination import contaminated, find_training_files
 from megatron_chimed.evaluation.models import Model
 from megatron_chimed.evaluation.summary import summarize
-from megatron_chimed.jsonl import sha256_file, write_json, write_json_lines
+from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
 from megatron_chimed.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
@@ -134,6 +134,7 @@ def _describe(name: str, runs: list[list[dict]], data: dict[str, Any], settings:
         "source": task.source,
         "kind": task.kind,
         "path": data["path"],
+        "items_sha256": sha256_json(data["items"]),
         "rows": data["rows"],
         "malformed": len(data["faults"]),
         "first_faults": data["faults"][:20],
