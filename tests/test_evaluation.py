@@ -59,9 +59,11 @@ def test_a_silent_model_scores_0_and_every_answer_is_counted(flags, tmp_path):
     results = evaluate(empty(), flags, tmp_path)
     for task, metrics in scores(results).items():
         one = results["tasks"][task]
-        assert metrics == dict.fromkeys(metrics, 0.0), task
+        assert metrics == dict.fromkeys(metrics, None if task == "scale" else 0.0), task
         assert one["kind"] == "choice" or list(one["problems"].values()) == [one["n"]], task
     assert results["tasks"]["scale"]["metrics"]["points"]["answered"] == 0
+    write_report([tmp_path], tmp_path)  # a model that refuses all statements is not the least biased
+    assert "| points | no level chosen |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def holds(figure: dict, value: float) -> bool:

@@ -45,8 +45,12 @@ def test_all_right_or_one_item_has_no_width_and_the_same_call_the_same_interval(
     assert estimate(values, mean_ratio).low < 1
 
 
-def test_a_scale_without_an_answered_statement_has_the_mean_zero():
-    assert estimate(np.zeros((1, 8, 2)), mean_ratio).mean == 0
+def test_without_an_answered_statement_there_is_no_mean_and_not_the_least_biased_one():
+    values = np.zeros((2, 40, 2))
+    assert all(math.isnan(value) for value in estimate(values, mean_ratio))
+    values[0, :2] = [[3, 1], [5, 1]]  # one run has two answers; resamples without any do not count as zero
+    found = estimate(values, mean_ratio)
+    assert found.mean == 4 and found.low == 3 and found.high == 5 and found.error == 0
 
 
 def test_an_interval_of_95_percent_holds_the_truth_in_95_of_100_cases():

@@ -150,7 +150,7 @@ def _plots(results: list[dict]) -> Iterator[Block]:
             one["model"]["name"]: {
                 task: figure["metrics"][MAIN[figure["kind"]]]
                 for task, figure in one["tasks"].items()
-                if wanted(figure["kind"])
+                if wanted(figure["kind"]) and figure["metrics"][MAIN[figure["kind"]]]["mean"] is not None
             }
             for one in results
         }
@@ -163,6 +163,8 @@ def _cell(figure: dict | None) -> str:
     """A figure with error and interval."""
     if figure is None:
         return ""
+    if figure["mean"] is None:
+        return "no level chosen"
     return f"{figure['mean']:.2f} ± {figure['error']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 

@@ -16,8 +16,8 @@ CONFIDENCE = 0.95
 
 
 def mean_ratio(sums: np.ndarray) -> np.ndarray:
-    """sums [..., 2] of (value, 1 where it counts) -> mean; 0 where nothing counts."""
-    return np.divide(sums[..., 0], sums[..., 1], out=np.zeros(sums.shape[:-1]), where=sums[..., 1] != 0)
+    """sums [..., 2] of (value, 1 where it counts) -> mean; nan where nothing counts, as there is no mean then."""
+    return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] != 0)
 
 
 def f1_ratio(sums: np.ndarray) -> np.ndarray:
@@ -39,9 +39,14 @@ def estimate(values: np.ndarray, ratio: Callable[[np.ndarray], np.ndarray], *, s
     """The estimate of a metric.
 
     values: [runs, items, k] numbers that are summed over items; ratio: sums [..., k] -> metric. The interval resamples
-    items with replacement, the same ones in all runs, and takes the percentiles of the mean over runs.
+    items with replacement, the same ones in all runs, and takes the percentiles of the mean over runs. Runs and
+    resamples without a value (`mean_ratio`) are left out; all is nan where no run has one.
     """
-    runs, items, _ = values.shape
+    items = values.shape[1]
+    values = values[~np.isnan(ratio(values.sum(axis=1)))]
+    runs = len(values)
+    if not runs:
+        return Estimate(math.nan, math.nan, math.nan, math.nan)
     scores = ratio(values.sum(axis=1))
     error = float(scores.std(ddof=1) / math.sqrt(runs)) if runs > 1 else 0.0
     rng = np.random.default_rng(seed)
@@ -50,5 +55,5 @@ def estimate(values: np.ndarray, ratio: Callable[[np.ndarray], np.ndarray], *, s
         counts = rng.multinomial(items, [1 / items] * items, size=min(100, RESAMPLES - start))
         means.append(ratio(np.einsum("bi,rik->brk", counts, values, optimize=True)).mean(axis=1))
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail])
     return Estimate(float(scores.mean()), error, float(low), float(high))

@@ -1,5 +1,6 @@
 """Records of the runs of a task -> its figures: means, standard errors, intervals, parts, and what went wrong."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,18 @@ def _figures(metrics: dict[str, Metric], runs: list[Records], scale: float) -> d
         if not metric.problem:
             values = np.array([[metric.row(record["scores"][name]) for record in run] for run in runs])
             figures[name] = {
-                **{key: scale * value for key, value in estimate(values, metric.ratio)._asdict().items()},
-                "runs": [scale * float(metric.ratio(run.sum(axis=0))) for run in values],
+                **{key: _number(scale * value) for key, value in estimate(values, metric.ratio)._asdict().items()},
+                "runs": [_number(scale * float(metric.ratio(run.sum(axis=0)))) for run in values],
                 "signature": metric.signature,
             }
             if name == "points":
                 figures[name]["answered"] = int(values[..., 1].sum())
     return figures
+
+
+def _number(value: float) -> float | None:
+    """A figure for JSON; None where there is none, as for a scale of which no statement was answered."""
+    return None if math.isnan(value) else value
 
 
 def _groups(metrics: dict[str, Metric], runs: list[Records], scale: float) -> dict[str, dict]:
