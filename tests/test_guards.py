@@ -289,6 +289,8 @@ def test_control_a_wrong_document_is_reported():
     flags = docs.unknown_flags("d.md", DOCUMENT, {"tools/a.py": "--known N  --gone-too"})
     assert flags == ["d.md:11: tools/a.py has no flag --gone"]
     assert docs.missing_from_tree("d.md", DOCUMENT, ["lib/data/b.py", "lib/c.py"])[0].endswith("name lib/c.py")
+    globbed = DOCUMENT.replace("  gone.py\n", "  *.yaml\n")
+    assert len(docs.missing_from_tree("d.md", globbed, ["lib/c.py", "lib/c.yaml"])) == 1
 
 
 def test_every_yaml_loads_and_gives_no_key_twice():
@@ -318,4 +320,5 @@ def test_every_configuration_of_rejection_sampling_is_read_and_names_its_stage()
 def test_control_a_broken_yaml_is_reported():
     assert docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1, c: 2}\n") == ["a.yaml:2: key 'c' is given twice"]
     assert docs.broken_yaml("a.yaml", "a: [1\n")
-    assert not docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1}\n")
+    assert docs.broken_yaml("a.yaml", "a: !python/object:b.c {}\n")
+    assert not docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1}\nd: !function e.f\n")

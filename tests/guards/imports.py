@@ -133,7 +133,28 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
-    "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
+    # Evaluation: data sets, metrics and reports know no model; lm-eval is known by what it calls and what calls it.
+    "evaluation": Rule((*BASE, "evaluation"), ("numpy",)),
+    "evaluation.segment": Rule((), ("jieba",)),
+    "evaluation.text_metrics": Rule(("evaluation.segment",), ("nltk", "rouge_score")),
+    "evaluation.entities": Rule(),
+    "evaluation.statistics": Rule((), ("numpy",)),
+    "evaluation.items": Rule(("errors", "data.sources")),
+    "evaluation.exam_readers": Rule(("errors", "data.sources", "evaluation.items")),
+    "evaluation.entity_readers": Rule((*BASE, "data", "evaluation.items", "evaluation.entities")),
+    "evaluation.answer_readers": Rule(("errors", "data", "evaluation.items")),
+    "evaluation.bias": Rule(("errors", "evaluation.items"), ("yaml",)),
+    "evaluation.contamination": Rule(("errors", "jsonl", "workers", "data.overlap"), ("numpy",)),
+    "evaluation.human": Rule(("errors", "jsonl", "data.sources")),
+    "evaluation.agreement": Rule(("errors", "jsonl", "evaluation.human", "evaluation.statistics"), ("numpy",)),
+    "evaluation.plots": Rule(("jsonl",), ("matplotlib",)),
+    "evaluation.harness": Rule((*BASE, "evaluation"), ("lm_eval",)),
+    "evaluation.harness_tasks": Rule((*BASE, "evaluation"), ("numpy", "lm_eval", "datasets")),
+    "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
+    "evaluation.models": Rule((*BASE, "evaluation", "convert.tokenizer_files", "inference.client", "chat_api")),
+    "evaluation.hf_model": Rule((*BASE, "evaluation.encoding"), ("torch", "transformers", "lm_eval")),
+    "evaluation.megatron_model": Rule((*BASE, "evaluation.encoding", "inference.client"), ("lm_eval",)),
+    "evaluation.chat_model": Rule((*BASE, "evaluation.megatron_model", "chat_api"), ("lm_eval",)),
 }
 
 TRAINING = ("train", "adapter")
