@@ -64,7 +64,7 @@ def test_what_a_failing_server_has_answered_is_asked_for_once(tmp_path):
         )
 
     with ChatServer(behave) as server:
-        with pytest.raises(InputError, match=r"of 16 answers are missing: .*HTTP 401: bad key"):
+        with pytest.raises(InputError, match=r"of 16 answers are missing: .*HTTP 401 .*bad key"):
             evaluate(server, flags, tmp_path / "out")
         before = sum(server.num_answered.values())
         failing[0] = False
@@ -76,7 +76,7 @@ def test_what_a_failing_server_has_answered_is_asked_for_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "flags", "reason"),
     [
-        ("gpt", ["mc=x"], "expected hf:DIR, megatron:DIR or openai:MODEL"),
+        ("gpt", ["mc=x"], "expected hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL"),
         ("megatron:nowhere", ["mc=x"], "--tokenizer MODEL_OR_FOLDER"),
         ("openai:m", ["exam=x"], "--tasks exam=x: expected NAME=PATH"),
         ("openai:m", ["mc=nowhere.dialog"], "nowhere.dialog: no such file"),

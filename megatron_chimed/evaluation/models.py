@@ -1,4 +1,4 @@
-"""What --model names: hf:DIR, megatron:DIR or openai:MODEL, with a hash of all that its answers depend on.
+"""What --model names: hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL, with a hash of all that its answers depend on.
 
 Backends are imported and made only when an answer is missing, so a report over finished answers needs no model.
 """
@@ -14,7 +14,7 @@ from megatron_chimed.jsonl import sha256_file, sha256_json
 from megatron_chimed.template import Template
 from megatron_chimed.tokenizer import load_tokenizer
 
-KINDS = "hf:DIR, megatron:DIR or openai:MODEL"
+KINDS = "hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def open_model(name: str, options: ModelOptions, template: Template, label: str 
     Raises InputError for an unknown kind or a folder that holds no model.
     """
     kind, colon, place = name.partition(":")
-    openers = {"hf": _hugging_face, "megatron": _megatron, "openai": _chat}
+    openers = {"hf": _hugging_face, "vllm": _vllm, "megatron": _megatron, "openai": _chat}
     if kind not in openers or not colon or not place:
         raise InputError(f"--model {name}: expected {KINDS}")
     model = openers[kind](name, place, options, template)
@@ -67,6 +67,19 @@ def _hugging_face(name: str, place: str, options: ModelOptions, template: Templa
     return Model(name, _identity(files, template, load_tokenizer(folder).fingerprint, options.dtype), make)
 
 
+def _vllm(name: str, place: str, options: ModelOptions, template: Template) -> Model:
+    model = _hugging_face(name, place, options, template)
+
+    def make() -> Any:
+        from megatron_chimed.evaluation.engine_model import EngineModel
+        from megatron_chimed.evaluation.vllm_engine import VllmEngine
+
+        engine = VllmEngine(Path(place), tensor_parallel=options.tensor_parallel, dtype=options.dtype)
+        return EngineModel(engine, load_tokenizer(place), template)
+
+    return replace(model, identity=model.identity | {"backend": "vllm"}, make=make)
+
+
 def _megatron(name: str, place: str, options: ModelOptions, template: Template) -> Model:
     folder, source = Path(place), options.tokenizer
     if source is None:
@@ -76,7 +89,7 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
     dtype = "float32" if options.dtype == "auto" else options.dtype
 
     def make() -> Any:
-        from megatron_chimed.evaluation.megatron_model import MegatronModel
+        from megatron_chimed.evaluation.engine_model import EngineModel
         from megatron_chimed.inference.client import Engine
 
         engine = Engine(
@@ -87,7 +100,7 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
             batch_size=options.batch_size,
             progress=False,
         )
-        return MegatronModel(engine, tokenizer, template)
+        return EngineModel(engine, tokenizer, template)
 
     return Model(name, _identity(list(iteration.iterdir()), template, tokenizer.fingerprint, dtype), make)
 

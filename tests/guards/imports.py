@@ -153,8 +153,11 @@ RULES = {
     "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
     "evaluation.models": Rule((*BASE, "evaluation", "convert.tokenizer_files", "inference.client", "chat_api")),
     "evaluation.hf_model": Rule((*BASE, "evaluation.encoding"), ("torch", "transformers", "lm_eval")),
-    "evaluation.megatron_model": Rule((*BASE, "evaluation.encoding", "inference.client"), ("lm_eval",)),
-    "evaluation.chat_model": Rule((*BASE, "evaluation.megatron_model", "chat_api"), ("lm_eval",)),
+    "evaluation.engine_model": Rule(
+        (*BASE, "evaluation.encoding", "evaluation.vllm_engine", "inference.client"), ("lm_eval",)
+    ),
+    "evaluation.vllm_engine": Rule(("errors", "inference.request"), ("vllm",)),
+    "evaluation.chat_model": Rule((*BASE, "evaluation.engine_model", "chat_api"), ("lm_eval",)),
 }
 
 TRAINING = ("train", "adapter")

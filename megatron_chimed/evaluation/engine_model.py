@@ -1,4 +1,4 @@
-"""A Megatron checkpoint as a model for lm-eval, served by tensor-parallel ranks."""
+"""An engine, ours over a Megatron checkpoint or vLLM over its export, as a model for lm-eval."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from lm_eval.api.model import TemplateLM
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.encoding import Encoder
+from megatron_chimed.evaluation.vllm_engine import VllmEngine
 from megatron_chimed.inference.client import Engine, Request
 from megatron_chimed.template import Template
 from megatron_chimed.tokenizer import Tokenizer
@@ -14,10 +15,10 @@ from megatron_chimed.tokenizer import Tokenizer
 MAX_TOKENS = 256
 
 
-class MegatronModel(TemplateLM):
-    """An engine with a tokenizer. seed, cut: as for `HuggingFaceModel`. Closing it ends the ranks."""
+class EngineModel(TemplateLM):
+    """An engine with a tokenizer. seed, cut: as for `HuggingFaceModel`. Closing it ends the engine."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, template: Template):
+    def __init__(self, engine: Engine | VllmEngine, tokenizer: Tokenizer, template: Template):
         """Raises InputError if the engine serves a reward model, or the tokenizer has more ids than the model."""
         super().__init__()
         if engine.head != "lm":
@@ -83,7 +84,7 @@ class MegatronModel(TemplateLM):
         )
 
     def close(self) -> None:
-        """End the ranks."""
+        """End the engine."""
         self.engine.close()
 
 
