@@ -208,11 +208,12 @@ def test_rewards_are_transformers(tmp_path):
     assert max(expected) - min(expected) > 0.5
 
 
-def test_a_checkpoint_that_cannot_be_served_is_one_line(checkpoint, tmp_path):
+def test_a_checkpoint_that_cannot_be_served_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         Engine(tmp_path / "none", progress=False)
-    with pytest.raises(InputError, match="3 tensor-parallel ranks do not divide its 4 heads"):
-        Engine(checkpoint, tensor_parallel=3, progress=False)
+    hf_to_megatron(write_plain(tmp_path / "hf", **KINDS["mqa"]), tmp_path / "one group", progress=False)
+    with pytest.raises(InputError, match="2 tensor-parallel ranks do not divide its 1 groups"):
+        Engine(tmp_path / "one group", tensor_parallel=2, progress=False)
 
 
 def alive(process: int) -> bool:
