@@ -28,6 +28,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",
     packages=find_packages(include=["megatron_chimed", "megatron_chimed.*"]),
+    package_data={"megatron_chimed.evaluation": ["tasks/*.yaml", "scales/*.yaml", "form.html"]},
     # requirements.lock holds the versions that the tests run with (torch 2.11.0).
     install_requires=[
         "torch>=2.11,<3",

@@ -16,11 +16,13 @@ import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel.utils import is_pp_first_stage, is_pp_last_stage
-from megatron.training import initialize, training
+from megatron.core.utils import unwrap_model
+from megatron.training import checkpointing, initialize, training
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.starting_weights import start_anew
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -32,6 +34,7 @@ def install(*, without_cuda: bool, log: "Log") -> None:
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
     _give_adam_its_state_before_loading()
     _load_optimizer_exactly()
+    _number_weights_of_two_types_alike()
     _let_a_run_be_extended()
     _log_every_iteration_by_itself(log)
     _log_evaluations(log)
@@ -171,6 +174,42 @@ def _load_optimizer_exactly() -> None:
                     if state:
                         state["step"] = torch.tensor(float(state["step"] if step is None else step))
         return result
+
+    training.load_checkpoint = load_checkpoint
+
+
+def _number_weights_of_two_types_alike() -> None:
+    """In a bf16 model with a float32 weight (the reward head) upstream's optimizer holds float32 weights first, but
+    numbers all of them in the buffers' order, and so saves one weight's state as another's."""
+    original = DistributedOptimizer._build_optimizer_group_ranges
+
+    @functools.wraps(original)
+    def build(param_groups, gbuf_ranges):
+        places, groups = original(param_groups, gbuf_ranges)
+        for number, group in enumerate(groups):
+            group["params"].sort(key=lambda parameter: parameter.dtype != torch.float32)
+            places |= {parameter: (number, place) for place, parameter in enumerate(group["params"])}
+        return places, groups
+
+    DistributedOptimizer._build_optimizer_group_ranges = staticmethod(build)
+
+
+def check_weights(new: tuple[str, ...], unused: tuple[str, ...]) -> None:
+    """Compare a checkpoint's weights with the model's before they are loaded; see `starting_weights.start_anew`."""
+    original = training.load_checkpoint
+
+    @functools.wraps(original)
+    def load_checkpoint(ddp_model, *args, load_arg="load", **kwargs):
+        settings, model = training.get_args(), unwrap_model(ddp_model)
+        folder = checkpointing.get_load_checkpoint_path_by_args(settings, load_arg)
+        anew = start_anew(folder, model, new if settings.finetune else (), unused)
+        for part in model:
+            part.has_new_head = anew
+        try:
+            return original(ddp_model, *args, load_arg=load_arg, **kwargs)
+        finally:
+            for part in model:
+                part.has_new_head = False
 
     training.load_checkpoint = load_checkpoint
 

@@ -66,6 +66,21 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """The reward model on ranked answers (paper, section on training: third stage)."""
+
+    epochs: int | None = None
+    """Times that the rows of --train-data-path are seen, in the place of --train-iters; the warm-up is then 3% of the
+    steps and five at least."""
+
+    margin: float = 0.0
+    """What the better of two answers must be ahead, for each rank between them."""
+
+    centring: float = 0.0
+    """Weight of (better + worse)^2, which keeps rewards near 0."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The merged content of a model YAML, a stage YAML and the command line."""
 

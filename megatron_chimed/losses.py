@@ -52,3 +52,46 @@ def response_metrics(
         here = mask * (source == number)
         report[f"lm loss {name}"] = torch.stack([(nll * here).sum(), here.sum()])
     return report
+
+
+def ranked_pairs(rank: torch.Tensor, group: torch.Tensor, pairing: str = "adjacent") -> tuple[torch.Tensor, ...]:
+    """Which answer is to beat which: (better, worse), int64 [P] places in `rank`.
+
+    rank [K]: 0 is best; group [K]: answers of one number compete. pairing: "adjacent", the paper's: each answer and
+    those of the next rank that its group has; "all": each answer and all that are ranked below it; "extremes": the best
+    and the worst of a group. Equal ranks make no pair. Source: arXiv 2311.06025, "pair every two adjacent responses".
+
+    >>> [side.tolist() for side in ranked_pairs(torch.tensor([0, 3, 1]), torch.tensor([0, 0, 0]))]
+    [[0, 2], [2, 1]]
+    """
+    if len(rank) == 0:
+        return group.new_zeros(0, dtype=torch.int64), group.new_zeros(0, dtype=torch.int64)
+    same = group[:, None] == group[None, :]
+    pairs = same & (rank[:, None] < rank[None, :])
+    ranks = rank.expand_as(same)  # of the column's answer
+    if pairing == "adjacent":
+        following = ranks.masked_fill(~pairs, torch.iinfo(rank.dtype).max).amin(1, keepdim=True)
+        pairs &= ranks == following
+    elif pairing == "extremes":
+        best = ranks.masked_fill(~same, torch.iinfo(rank.dtype).max).amin(1)
+        worst = ranks.masked_fill(~same, -1).amax(1)
+        pairs &= (rank == best)[:, None] & (rank == worst)[None, :]
+    return pairs.nonzero(as_tuple=True)
+
+
+def pairwise_ranking(
+    rewards: torch.Tensor, rank: torch.Tensor, better: torch.Tensor, worse: torch.Tensor, *, margin: float = 0.0,
+    centring: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Pairwise ranking loss: the sum over pairs of -log sigmoid(better - worse - margin) + centring (better + worse)^2.
+
+    rewards [K] float; rank [K]; better and worse [P]: places of `ranked_pairs`. margin: for each rank between the two;
+    centring: keeps rewards near 0, which the loss itself leaves open. Returns (sum, number of pairs as int64).
+    Source: arXiv 2311.06025, section on the reward model; margin: arXiv 2307.09288, equation 2; centring: arXiv
+    2312.09244.
+    """
+    distance = rewards[better] - rewards[worse] - margin * (rank[worse] - rank[better])
+    total = torch.nn.functional.softplus(-distance).sum()
+    if centring:
+        total = total + centring * (rewards[better] + rewards[worse]).square().sum()
+    return total, torch.tensor(len(better), device=rewards.device)

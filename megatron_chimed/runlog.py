@@ -3,6 +3,7 @@
 import csv
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -27,10 +28,19 @@ class RunLog:
     """Writes each iteration's losses to FOLDER/loss.csv and draws progress; one per job, on its last rank.
 
     A resumed run keeps the rows up to the iteration that it resumes from, so that the file reads like that of an
-    uninterrupted run. Values are written with all digits of their float32.
+    uninterrupted run. Values are written with all digits of their float32. derive: what becomes of an evaluation's
+    figures.
     """
 
-    def __init__(self, folder: str | Path | None, start: int, total: int, tokens_per_iteration: int):
+    def __init__(
+        self,
+        folder: str | Path | None,
+        start: int,
+        total: int,
+        tokens_per_iteration: int,
+        derive: Callable[[dict[str, float]], dict[str, float]] = dict,
+    ):
+        self.derive = derive
         self.file: TextIO | None = None
         if folder is not None:
             path = Path(folder) / "loss.csv"
@@ -64,6 +74,9 @@ class RunLog:
 
     def evaluation(self, split: str, iteration: int, losses: dict) -> None:
         """One evaluation's losses, also printed above the bar."""
+        losses = self.derive({name: float(value) for name, value in losses.items()})
+        unseen = {name for name, value in losses.items() if math.isnan(value) and name.startswith("lm loss ")}
+        losses = {name: value for name, value in losses.items() if name not in unseen}  # sources without a row here
         self._write(iteration, split, losses)
         figures = ", ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
         self.bar.write(f"iteration {iteration}: {split.replace('_', ' ')} {figures}", file=sys.stderr)
@@ -76,7 +89,5 @@ class RunLog:
         writer = csv.writer(self.file, lineterminator="\n")
         for name, value in losses.items():
             figures = (float(value), grad_norm, learning_rate)
-            if math.isnan(figures[0]) and name.startswith("lm loss "):
-                continue  # a source of which this evaluation saw nothing
             writer.writerow([iteration, split, name, *("" if f is None else repr(float(f)) for f in figures)])
         self.file.flush()

@@ -25,16 +25,18 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_chimed import adapter, arguments, config, cpu
 from megatron_chimed.config import Setting
+from megatron_chimed.defaults import defaults
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape, has
 from megatron_chimed.runlog import RunLog
 from megatron_chimed.stages import pretrain as pretrain_stage
+from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
 
-STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE)}
+STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE, reward_stage.STAGE)}
 USAGE = "launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
 
 
@@ -50,7 +52,10 @@ def train(words: list[str]) -> None:
     stage = STAGES[words[0]]
     settings = config.load_settings(words[1], words[2], words[3:])
     options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
-    args, megatron_settings = parse(settings.megatron)
+    args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
+    if stage.new_weights and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:
+        # Upstream's other optimizer cannot save the state of a float32 weight among 16-bit ones.
+        raise InputError(f"the {stage.name} stage with --bf16 or --fp16 needs --use-distributed-optimizer")
     done = adapter.latest_iteration(args.save) if args.save else 0
     total = args.train_iters or args.train_samples // args.global_batch_size
     if done >= total:
@@ -59,11 +64,12 @@ def train(words: list[str]) -> None:
     model = model_config(args, stage, options)
     try:
         _open_run(args, stage, megatron_settings, settings.chimed)
-        log = _run_log(args, done, total)
+        log = _run_log(args, stage, done, total)
     except OSError as error:
         raise InputError(f"--save {args.save}: cannot be written ({error.strerror}); name another folder") from None
     _say(start_line(args, stage, options))
     adapter.install(without_cuda=cpu.is_needed(), log=log)
+    adapter.check_weights(stage.new_weights, stage.unused_weights)
     container = pretrain_cfg_container_from_args(args, model)
     datasets: list = []  # filled by the provider, before the first forward step
     try:
@@ -82,36 +88,6 @@ def train(words: list[str]) -> None:
             torch.distributed.destroy_process_group()
 
 
-def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
-    """Arguments that follow from what is installed here, for those that the user does not give."""
-    chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
-    has_te = has("transformer_engine") and not cpu.is_needed()
-    chosen["transformer-impl"] = "transformer_engine" if has_te else "local"
-    if "vocab-size" in settings:
-        chosen["padded-vocab-size"] = arguments.padded_vocabulary(settings)
-    given = settings.get("transformer-impl")
-    if (given.value if given else chosen["transformer-impl"]) == "local":
-        chosen |= {
-            "no-rope-fusion": True,
-            "no-persist-layer-norm": True,
-            "no-masked-softmax-fusion": True,
-        }
-        if not has("fused_weight_gradient_mlp_cuda"):
-            chosen["no-gradient-accumulation-fusion"] = True
-    dropout = (settings.get(key, Setting(0.1, "Megatron's default")) for key in ("attention-dropout", "hidden-dropout"))
-    if any(str(rate.value) not in ("0", "0.0") for rate in dropout):
-        # Otherwise every data-parallel rank resumes with the dropout generator of rank 0, and packed rows draw apart.
-        chosen["data-parallel-random-init"] = True
-    if cpu.is_needed():
-        chosen |= {
-            "distributed-backend": "gloo",
-            "use-cpu-initialization": True,
-            "no-bias-swiglu-fusion": True,
-            "num-workers": 0,
-        }
-    return chosen
-
-
 class _Parser(argparse.ArgumentParser):
     """Megatron's usage text has 4,000 lines; the message alone is what helps."""
 
@@ -119,13 +95,15 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"Megatron's arguments: {message}")
 
 
-def parse(settings: dict[str, Setting]) -> tuple[argparse.Namespace, dict[str, Setting]]:
+def parse(
+    settings: dict[str, Setting], more: dict[str, Any] | None = None
+) -> tuple[argparse.Namespace, dict[str, Setting]]:
     """Settings through Megatron's own parser and validation, into its global arguments.
 
-    Returns the arguments and the settings with our defaults. Raises InputError.
+    more: defaults of the stage. Returns the arguments and the settings with all defaults. Raises InputError.
     """
     parser = add_megatron_arguments(_Parser(allow_abbrev=False))
-    settings = arguments.with_defaults(_resume(settings), defaults(settings), parser)
+    settings = arguments.with_defaults(_resume(settings), defaults(settings) | (more or {}), parser)
     words = arguments.to_words(settings, parser)
     parsed = parser.parse_args(words)
     _refuse(parsed)
@@ -203,11 +181,11 @@ def start_line(args: argparse.Namespace, stage: Stage, options: config.ModelOpti
     return f"{stage.name} on {args.world_size} x {device} ({layout}, {args.distributed_backend}); {served}"
 
 
-def _run_log(args: argparse.Namespace, start: int, total: int) -> Any:
+def _run_log(args: argparse.Namespace, stage: Stage, start: int, total: int) -> Any:
     """The run's log on the last rank, where the losses are; elsewhere one that keeps nothing."""
     if args.rank != args.world_size - 1:
         return adapter.Log()
-    return RunLog(args.save, start, total, args.global_batch_size * args.seq_length)
+    return RunLog(args.save, start, total, args.global_batch_size * args.seq_length, stage.derive)
 
 
 def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> adapter.StageModelConfig:

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import CONFIG, KINDS, same_bits, weights, write_hf, write_plain
+from dialogues import KINDS as TOKENIZERS
+from dialogues import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from megatron_chimed.convert import checkpoint, hf_folder
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
@@ -58,6 +60,23 @@ def test_the_reward_head_converts_both_ways(tmp_path):
     one, other = (AutoModelForSequenceClassification.from_pretrained(folder, pad_token_id=0) for folder in (hf, again))
     tokens = torch.arange(1, 40)[None]
     assert other.config.num_labels == 1 and torch.equal(one(tokens).logits, other(tokens).logits)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_an_exported_reward_model_scores_a_padded_answer_at_its_eos(tmp_path, kind):
+    tokenizer = make_tokenizer(kind, tmp_path)
+    files = next(iter(sorted((tmp_path / kind).glob("*.model"))), tmp_path / kind)
+    hf = write_hf(tmp_path / "hf", reward=True, vocab_size=tokenizer.vocab_size)
+    again = there_and_back(hf, tmp_path, tokenizer=files)
+    model = AutoModelForSequenceClassification.from_pretrained(again).eval()
+    pad, eos = model.config.pad_token_id, tokenizer.eos_id
+    assert pad not in (None, eos)
+    if kind == "pad_is_eos":
+        assert AutoTokenizer.from_pretrained(again).pad_token_id == pad
+    short, long = [5, 6, eos], [7, 8, 9, 10, eos]
+    padded = torch.tensor([[*short, pad, pad], long])
+    alone = [model(torch.tensor([tokens])).logits[0] for tokens in (short, long)]
+    assert torch.allclose(model(padded, attention_mask=padded != pad).logits, torch.stack(alone), atol=1e-5)
 
 
 @given(

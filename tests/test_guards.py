@@ -13,6 +13,7 @@ import pytest
 from guards import code, docs, imports, tree
 
 from megatron_chimed import config
+from megatron_chimed.rejection.config import read_config
 
 LONGER = {}
 """Named exceptions to the sizes: ``path`` or ``path:function`` to its own limit."""
@@ -25,6 +26,7 @@ PACKAGE = tree.python_files("megatron_chimed/")
 PROGRAMS = tree.python_files("megatron_chimed/", "tools/", "launch/", "examples/", "benchmarks/")
 TOOLS = tree.python_files("tools/")
 YAMLS = [path for path in tree.files() if path.endswith((".yaml", ".yml"))]
+LOOPS = [path for path in YAMLS if path.endswith("/rejection.yaml")]
 
 
 def over(paths, checker, *more) -> list[str]:
@@ -287,6 +289,8 @@ def test_control_a_wrong_document_is_reported():
     flags = docs.unknown_flags("d.md", DOCUMENT, {"tools/a.py": "--known N  --gone-too"})
     assert flags == ["d.md:11: tools/a.py has no flag --gone"]
     assert docs.missing_from_tree("d.md", DOCUMENT, ["lib/data/b.py", "lib/c.py"])[0].endswith("name lib/c.py")
+    globbed = DOCUMENT.replace("  gone.py\n", "  *.yaml\n")
+    assert len(docs.missing_from_tree("d.md", globbed, ["lib/c.py", "lib/c.yaml"])) == 1
 
 
 def test_every_yaml_loads_and_gives_no_key_twice():
@@ -297,14 +301,24 @@ def test_every_configuration_fills_our_dataclasses():
     """Reading and filling raise on an unknown block or key and on a wrong type; a folder's files together give both."""
     ours = [thing for thing in vars(config).values() if dataclasses.is_dataclass(thing)]
     options = [cls for cls in ours if cls not in (config.Setting, config.Settings)]
-    read = {path: config.read_yaml(tree.ROOT / path) for path in YAMLS if path.startswith("examples/")}
+    stages = [path for path in YAMLS if path.startswith("examples/") and path not in LOOPS]
+    read = {path: config.read_yaml(tree.ROOT / path) for path in stages}
     assert read and options
     for path, blocks in read.items():
         assert any(blocks.values()), f"{path} is empty"
         assert len(config.fill(blocks["chimed"], *options)) == len(options)
 
 
+def test_every_configuration_of_rejection_sampling_is_read_and_names_its_stage():
+    assert LOOPS
+    for path in LOOPS:
+        loop = read_config(tree.ROOT / path)
+        assert {loop.paths.model, loop.paths.stage} <= set(tree.files()), path
+        assert loop.training.launcher in tree.files(), path
+
+
 def test_control_a_broken_yaml_is_reported():
     assert docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1, c: 2}\n") == ["a.yaml:2: key 'c' is given twice"]
     assert docs.broken_yaml("a.yaml", "a: [1\n")
-    assert not docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1}\n")
+    assert docs.broken_yaml("a.yaml", "a: !python/object:b.c {}\n")
+    assert not docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1}\nd: !function e.f\n")

@@ -46,6 +46,15 @@ def test_both_modes_learn_the_same_targets_behind_the_same_tokens(renderers, kin
     assert turns["whole", 1] == 30 and turns["per-turn", 1] < 10, "hardly a dialogue had several turns"
 
 
+def test_last_learns_the_last_answer_alone_behind_all_that_came_before_it(renderers):
+    renderer = renderers["sentencepiece"]
+    for dialogue in make_dialogues(30):
+        (last,) = instances_of(dialogue, renderer, "last")
+        expected = instances_of(dialogue, renderer, "per-turn")[-1]
+        rendered = [fit(one, PLENTY, renderer, Counter()) for one in (last, expected)]
+        assert learnt(rendered[0]) == learnt(rendered[1])
+
+
 def test_per_turn_has_an_instance_for_each_answer_with_all_that_came_before_it(renderers):
     renderer = renderers["sentencepiece"]
     dialogue = make_dialogue("头痛", "服用", "发热", "检查", "血压", "三次")

@@ -18,7 +18,7 @@ from sft_sources import (
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.dialogue_worker import Unanswered, arrange
-from megatron_chimed.data.dialogues import report_table
+from megatron_chimed.data.dialogues import describe
 from megatron_chimed.errors import InputError
 from megatron_chimed.tokenizer import load_tokenizer
 
@@ -319,6 +319,6 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     for row in read_lines(output):
         for _, text in turns_of(row):
             assert clean(text) == text and not redact(text)[1]
-    assert "exact duplicate" in report_table(content)
+    assert "exact duplicate" in describe(content)
     again = prepare([f"cmd={SHARED / REAL['multi_turn']}"], output)
     assert again["sources"]["cmd"]["turns"] == content["sources"]["multi_turn"]["turns"]  # found without being told

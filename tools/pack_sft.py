@@ -27,7 +27,7 @@ def main() -> None:
         "--mode",
         choices=MODES,
         default=MODES[0],
-        help="loss on all answers of a dialogue, or one instance each (whole)",
+        help="loss on all answers of a dialogue, or one instance each, or on the last answer alone (whole)",
     )
     parser.add_argument("--seed", type=int, default=1234, help="which samples of a length share a row (1234)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")

@@ -5,7 +5,7 @@ import os
 
 from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import DialogueOptions
-from megatron_chimed.data.dialogues import prepare_dialogues, report_table
+from megatron_chimed.data.dialogues import describe, prepare_dialogues
 from megatron_chimed.errors import exit_cleanly
 
 EXAMPLE = """examples:
@@ -43,7 +43,7 @@ def main() -> None:
         max_rejected_share=args.max_rejected_share,
         workers=args.workers,
     )
-    print(report_table(content))
+    print(describe(content))
     print(f"{args.output}: {content['rows']} dialogues of {content['input_rows']} rows")
 
 

@@ -33,9 +33,11 @@ def main() -> int:
 
     options = {"iteration": args.iteration, "dtype": args.dtype, "generate": args.generate}
     report = verify(args.hf, args.megatron, tensor_parallel=args.tensor_parallel, **options)
-    print(f"logits      largest difference {report.largest:.2e}, mean {report.mean:.2e}")
+    what = "logits " if report.head == "lm" else "rewards"
+    print(f"{what}     largest difference {report.largest:.2e}, mean {report.mean:.2e}")
     print(f"            tolerance {report.tolerance:.2e} ({report.dtype}, tensor parallel {args.tensor_parallel})")
-    print(f"next token  {report.agreeing} of {report.positions} agree")
+    if report.agreeing is not None:
+        print(f"next token  {report.agreeing} of {report.positions} agree")
     if report.generated:
         print(f"greedy      {report.generated[0]} of {report.generated[1]} tokens agree")
     print(f"control     without the q/k/v interleave the largest difference is {report.control:.2e}")

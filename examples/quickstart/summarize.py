@@ -1,4 +1,5 @@
-"""Summarize the quickstart: losses of pre-training, against the corpus's unigram entropy, and of fine-tuning.
+"""Summarize the quickstart: losses of pre-training, against the corpus's unigram entropy, and of fine-tuning; how well
+the reward models order answers, the curves of the paper's Figure 3.
 
 Example:
     python examples/quickstart/summarize.py runs/demo
@@ -56,9 +57,34 @@ def plot(stages: dict[str, dict[str, list[tuple[int, float]]]], entropy: float, 
     figure.savefig(path, dpi=120)
 
 
+REWARDS = {"four": "four ranks (adjacent pairs)", "two": "best and worst alone"}
+
+
+def plot_rewards(folder: Path, path: Path) -> None:
+    """Draw how often each reward model orders a held-out pair rightly, against steps (paper, Figure 3), as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, title in REWARDS.items():
+        axes.plot(*zip(*curves_of(folder / name, "pair accuracy")["valid"], strict=True), "o-", label=title)
+    axes.axhline(0.5, color="grey", linestyle="--", label="chance")
+    axes.set(xlabel="step", ylabel="validation accuracy of pairs", title="Reward models, TP = 2", ylim=(0.4, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def test_figures(folder: Path) -> dict[str, float]:
+    """The figures of a run's test split by name."""
+    return {row["name"]: float(row["value"]) for row in read_log(folder / "loss.csv") if row["split"] == "test"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the quickstart's output, with corpus/, pretrain/ and sft/")
+    parser.add_argument("folder", type=Path, help="the quickstart's output, with corpus/, pretrain/, sft/ and reward/")
     folder = parser.parse_args().folder
     entropy = unigram_entropy(folder / "corpus" / "train_text_document")
     curves, tuned = curves_of(folder / "pretrain"), curves_of(folder / "sft" / "run")
@@ -71,9 +97,14 @@ def main() -> None:
         held_out = f"{stage['valid'][0][1]:.3f} -> {stage['valid'][-1][1]:.3f}"
         print(f"{name:<31} train {first:.3f} -> {last:.3f} (mean of 10 iterations), held out {held_out}")
     print(f"held-out answers                {accuracy:.1%} of their tokens are the most likely ones")
+    plot_rewards(folder / "reward", folder / "reward.png")
+    for name, title in REWARDS.items():
+        figures = test_figures(folder / "reward" / name)
+        shown = ", ".join(f"{what} {figures[what]:.1%}" for what in ("pair accuracy", "best over worst", "exact order"))
+        print(f"reward, {title}: test questions: {shown}")
     print(f"checkpoints and losses          {folder / 'pretrain'}, {folder / 'sft' / 'run'}")
     print(f"model for transformers          {folder / 'hf'}")
-    print(f"plot                            {folder / 'loss.png'}")
+    print(f"plots                           {folder / 'loss.png'}, {folder / 'reward.png'}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tens
 from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     generation_config,
+    give_own_pad,
     tokenizer_folder,
     vocabulary,
 )
@@ -136,10 +137,13 @@ def megatron_to_hf(
         _require_space(folder, planned)
         with _progress(planned, progress) as written:
             write_weights(folder, planned, max_shard_bytes, written)
-        write_json(folder / "config.json", arch.to_hf(model, name_of(planned[0].dtype), token_ids))
-        write_json(folder / "generation_config.json", generation_config(files, token_ids))
         if files is not None:
             copy_tokenizer(files, folder)
+            if model.head == "reward":
+                token_ids = give_own_pad(folder, files, token_ids)
+        write_json(folder / "config.json", arch.to_hf(model, name_of(planned[0].dtype), token_ids))
+        if model.head == "lm":
+            write_json(folder / "generation_config.json", generation_config(files, token_ids))
     if files is None:
         trained_with = getattr(args, "tokenizer_model", None) or "none that has files"
         print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)

@@ -16,6 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_chimed.config import ModelOptions
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.models.reward import build_reward
 
 
 def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerConfig:
@@ -54,7 +55,8 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
     """This rank's part of the model, its weights not set yet.
 
     Logits are [batch, sequence, padded vocabulary], or without gather_logits this rank's slice of them, as a loss wants
-    it. Starts Megatron's parallel state with all ranks as one tensor-parallel group.
+    it; a reward model gives rewards [batch, sequence]. Starts Megatron's parallel state with all ranks as one
+    tensor-parallel group.
     """
     ranks = torch.distributed.get_world_size()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
@@ -75,7 +77,8 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
         scatter_embedding_sequence_parallel=True,
         num_ids=model.sizes.vocab,
     )
-    return build_gpt(
+    build = build_reward if model.head == "reward" else build_gpt
+    return build(
         ModelOptions(),
         config,
         vocab_size=-(-model.sizes.vocab // multiple) * multiple,

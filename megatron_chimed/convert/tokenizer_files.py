@@ -39,6 +39,23 @@ def vocabulary(source: Path) -> tuple[int, dict[str, int | None]]:
     return tokenizer.vocab_size, dict(zip(IDS, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id), strict=True))
 
 
+def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -> dict[str, int | None]:
+    """The ids of a reward model, whose pad must not be EOS: transformers scores the last token that is no pad, and that
+    is an answer's EOS. Where the tokenizer pads with EOS, or not at all, its copy in `folder` then pads with BOS.
+
+    source: the tokenizer; without a BOS the pad is None, and transformers takes one answer at a time.
+    """
+    if token_ids["pad_token_id"] not in (None, token_ids["eos_token_id"]):
+        return token_ids
+    number = token_ids["bos_token_id"]
+    if number in (None, token_ids["eos_token_id"]):
+        return token_ids | {"pad_token_id": None}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            write_json(folder / name, read_json(folder / name) | {"pad_token": load_tokenizer(source).piece(number)})
+    return token_ids | {"pad_token_id": number}
+
+
 def generation_config(source: Path | None, token_ids: dict[str, int | None]) -> dict:
     """The generation_config.json that lies beside the tokenizer, else one that states its ids. Raises InputError."""
     path = None if source is None else source / "generation_config.json"

@@ -26,18 +26,22 @@ CONTROL_FACTOR = 10
 """The control must exceed the tolerance by this, or the comparison could not have shown a fault."""
 
 ROWS, LENGTH, PROMPT = 2, 64, 8
+REWARDED = (64, 40, 17, 9)
+"""Lengths of the sequences whose rewards are compared, together in one padded batch."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one comparison; differences are absolute, of float32 logits [rows, length, vocab]."""
+    """Figures of one comparison; differences are absolute, of logits [rows, length, vocab] or rewards [rows]."""
+
+    head: str
 
     dtype: str
     tolerance: float
     largest: float
     mean: float
-    agreeing: int
-    """Positions whose most likely next token is the same."""
+    agreeing: int | None
+    """Positions whose most likely next token is the same; None for a reward model."""
 
     positions: int
     generated: tuple[int, int] | None
@@ -80,16 +84,19 @@ def verify(
         if getattr(model.sizes, name) % tensor_parallel:
             number = getattr(model.sizes, name)
             raise InputError(f"--tensor-parallel {tensor_parallel}: does not divide the model's {number} {name}")
-    draw = torch.Generator().manual_seed(0)
-    length = max(1, min(LENGTH, model.max_positions - generate))
-    tokens = torch.randint(model.sizes.vocab, (ROWS, length), generator=draw)
+    if model.head == "reward" and generate:
+        raise InputError(f"{hf}: a reward model, which generates nothing; leave --generate out")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_file({"tokens": tokens, "prompts": tokens[:, :PROMPT].contiguous()}, folder / "tokens.safetensors")
-        write_json(folder / "request.json", {"checkpoint": str(place), "dtype": dtype, "generate": generate})
-        expected = _by_transformers(Path(hf), tokens, DTYPES[dtype], generate)
+        request = {"checkpoint": str(place), "head": model.head, "dtype": dtype, "generate": generate}
+        write_json(folder / "request.json", request)
+        if model.head == "reward":
+            tokens, expected = _rewards_by_transformers(Path(hf), model, DTYPES[dtype])
+        else:
+            tokens, expected = _by_transformers(Path(hf), model, DTYPES[dtype], generate)
+        save_file(tokens, folder / "tokens.safetensors")
         found = _by_megatron(folder, tensor_parallel)
-    return _report(dtype, expected, found)
+    return _report(model.head, dtype, expected, found)
 
 
 def _same_architecture(hf: Path, place: Path) -> Architecture:
@@ -97,8 +104,8 @@ def _same_architecture(hf: Path, place: Path) -> Architecture:
     ours = arch.read_hf(hf)
     source = TorchDistCheckpoint(place)
     theirs = arch.from_megatron_args(source.args(), ours.head, str(place))
-    if ours.head != "lm":
-        raise InputError(f"{hf}: a reward model; its rewards are compared where it is trained, here logits are")
+    if (ours.head == "reward") != ("reward_head.weight" in source.tensors):
+        raise InputError(f"{hf} and {place}: one is a reward model, the other is not; give two of a kind")
     one, other = (dataclasses.asdict(model) for model in (ours, theirs))
     differences = [f"{key} is {one[key]}, and {other[key]}" for key in one if one[key] != other[key]]
     if differences:
@@ -106,19 +113,52 @@ def _same_architecture(hf: Path, place: Path) -> Architecture:
     return ours
 
 
-def _by_transformers(hf: Path, tokens: torch.Tensor, dtype: torch.dtype, generate: int) -> dict[str, torch.Tensor]:
-    """{"logits": [b, s, vocab] float32, "generated": [b, generate]} by transformers. Raises InputError."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+Tensors = dict[str, torch.Tensor]
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+
+def _load(hf: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
+    """A model by a class of transformers. Raises InputError."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        reference = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, local_files_only=True).eval()
+        return getattr(transformers, kind).from_pretrained(hf, dtype=dtype, local_files_only=True).eval()
     except Exception as error:  # transformers raises nearly anything on a broken folder
         raise InputError(f"{hf}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from None
+
+
+def _draw(model: Architecture, rows: int, length: int) -> torch.Tensor:
+    """Random ids [rows, length]."""
+    return torch.randint(model.sizes.vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def _rewards_by_transformers(hf: Path, model: Architecture, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+    """(tokens [b, s] and lengths [b], outputs: their rewards [b] float32 in one padded batch). Raises InputError."""
+    reference = _load(hf, "AutoModelForSequenceClassification", dtype)
+    lengths = torch.tensor(REWARDED).clamp(max=model.max_positions)
+    tokens, pad = _draw(model, len(lengths), int(lengths.max())), reference.config.pad_token_id
+    if pad is None:  # then transformers scores the last token, whatever it is
+        lengths = torch.full_like(lengths, tokens.size(1))
+        rows = tokens.split(1)
+    else:
+        tokens[tokens == pad] = (pad + 1) % model.sizes.vocab
+        tokens[torch.arange(tokens.size(1)) >= lengths[:, None]] = pad
+        rows = [tokens]
     with torch.no_grad():
-        results = {"logits": reference(tokens).logits.float()}
+        rewards = torch.cat([reference(row, attention_mask=torch.ones_like(row)).logits[:, 0] for row in rows])
+    return {"tokens": tokens, "lengths": lengths}, {"outputs": rewards.float()}
+
+
+def _by_transformers(hf: Path, model: Architecture, dtype: torch.dtype, generate: int) -> tuple[Tensors, Tensors]:
+    """(tokens [b, s] and prompts [b, PROMPT]; outputs, their logits [b, s, vocab], and generated [b, generate]).
+
+    Raises InputError.
+    """
+    reference = _load(hf, "AutoModelForCausalLM", dtype)
+    tokens = _draw(model, ROWS, max(1, min(LENGTH, model.max_positions - generate)))
+    with torch.no_grad():
+        results = {"outputs": reference(tokens).logits.float()}
         if generate:
             prompts = tokens[:, :PROMPT]
             reference.generation_config.eos_token_id = None  # both sides go on for as long as they are asked to
@@ -127,10 +167,10 @@ def _by_transformers(hf: Path, tokens: torch.Tensor, dtype: torch.dtype, generat
                 prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=generate
             )
             results["generated"] = whole[:, prompts.size(1) :]
-    return results
+    return {"tokens": tokens, "prompts": tokens[:, :PROMPT].contiguous()}, results
 
 
-def _by_megatron(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
+def _by_megatron(folder: Path, ranks: int) -> Tensors:
     """The same and "control", by `ranks` processes with Megatron. Raises InputError with the last line of a failure."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", "megatron_chimed.convert.verify_worker", str(folder)]
@@ -143,21 +183,25 @@ def _by_megatron(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
     return load_file(folder / "megatron.safetensors")
 
 
-def _report(dtype: str, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> Report:
+def _report(head: str, dtype: str, expected: Tensors, found: Tensors) -> Report:
     """The figures of two sets of results."""
-    logits = expected["logits"]
-    scale = logits.abs().max().item() if dtype == "bfloat16" else 1.0
-    difference = (logits - found["logits"]).abs()
+    outputs = expected["outputs"]
+    scale = outputs.abs().max().item() if dtype == "bfloat16" else 1.0
+    difference = (outputs - found["outputs"]).abs()
+    agreeing = None
+    if head == "lm":
+        agreeing = outputs.argmax(-1).eq(found["outputs"].argmax(-1)).sum().item()
     generated = None
     if "generated" in expected:
         generated = (expected["generated"].eq(found["generated"]).sum().item(), found["generated"].numel())
     return Report(
+        head=head,
         dtype=dtype,
         tolerance=TOLERANCES[dtype] * scale,
         largest=difference.max().item(),
         mean=difference.mean().item(),
-        agreeing=logits.argmax(-1).eq(found["logits"].argmax(-1)).sum().item(),
-        positions=logits.shape[0] * logits.shape[1],
+        agreeing=agreeing,
+        positions=outputs.shape[:2].numel(),
         generated=generated,
-        control=(logits - found["control"]).abs().max().item(),
+        control=(outputs - found["control"]).abs().max().item(),
     )

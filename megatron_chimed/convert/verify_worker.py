@@ -1,9 +1,11 @@
-"""One tensor-parallel rank of tools/verify_checkpoint.py: logits, greedy continuations and the control, by Megatron.
+"""One tensor-parallel rank of tools/verify_checkpoint.py: logits or rewards, greedy
+continuations and the control, by Megatron.
 
 ``python -m megatron_chimed.convert.verify_worker FOLDER``: reads FOLDER/request.json and tokens.safetensors, writes
 megatron.safetensors there.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -32,6 +34,12 @@ def logits(gpt: torch.nn.Module, tokens: torch.Tensor, vocab: int) -> torch.Tens
     """tokens [b, s] -> float32 logits [b, s, vocab]."""
     positions = torch.arange(tokens.size(1)).expand_as(tokens)
     return gpt(tokens, positions, None)[..., :vocab].float().contiguous()
+
+
+def rewards(gpt: torch.nn.Module, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """tokens [b, s], of which lengths [b] are no padding -> float32 rewards [b] of their last ones."""
+    positions = torch.arange(tokens.size(1)).expand_as(tokens)
+    return gpt(tokens, positions, None).float()[torch.arange(len(tokens)), lengths - 1]
 
 
 def continue_greedily(gpt: torch.nn.Module, prompts: torch.Tensor, count: int, vocab: int) -> torch.Tensor:
@@ -63,17 +71,21 @@ def main(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     request = read_json(folder / "request.json")
     source = TorchDistCheckpoint(request["checkpoint"])
-    model = arch.from_megatron_args(source.args(), "lm", request["checkpoint"])
+    model = arch.from_megatron_args(source.args(), request["head"], request["checkpoint"])
     tokens = load_file(folder / "tokens.safetensors")
     gpt = build_model(model, DTYPES[request["dtype"]])
     load_weights(gpt, source.folder)
     vocab = model.sizes.vocab
-    results = {"logits": logits(gpt, tokens["tokens"], vocab)}
+    if model.head == "reward":
+        outputs = functools.partial(rewards, gpt, tokens["tokens"], tokens["lengths"])
+    else:
+        outputs = functools.partial(logits, gpt, tokens["tokens"], vocab)
+    results = {"outputs": outputs()}
     if request["generate"]:
         results["generated"] = continue_greedily(gpt, tokens["prompts"], request["generate"], vocab)
     fused = next(entry for entry in model.family.trunk if entry.join is join_qkv)
     undo_interleaving(gpt, fused, model, source)
-    results["control"] = logits(gpt, tokens["tokens"], vocab)
+    results["control"] = outputs()
     if torch.distributed.get_rank() == 0:
         save_file(results, folder / "megatron.safetensors")
     torch.distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 SHINGLE = 5  # characters; 5-grams of Chinese are about three words long
+EXACT, NEAR = "exact duplicate", "near duplicate"  # names of what is found, in reports
 CHUNK = 1 << 14  # shingles hashed at once: bounds the memory for one huge document to some 10 MB
 
 
@@ -119,6 +120,12 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
             keys = (keys + column) * np.uint64(0x9E3779B97F4A7C15)
             keys ^= keys >> np.uint64(29)
         return keys.tolist()
+
+
+def make_deduplicators(kind: str) -> dict[str, Deduplicator]:
+    """Deduplicators by the name of what they find, the cheap one first. kind: "none", "exact" or "near" (both)."""
+    found: dict[str, Deduplicator] = {} if kind == "none" else {EXACT: ExactDeduplicator()}
+    return found | ({NEAR: NearDeduplicator()} if kind == "near" else {})
 
 
 def shingle_hashes(text: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from megatron_chimed.data import dialogue_texts
 from megatron_chimed.data.dialogue_texts import Turns, inline_turns
 from megatron_chimed.data.sources import FORMATS, read_json, read_rows, suffix_of
+from megatron_chimed.data.tidy import Unusable
 from megatron_chimed.errors import InputError
 
 NOTHING = ("", "无")  # what people type into a field that they leave empty
@@ -22,7 +23,7 @@ SPEAKERS = dict.fromkeys(("human", "user", "patient"), "user") | {"system": "sys
 SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "assistant", "bot", "model", "doctor"), "assistant")
 
 
-class Unanswered(InputError):
+class Unanswered(Unusable):
     """A row in good form that holds no question with an answer. The message is the reason."""
 
 

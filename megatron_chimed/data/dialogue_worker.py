@@ -4,15 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_chimed.data.clean import clean, redact
-from megatron_chimed.data.corpus_part import make_deduplicator
-from megatron_chimed.data.dedup import Deduplicator, ExactDeduplicator, normalise
+from megatron_chimed.data.dedup import make_deduplicators, normalise
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
 from megatron_chimed.data.dialogue_texts import Turns
-from megatron_chimed.data.json_values import strings_of
 from megatron_chimed.data.overlap import OverlapIndex
-from megatron_chimed.data.quarantine import excerpt
 from megatron_chimed.data.sources import Fault
+from megatron_chimed.data.tidy import PreparedRow, Tidier
 from megatron_chimed.errors import InputError
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -29,50 +26,44 @@ class DialogueOptions:
 
 
 @dataclass
-class Prepared:
-    """What became of one row: `turns` from a user's to an assistant's, or the `reason` why none, and an excerpt.
+class Prepared(PreparedRow):
+    """What became of one row: `turns` from a user's to an assistant's, or the reason why none.
 
-    malformed: the row's form is at fault. signatures: one for each deduplicator. changes: how many turns were empty,
-    merged, cut or left out. redacted: personal data replaced, by kind. tokens: ids of all turns' texts.
+    changes: how many turns were empty, merged, cut or left out. tokens: ids of all turns' texts.
     """
 
-    line: int
     turns: Turns = ()
-    reason: str = ""
-    malformed: bool = False
-    excerpt: str = ""
-    signatures: tuple = ()
-    changes: dict[str, int] | None = None
-    redacted: dict[str, int] | None = None
     tokens: int = 0
 
 
-def make_deduplicators(kind: str) -> dict[str, Deduplicator]:
-    """Deduplicators by the name of what they find, the cheap one first."""
-    found: dict[str, Deduplicator] = {} if kind == "none" else {"exact duplicate": ExactDeduplicator()}
-    return found | ({"near duplicate": make_deduplicator("near")} if kind == "near" else {})
+def merge_turns(turns: Turns) -> tuple[Turns, Counter]:
+    """Turns that alternate, and what was changed for it.
+
+    Empty turns and those of a system are left out, consecutive turns of one speaker are joined by a line break.
+    """
+    changes: Counter = Counter()
+    merged: Turns = []
+    for role, text in turns:
+        if not text or role == "system":
+            changes["system turns left out" if text else "empty turns left out"] += 1
+        elif merged and merged[-1][0] == role:
+            merged[-1] = (role, f"{merged[-1][1]}\n{text}")
+            changes["turns merged"] += 1
+        else:
+            merged.append((role, text))
+    return merged, changes
 
 
 def arrange(turns: Turns) -> tuple[Turns, Counter]:
     """Turns that alternate from a user's to an assistant's, and what was changed for it.
 
-    Empty turns and those of a system are left out, consecutive turns of one speaker are joined by a line break,
-    assistant turns before the first question and user turns after the last answer are cut. Raises Unanswered when
-    nothing is left.
+    Beyond what `merge_turns` does, assistant turns before the first question and user turns after the last answer are
+    cut. Raises Unanswered when nothing is left.
 
     >>> arrange([("user", "头痛"), ("user", "怎么办"), ("assistant", "休息"), ("user", "谢谢")])
     ([('user', '头痛\\n怎么办'), ('assistant', '休息')], Counter({'turns merged': 1, 'trailing questions cut': 1}))
     """
-    changes: Counter = Counter()
-    arranged: Turns = []
-    for role, text in turns:
-        if not text or role == "system":
-            changes["system turns left out" if text else "empty turns left out"] += 1
-        elif arranged and arranged[-1][0] == role:
-            arranged[-1] = (role, f"{arranged[-1][1]}\n{text}")
-            changes["turns merged"] += 1
-        else:
-            arranged.append((role, text))
+    arranged, changes = merge_turns(turns)
     roles = {role for role, _ in arranged}
     if len(roles) == 1:
         raise Unanswered("no doctor's answer" if "user" in roles else "no patient's turn")
@@ -93,7 +84,7 @@ class DialogueWorker:
     def __init__(
         self, options: DialogueOptions, tokenizer: Tokenizer | None = None, excluded: OverlapIndex | None = None
     ):
-        self.options, self.tokenizer, self.excluded = options, tokenizer, excluded
+        self.tidier, self.tokenizer, self.excluded = Tidier(options.clean, options.redact), tokenizer, excluded
         self.deduplicators = list(make_deduplicators(options.dedup).values())
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[Prepared]:
@@ -111,45 +102,18 @@ class DialogueWorker:
             if isinstance(row, Fault):
                 raise InputError(row)
             raw = READERS[reader].turns(row)
-            for _, text in raw:
-                self._require_characters(text)
             redacted: Counter = Counter()
-            turns, changes = arrange([(role, self._tidy(text, redacted)) for role, text in raw])
+            turns, changes = arrange([(role, self.tidier.tidy(text, redacted)) for role, text in raw])
             if self.excluded and self._is_excluded(raw):
-                return Prepared(line, reason=OVERLAP, excerpt=self._excerpt(row))
+                return Prepared(line, reason=OVERLAP, excerpt=self.tidier.excerpt(row))
         except InputError as error:
-            reason = redact(str(error))[0] if self.options.redact else str(error)  # it may quote the row
-            malformed = not isinstance(error, Unanswered)
-            return Prepared(line, reason=reason, malformed=malformed, excerpt=self._excerpt(row))
+            return Prepared(line, **self.tidier.fault(error, row))
         text = normalise("\n".join(text for _, text in turns))  # once; on its result the signatures' own is cheap
         signatures = tuple(one.signature(text) for one in self.deduplicators)
-        return Prepared(line, turns, signatures=signatures, changes=changes, redacted=redacted)
-
-    def _tidy(self, text: str, redacted: Counter) -> str:
-        """A turn's text, cleaned and redacted as the options say; `redacted` is counted up."""
-        if self.options.clean:
-            text = clean(text)
-        if self.options.redact:
-            text, counts = redact(text)
-            redacted.update(counts)
-        return text.strip()
-
-    def _require_characters(self, text: str) -> None:
-        """Raise InputError if the text holds bytes that were no characters, or half a character that would stay."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            if 0xDC80 <= ord(text[error.start]) <= 0xDCFF:
-                raise InputError("invalid bytes: not in the file's encoding") from None
-            if not self.options.clean:
-                raise InputError(f"unpaired surrogate: character {error.start}") from None
+        return Prepared(line, turns=turns, signatures=signatures, changes=changes, redacted=redacted)
 
     def _is_excluded(self, raw: Turns) -> bool:
         """Whether the dialogue stands in an evaluation set; its texts are compared as they were."""
         first = next(number for number, (role, text) in enumerate(raw) if role == "user" and text.strip())
         others = (text for number, (_, text) in enumerate(raw) if number != first)
         return self.excluded.overlaps_dialogue(raw[first][1], others)
-
-    def _excerpt(self, row: Any) -> str:
-        content = row.excerpt if isinstance(row, Fault) else " | ".join(strings_of(row))
-        return excerpt(content, as_it_is=not (self.options.clean or self.options.redact))

@@ -1,9 +1,11 @@
 """Training instances of dialogues, each made to fit into a sequence; what is lost on the way is counted to the token.
 
-Two modes see the same targets, each behind the same tokens (`tests/test_instances.py` shows it):
+Two modes see the same targets, each behind the same tokens (`tests/test_instances.py` shows it), a third only a part:
 
 - per-turn, the paper's: one instance for each answer, its history and question in front, the loss on that answer;
-- whole, the efficient one: one instance for each dialogue, the loss on all its answers.
+- whole, the efficient one: one instance for each dialogue, the loss on all its answers;
+- last: one instance for each dialogue, the loss on its last answer, as in rejection sampling, where the others are the
+  history that the last one was sampled for.
 
 An instance that is too long loses its oldest exchanges first. If the last exchange alone is too long, the oldest tokens
 of its question go, but never BOS and the template's own texts. Its answer is never cut: if that does not fit, the
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 from megatron_chimed.template import Exchange, Rendered, Renderer, join
 
-MODES = ("whole", "per-turn")
+MODES = ("whole", "per-turn", "last")
 
 TOO_LONG = "response longer than the sequence"
 NO_ANSWER = "answer without tokens"
@@ -45,6 +47,8 @@ def make_instances(exchanges: Sequence[Exchange], mode: str) -> Iterator[Instanc
     """The instances of one dialogue; mode: one of MODES."""
     if mode == "whole":
         yield Instance(exchanges)
+    elif mode == "last":
+        yield Instance(exchanges, len(exchanges) - 1)
     else:
         for number in range(len(exchanges)):
             yield Instance(exchanges[: number + 1], number)

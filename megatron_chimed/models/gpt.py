@@ -79,14 +79,15 @@ def build_gpt(
     post_process: bool,
     pg_collection: ProcessGroupCollection,
     vp_stage: int | None = None,
+    model_class: type[GPTModel] = GPTModel,
 ) -> GPTModel:
     """Build this rank's part of the model.
 
     config: Megatron's GPTModelConfig; vocab_size: padded, divisible by the tensor-parallel size; pre_process and
-    post_process: whether this rank holds the embedding and the output layer. The configuration has passed
-    `check_llama_shape`.
+    post_process: whether this rank holds the embedding and the output layer; model_class: one with another output. The
+    configuration has passed `check_llama_shape`.
     """
-    model = GPTModel(
+    model = model_class(
         config=config.transformer,
         transformer_layer_spec=layer_spec(config.transformer, options.attention),
         vocab_size=vocab_size,
@@ -106,7 +107,7 @@ def build_gpt(
         pg_collection=pg_collection,
         vp_stage=vp_stage,
     )
-    if post_process and config.num_ids is not None:
+    if post_process and config.num_ids is not None and model_class is GPTModel:
         hide_padding(model, config.num_ids, vocab_size, pg_collection.tp.rank())
     return model
 

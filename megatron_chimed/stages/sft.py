@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from megatron_chimed.config import ModelOptions, SftConfig
-from megatron_chimed.datasets.sft import SftDatasetConfig, build_sft_datasets, sources_of
+from megatron_chimed.datasets.packed_dataset import build_packed_datasets, sources_of
+from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.losses import masked_nll, response_metrics
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.prediction import keep_predictions, last_predictions
@@ -27,7 +28,7 @@ def build_datasets(config: SftConfig, request: DataRequest) -> tuple:
         isolate_instances=config.isolate_instances,
         vocab_size=request.vocab_size,
     )
-    return build_sft_datasets(dataset_config, request.num_samples)
+    return build_packed_datasets(SftDataset, dataset_config, request.num_samples)
 
 
 def build_model(options: ModelOptions, config: Any, **placement: Any) -> torch.nn.Module:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from megatron_chimed.config import Setting
+
 
 @dataclass(frozen=True)
 class DataRequest:
@@ -75,3 +77,15 @@ class Stage:
     forward_step: Callable[[Any, Iterator[Batch], torch.nn.Module, Sequence], tuple[torch.Tensor, Callable[..., Loss]]]
     """(config, iterator of batches, model, what build_datasets gave) -> (output, function of the output to (sum, count,
     report))."""
+
+    schedule: Callable[[Any, dict[str, Setting]], dict[str, Any]] = lambda config, settings: {}
+    """(config, Megatron's settings as given) -> further settings, for what is not given: the length of the run, ..."""
+
+    derive: Callable[[dict[str, float]], dict[str, float]] = dict
+    """Means of the figures in an evaluation's report -> the figures that are logged."""
+
+    new_weights: tuple[str, ...] = ()
+    """Weights that start anew when they are missing in the checkpoint that another stage's run is started from."""
+
+    unused_weights: tuple[str, ...] = ()
+    """Weights of such a checkpoint that are then left aside."""

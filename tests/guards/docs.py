@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import yaml
 
-SOURCES = (".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".lock", ".sbatch", ".cfg")
+SOURCES = (".py", ".sh", ".md", ".html", ".yaml", ".yml", ".toml", ".lock", ".sbatch", ".cfg")
 OUTPUTS = ("runs", "build", ".venv")
 SHELLS = ("sh", "bash", "shell", "console")
 INTERPRETERS = ("python", "python3", "python3.12", ".venv/bin/python", "sh", "bash")
@@ -93,9 +93,14 @@ def wrong_trees(path: str, markdown: str, files: Iterable[str]) -> list[str]:
 
 
 def missing_from_tree(path: str, markdown: str, wanted: Iterable[str]) -> list[str]:
-    """Files that the folder trees of a document should name and do not."""
+    """Files that the folder trees of a document should name and do not; a glob names all that it matches."""
     named = {name for _, name in tree_entries(markdown)}
-    return [f"{path}:1: the tree does not name {file}" for file in wanted if file not in named]
+    globs = [name for name in named if "*" in name]
+    return [
+        f"{path}:1: the tree does not name {file}"
+        for file in wanted
+        if file not in named and not any(fnmatch.fnmatch(file, name) for name in globs)
+    ]
 
 
 def commands(markdown: str) -> Iterator[tuple[int, list[str]]]:
@@ -181,6 +186,7 @@ def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict:
     return loader.construct_mapping(node, deep=True)
 
 
+_Strict.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # of lm-eval's task files
 _Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 

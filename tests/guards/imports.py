@@ -34,9 +34,14 @@ RULES = {
     "template": Rule(BASE, ("numpy",)),
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
     "workers": Rule((), ("tqdm",)),
+    # Chat completions over HTTP: for augmentation, rejection sampling and evaluation.
+    "chat_api": Rule(("errors",), ("openai",)),
+    "chat_log": Rule(("errors", "jsonl", "chat_api")),
+    "chat_costs": Rule(("errors", "chat_api")),
     "tokenizer_training": Rule(BASE, ("tqdm", *TOKENIZERS)),
     # From sources to a corpus.
     "data": Rule((*BASE, "data"), ("numpy", "datasketch", "orjson", "tqdm")),
+    "data.augment": Rule((*BASE, "chat_api", "chat_log", "chat_costs")),
     "data.corpus": Rule((*BASE, "data"), ("numpy", "tqdm", "megatron.core.datasets.indexed_dataset")),
     # From a corpus to batches.
     "datasets": Rule((*BASE, "datasets"), ("numpy", "torch", "megatron.core.datasets")),
@@ -45,11 +50,16 @@ RULES = {
     "datasets.packing": Rule(("errors",), ("numpy",)),
     "datasets.packed": Rule(("errors", "jsonl", "datasets.packing"), ("numpy",)),
     "datasets.instances": Rule((*BASE, "datasets"), ("numpy",)),
+    "datasets.parts": Rule((*BASE, "datasets"), ("numpy",)),
     "datasets.dialogue_parts": Rule((*BASE, "datasets"), ("numpy",)),
-    "datasets.pack_dialogues": Rule((*BASE, "datasets"), ("numpy", "tqdm")),
+    "datasets.ranking_parts": Rule((*BASE, "datasets"), ("numpy",)),
+    "datasets.pack_records": Rule((*BASE, "datasets"), ("numpy", "tqdm")),
+    "datasets.pack_dialogues": Rule((*BASE, "datasets")),
+    "datasets.pack_rankings": Rule((*BASE, "datasets")),
     "datasets.show": Rule((*BASE, "datasets"), ("numpy",)),
     # Tensors.
     "losses": Rule((), ("torch",)),
+    "ranking_metrics": Rule(("losses",), ("torch",)),
     # Checkpoints: data in, data out; model and verify also build what they have read.
     "convert": Rule(
         (*BASE, "convert"),
@@ -63,21 +73,56 @@ RULES = {
     "models": Rule(("errors", "config", "models"), ("torch", "megatron.core", *KERNELS)),
     # Stages know each other only through the record.
     "stages": Rule(
-        ("errors", "jsonl", "config", "datasets", "models", "losses", "stages.stage", "stages.batch"),
+        (
+            "errors",
+            "jsonl",
+            "config",
+            "datasets",
+            "models",
+            "losses",
+            "ranking_metrics",
+            "stages.stage",
+            "stages.batch",
+            "stages.schedule",
+        ),
         ("torch", "megatron.core"),
     ),
+    "stages.schedule": Rule(("errors", "config", "datasets")),
     "stages.stage": Rule(("errors", "config"), ("torch",)),
     # Above the stages: the trainer and what adapts Megatron.
     "cpu": Rule(("errors",), ("torch", "megatron.core")),
-    "adapter": Rule(("errors", "jsonl", "cpu"), ("torch", "megatron.core", "megatron.training")),
+    "starting_weights": Rule(("errors",), ("torch", "megatron.core.dist_checkpointing")),
+    "adapter": Rule(("errors", "jsonl", "cpu", "starting_weights"), ("torch", "megatron.core", "megatron.training")),
     "arguments": Rule(("errors", "config")),
+    "defaults": Rule(("config", "arguments", "cpu", "models")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
     "train": Rule(
-        ("errors", "jsonl", "config", "tokenizer", "arguments", "runlog", "cpu", "adapter", "models", "stages"),
+        (
+            "errors",
+            "jsonl",
+            "config",
+            "tokenizer",
+            "arguments",
+            "defaults",
+            "runlog",
+            "cpu",
+            "adapter",
+            "models",
+            "stages",
+        ),
         ("torch", "yaml", "megatron.core", "megatron.training"),
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
     "__main__": Rule(("errors", "quiet", "cpu", "train")),
+    # Rejection sampling: steps over files; engines come in through their clients.
+    "rejection.keys": Rule(),
+    "rejection.select": Rule(("records", "rejection.keys")),
+    "rejection.store": Rule(("errors", "jsonl", "records")),
+    "rejection.prompts": Rule((*BASE, "data", "rejection.keys")),
+    "rejection": Rule(
+        (*BASE, "chat_api", "datasets.pack_dialogues", "convert.checkpoint", "inference.client", "rejection"),
+        ("torch", "transformers", "vllm", "matplotlib"),
+    ),
     # A checkpoint at work: the client's side is without torch and Megatron.
     "inference": Rule(
         (*BASE, "convert", "models", "cpu", "quiet", "inference"), ("torch", "safetensors", "megatron.core")
@@ -88,8 +133,28 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
-    "rejection.select": Rule(BASE),
-    "evaluation": Rule((*BASE, "evaluation"), ("numpy", "lm_eval")),
+    # Evaluation: data sets, metrics and reports know no model; lm-eval is known by what it calls and what calls it.
+    "evaluation": Rule((*BASE, "evaluation"), ("numpy",)),
+    "evaluation.segment": Rule((), ("jieba",)),
+    "evaluation.text_metrics": Rule(("evaluation.segment",), ("nltk", "rouge_score")),
+    "evaluation.entities": Rule(),
+    "evaluation.statistics": Rule((), ("numpy",)),
+    "evaluation.items": Rule(("errors", "data.sources")),
+    "evaluation.exam_readers": Rule(("errors", "data.sources", "evaluation.items")),
+    "evaluation.entity_readers": Rule((*BASE, "data", "evaluation.items", "evaluation.entities")),
+    "evaluation.answer_readers": Rule(("errors", "data", "evaluation.items")),
+    "evaluation.bias": Rule(("errors", "evaluation.items"), ("yaml",)),
+    "evaluation.contamination": Rule(("errors", "jsonl", "workers", "data.overlap"), ("numpy",)),
+    "evaluation.human": Rule(("errors", "jsonl", "data.sources")),
+    "evaluation.agreement": Rule(("errors", "jsonl", "evaluation.human", "evaluation.statistics"), ("numpy",)),
+    "evaluation.plots": Rule(("jsonl",), ("matplotlib",)),
+    "evaluation.harness": Rule((*BASE, "evaluation"), ("lm_eval",)),
+    "evaluation.harness_tasks": Rule((*BASE, "evaluation"), ("numpy", "lm_eval", "datasets")),
+    "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
+    "evaluation.models": Rule((*BASE, "evaluation", "convert.tokenizer_files", "inference.client", "chat_api")),
+    "evaluation.hf_model": Rule((*BASE, "evaluation.encoding"), ("torch", "transformers", "lm_eval")),
+    "evaluation.megatron_model": Rule((*BASE, "evaluation.encoding", "inference.client"), ("lm_eval",)),
+    "evaluation.chat_model": Rule((*BASE, "evaluation.megatron_model", "chat_api"), ("lm_eval",)),
 }
 
 TRAINING = ("train", "adapter")

@@ -1,0 +1,147 @@
+"""The account of a step that makes records of raw sources: every row is in the output, or counted with its reason.
+
+Beside an output NAME.jsonl lie NAME.rejected.jsonl (rows that were dropped, but for duplicates, with source, file,
+line, reason and excerpt), NAME.report.json and, written last, NAME.manifest.json: where it is, all is whole.
+"""
+
+import functools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from megatron_chimed.data.quarantine import kind_of
+from megatron_chimed.data.source_files import SourceFile
+from megatron_chimed.data.tidy import PreparedRow
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import manifest, read_json, sha256_file, write_json
+
+
+@dataclass
+class SourceCounts:
+    """Of one source: rows == records in the output + the sum of dropped; a subclass counts what is in the output.
+
+    malformed: of the dropped rows, those with a wrong form. changes and redacted count what is in the output.
+    """
+
+    rows: int = 0
+    malformed: int = 0
+    first_malformed: str = ""
+    dropped: Counter = field(default_factory=Counter)
+    changes: Counter = field(default_factory=Counter)
+    redacted: Counter = field(default_factory=Counter)
+
+    def drop(self, file: SourceFile, one: PreparedRow, bad: IO[str]) -> None:
+        """Count a row that has a reason, and write it to the quarantine file."""
+        self.dropped[kind_of(one.reason)] += 1
+        if one.malformed:
+            self.malformed += 1
+            self.first_malformed = self.first_malformed or f"{file.path}:{one.line}: {one.reason}"
+        where = {"source": file.label, "file": file.path, "line": one.line}
+        bad.write(json.dumps({**where, "reason": one.reason, "excerpt": one.excerpt}, ensure_ascii=False) + "\n")
+
+    def to_json(self) -> dict:
+        """The counts as a JSON object."""
+        return {name: dict(sorted(v.items())) if isinstance(v, Counter) else v for name, v in vars(self).items()}
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """NAME.rejected.jsonl for NAME.jsonl."""
+    return output.with_suffix(f".{suffix}")
+
+
+def check_flags(output: Path, inputs: Iterable[str], outputs: Iterable[Path], share: float, workers: int) -> None:
+    """Raise InputError for a name that is none of an output, an output that is also an input, a number out of range."""
+    if output.suffix != ".jsonl" or output.name.endswith(".rejected.jsonl"):
+        raise InputError(f"--output {output}: expected a name that ends in .jsonl")
+    if not 0 <= share <= 1 or workers < 0:
+        raise InputError("--max-rejected-share must be from 0 to 1, --workers 0 or more")
+    present = [path for path in outputs if path.exists()]
+    for path in inputs:
+        for mine in present:
+            if mine.samefile(path):
+                raise InputError(f"--output {mine}: is also an input; give another name")
+
+
+def require_good_input(unit: str, counts: dict[str, dict], max_rejected_share: float) -> None:
+    """Raise InputError if too many rows of a source are malformed, or no record (counted under `unit`) is left."""
+    for label, one in counts.items():
+        if one["malformed"] > max_rejected_share * one["rows"]:
+            raise InputError(
+                f"{one['malformed']} of {one['rows']} rows of the source {label!r} are malformed, above "
+                f"--max-rejected-share {max_rejected_share:g}; the first: {one['first_malformed']}; mend the input or "
+                "raise the share"
+            )
+    if not any(one[unit] for one in counts.values()):
+        rows = sum(one["rows"] for one in counts.values())
+        dropped = sum((Counter(one["dropped"]) for one in counts.values()), Counter())
+        reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.most_common(3))
+        kind = unit.removesuffix("s")
+        raise InputError(f"no {kind} is left of {rows} rows ({reasons or 'the inputs are empty'}); nothing written")
+
+
+def publish(
+    output: Path,
+    written: list[Path],
+    counts: dict[str, SourceCounts],
+    *,
+    unit: str,
+    made_by: str,
+    parents: dict,
+    settings: dict,
+    **extra: object,
+) -> dict:
+    """Write the report, then the manifest. written: the files of records; unit: the count of records in `counts`.
+
+    Returns the manifest.
+    """
+    sources = {label: one.to_json() for label, one in counts.items()}
+    dropped = functools.reduce(Counter.__add__, (one.dropped for one in counts.values()), Counter())
+    write_json(beside(output, "report.json"), {"settings": settings, "sources": sources})
+    written = [*written, beside(output, "rejected.jsonl"), beside(output, "report.json")]
+    content = manifest(
+        made_by=made_by,
+        rows=sum(one[unit] for one in sources.values()),
+        sha256={path.name: sha256_file(path) for path in written},
+        parents=parents,
+        dropped=dict(sorted(dropped.items())),
+        bytes={path.name: path.stat().st_size for path in written},
+        input_rows=sum(one.rows for one in counts.values()),
+        sources=sources,
+        settings=settings,
+        **extra,
+    )
+    write_json(beside(output, "manifest.json"), content)
+    return content
+
+
+def find_finished(output: Path, parents: dict, unit: str, max_rejected_share: float) -> dict | None:
+    """The manifest of whole outputs that were made of the same inputs in the same way, or None."""
+    try:
+        content = read_json(beside(output, "manifest.json"))
+        whole = all(output.with_name(name).stat().st_size == size for name, size in content["bytes"].items())
+        if not whole or content["parents"] != parents:
+            return None
+        require_good_input(unit, content["sources"], max_rejected_share)
+    except (InputError, OSError, KeyError, TypeError, AttributeError):  # none, or not one of this tool
+        return None
+    print(f"{output}: up to date", file=sys.stderr)
+    return content
+
+
+def report_table(content: dict, columns: Sequence[str]) -> str:
+    """The sources of a manifest as a table, and below it why rows were dropped. columns: counts, that of records
+    first."""
+    unit = columns[0]
+    total = dict.fromkeys(("rows", "dropped rows", *columns), 0)
+    lines, reasons = [f"{'source':20}" + "".join(f"{name:>14}" for name in total)], []
+    for label, one in [*content["sources"].items(), ("total", total)]:
+        if one is not total:
+            one = {**one, "dropped rows": one["rows"] - one[unit]}
+            total |= {name: total[name] + one[name] for name in total}
+            reasons += [f"  {label}: {number:,} {reason}" for reason, number in one["dropped"].items()]
+        lines.append(f"{label:20}" + "".join(f"{one[name]:>14,}" for name in total))
+    return "\n".join([*lines, *(["dropped:"] if reasons else []), *reasons])

@@ -1,0 +1,123 @@
+"""From rows of a source to ranked groups: cleaning, redaction, answers that count. It runs in worker processes."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_chimed.data.dedup import EXACT, make_deduplicators, normalise
+from megatron_chimed.data.dialogue_texts import Turns
+from megatron_chimed.data.dialogue_worker import merge_turns
+from megatron_chimed.data.ranking_readers import READERS
+from megatron_chimed.data.sources import Fault
+from megatron_chimed.data.tidy import PreparedRow, Tidier, Unusable
+from megatron_chimed.errors import InputError
+from megatron_chimed.records import ABSENT
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """What is done to groups. dedup: "none", "exact" (a question once) or "near" (also no group whose question with
+    answers is nearly another's; the question alone would not do, as short ones may differ by a disease's name only)."""
+
+    clean: bool = True
+    redact: bool = True
+    dedup: str = "near"
+
+
+@dataclass
+class PreparedGroup(PreparedRow):
+    """What became of one row: a group as in `RankedGroup`, or the reason why none.
+
+    question: digest of the whole prompt's normalised text. changes: how many turns and answers were left out.
+    """
+
+    turns: Turns = ()
+    responses: tuple[str | None, ...] = ()
+    ranks: tuple[int, ...] = ()
+    question: bytes = b""
+
+
+def arrange_prompt(turns: Turns) -> tuple[Turns, Counter]:
+    """Turns that alternate from a user's to a user's, and what was changed for it. Raises Unusable.
+
+    >>> arrange_prompt([("system", "s"), ("assistant", "您好"), ("user", "头痛"), ("user", "怎么办")])[0]
+    [('user', '头痛\\n怎么办')]
+    """
+    arranged, changes = merge_turns(turns)
+    if arranged and arranged[0][0] == "assistant":
+        changes["leading answers cut"] += 1
+        del arranged[0]
+    if not arranged:
+        raise Unusable("no question")
+    if arranged[-1][0] == "assistant":
+        raise Unusable("no question (the last turn is an answer)")
+    return arranged, changes
+
+
+def settle_answers(responses: list[str | None], ranks: list[int]) -> tuple[list[str | None], list[int], Counter]:
+    """The answers that can be compared, the others absent in their places; and how many were put so.
+
+    An empty answer is absent, and of answers that are equal (but for width, case and white space) all but the best.
+    Raises Unusable when no two answers of different rank are left.
+
+    >>> settle_answers(["休息", "", "休息。", "休息"], [0, 1, 2, 3])
+    (['休息', None, '休息。', None], [0, -1, 2, -1], Counter({'empty answers': 1, 'equal answers': 1}))
+    """
+    changes: Counter = Counter()
+    kept: list[str | None] = [None] * len(responses)
+    seen: set[str] = set()
+    for place in sorted(range(len(responses)), key=lambda place: ranks[place]):
+        if ranks[place] == ABSENT:
+            continue
+        text = responses[place]
+        if not text:
+            changes["empty answers"] += 1
+        elif normalise(text) in seen:
+            changes["equal answers"] += 1
+        else:
+            seen.add(normalise(text))
+            kept[place] = text
+    present = [rank for rank, text in zip(ranks, kept, strict=True) if text is not None]
+    if len(present) < 2:
+        raise Unusable("answers are equal" if changes["equal answers"] else "less than two answers")
+    if len(set(present)) == 1:
+        raise Unusable("all answers tied")
+    return kept, [ABSENT if text is None else rank for rank, text in zip(ranks, kept, strict=True)], changes
+
+
+class RankingWorker:
+    """Makes groups of rows."""
+
+    def __init__(self, options: RankingOptions):
+        self.tidier = Tidier(options.clean, options.redact)
+        self.deduplicators = make_deduplicators(options.dedup)
+
+    def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[PreparedGroup]:
+        """What becomes of each (line, row) that the reader of this name has yielded."""
+        return [self._prepare(reader, line, row) for line, row in rows]
+
+    def _prepare(self, reader: str, line: int, row: Any) -> PreparedGroup:
+        try:
+            if isinstance(row, Fault):
+                raise InputError(row)
+            raw, redacted = READERS[reader].group(row), Counter()
+            turns, changes = arrange_prompt([(role, self.tidier.tidy(text, redacted)) for role, text in raw.turns])
+            texts = [None if text is None else self.tidier.tidy(text, redacted) for text in raw.responses]
+            responses, ranks, more = settle_answers(texts, raw.ranks)
+        except InputError as error:
+            return PreparedGroup(line, **self.tidier.fault(error, row))
+        question = normalise("\n".join(text for _, text in turns))
+        whole = question + normalise("\n".join(filter(None, responses)))
+        return PreparedGroup(
+            line,
+            turns=turns,
+            responses=tuple(responses),
+            ranks=tuple(ranks),
+            question=hashlib.sha256(question.encode(errors="surrogatepass")).digest(),
+            signatures=tuple(
+                one.signature(question if name == EXACT else whole) for name, one in self.deduplicators.items()
+            ),
+            changes=changes + more,
+            redacted=redacted,
+        )

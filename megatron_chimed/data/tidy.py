@@ -1,0 +1,72 @@
+"""What is done to every text of a row, whatever the row is: cleaning, redaction, and what is told of a bad row."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_chimed.data.clean import clean, redact
+from megatron_chimed.data.json_values import strings_of
+from megatron_chimed.data.quarantine import excerpt
+from megatron_chimed.data.sources import Fault
+from megatron_chimed.errors import InputError
+
+
+class Unusable(InputError):
+    """A row in good form that holds nothing of use. The message is the reason."""
+
+
+@dataclass
+class PreparedRow:
+    """What became of one row: the `reason` why it is dropped, with an excerpt, or what a subclass adds.
+
+    malformed: the row's form is at fault. signatures: one for each deduplicator. changes: what was done to the row, by
+    kind. redacted: personal data replaced, by kind.
+    """
+
+    line: int
+    reason: str = ""
+    malformed: bool = False
+    excerpt: str = ""
+    signatures: tuple = ()
+    changes: dict[str, int] | None = None
+    redacted: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Tidier:
+    """Cleans and redacts, or leaves either."""
+
+    clean: bool = True
+    redact: bool = True
+
+    def tidy(self, text: str, redacted: Counter) -> str:
+        """A text, cleaned and redacted, without white space around it; `redacted` is counted up.
+
+        Raises InputError for bytes that were no characters, and for half a character that would stay.
+        """
+        self._require_characters(text)
+        if self.clean:
+            text = clean(text)
+        if self.redact:
+            text, counts = redact(text)
+            redacted.update(counts)
+        return text.strip()
+
+    def _require_characters(self, text: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if 0xDC80 <= ord(text[error.start]) <= 0xDCFF:
+                raise InputError("invalid bytes: not in the file's encoding") from None
+            if not self.clean:
+                raise InputError(f"unpaired surrogate: character {error.start}") from None
+
+    def fault(self, error: InputError, row: Any) -> dict[str, Any]:
+        """The fields of `PreparedRow` for a row that raised the error; what is told of it is redacted too."""
+        reason = redact(str(error))[0] if self.redact else str(error)  # it may quote the row
+        return {"reason": reason, "malformed": not isinstance(error, Unusable), "excerpt": self.excerpt(row)}
+
+    def excerpt(self, row: Any) -> str:
+        """The beginning of a row for the quarantine file."""
+        content = row.excerpt if isinstance(row, Fault) else " | ".join(strings_of(row))
+        return excerpt(content, as_it_is=not (self.clean or self.redact))

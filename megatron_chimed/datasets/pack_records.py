@@ -1,0 +1,208 @@
+"""Records to packed rows: JSON lines in, a folder for `PackedRows` out.
+
+Worker processes render batches of lines and make them fit (dialogue_parts, ranking_parts); their tokens are appended to
+two files in the order of the input. Only what is known of each segment stays in memory: its length, its source, ...
+Then the units, segments that belong together, are packed by their lengths and the tokens gathered row by row.
+"""
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_chimed.datasets.packed import FORMAT, MANIFEST, find_finished, is_packed, write_arrays
+from megatron_chimed.datasets.packing import Packing, lower_bound, pack
+from megatron_chimed.datasets.parts import Batch, Part, cut_into_batches, digest_input
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import atomic_folder, manifest, open_input, sha256_json, write_json
+from megatron_chimed.template import Renderer
+from megatron_chimed.workers import Bar, map_in_order
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of packed rows. made_by: the command; records: what its lines hold, in plural; settings: all that
+    decides the bytes beside the inputs and what rows of every kind have; maker: of parts, sent to worker processes."""
+
+    made_by: str
+    records: str
+    settings: dict[str, Any]
+    maker: Callable[[Batch], Part]
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """sequence_length: tokens of a row; seed: of the order of units of one length; one_unit_per_row: pack nothing
+    together; workers: processes beside this one, 0 for none; progress: show a bar on stderr (both change no byte)."""
+
+    sequence_length: int
+    seed: int
+    one_unit_per_row: bool = False
+    workers: int = 0
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.sequence_length < 2 or self.workers < 0 or self.seed < 0:
+            raise InputError("--sequence-length must be 2 or more, --workers and --seed 0 or more")
+
+
+def pack_records(
+    inputs: list[str], output: Path, renderer: Renderer, kind: Kind, options: RowOptions, tokenizer_path: str = ""
+) -> dict[str, Any]:
+    """Pack the records of JSON lines into the folder `output`, or find that it is there already. Returns its manifest.
+
+    inputs: .gz too. A packed folder made of something else is replaced; any other folder that holds something is
+    refused. tokenizer_path: for the manifest. Raises InputError: a bad row (``file:line: reason``), nothing to pack,
+    another run on the same output.
+    """
+    for path in inputs:
+        with open_input(path):  # a missing file is found before anything is made
+            pass
+    settings = {"format": FORMAT, "sequence_length": options.sequence_length, **kind.settings}
+    settings |= {"vocab_size": renderer.tokenizer.vocab_size, "seed": options.seed, "pad_id": _pad_id(renderer)}
+    parents = {
+        "settings": sha256_json(settings),
+        "template": renderer.template.fingerprint,
+        "tokenizer": renderer.tokenizer.fingerprint,
+    }
+    if present := find_finished(output, parents, lambda: _inputs_hash(map(digest_input, inputs))):
+        print(f"{output}: up to date", file=sys.stderr)
+        return present
+    with atomic_folder(output, may_replace=is_packed) as folder:
+        segments = _Segments(folder)
+        digests = [hashlib.sha256() for _ in inputs]
+        with segments, Bar(total=_size(inputs), unit="B", unit_scale=True, disable=not options.progress) as bar:
+            jobs = ((None, (batch,)) for batch in cut_into_batches(inputs, digests))
+            for _, part in map_in_order(kind.maker, jobs, options.workers):
+                segments.append(part)
+                bar.update(part.num_bytes)
+        if not segments.lengths:
+            raise InputError(
+                f"{inputs[0]}: no {kind.records[:-1]} that fits into {options.sequence_length} tokens; nothing to pack"
+            )
+        content = manifest(
+            made_by=kind.made_by,
+            parents={**parents, "inputs": _inputs_hash(digest.hexdigest() for digest in digests)},
+            dropped={reason: count for (what, reason), count in segments.counts.items() if what == "reason"},
+            **settings,
+            **_write_rows(folder, segments, kind, options),
+            template=asdict(renderer.template),
+            tokenizer={"path": tokenizer_path, "fingerprint": renderer.tokenizer.fingerprint},
+            inputs=inputs,
+        )
+        write_json(folder / MANIFEST, content)
+    return content
+
+
+def _pad_id(renderer: Renderer) -> int:
+    """What rows are filled up with: padding is known by its place, so that EOS serves where there is no pad."""
+    pad_id = renderer.tokenizer.pad_id
+    return renderer.tokenizer.eos_id if pad_id is None else pad_id
+
+
+def _inputs_hash(digests: Iterable[str]) -> str:
+    """One hash for all inputs, in their order."""
+    return sha256_json(list(digests))
+
+
+def _size(inputs: list[str]) -> int | None:
+    """Bytes of text in the inputs; None where a .gz does not tell."""
+    return None if any(path.endswith(".gz") for path in inputs) else sum(map(os.path.getsize, inputs))
+
+
+class _Segments:
+    """What the parts hold, end to end: tokens and masks in two files, the rest in memory. Closed by `with`."""
+
+    def __init__(self, folder: Path):
+        self.paths = {name: folder / f"{name}.raw" for name in ("tokens", "loss_mask")}
+        self.files = {name: open(path, "wb") for name, path in self.paths.items()}  # noqa: SIM115 (see __exit__)
+        self.dtypes: dict[str, np.dtype] = {}
+        self.lengths: list[np.ndarray] = []
+        self.unit_sizes: list[np.ndarray] = []
+        self.per_segment: dict[str, list[np.ndarray]] = {}
+        self.source_numbers: dict[str, int] = {}
+        self.counts: Counter = Counter()
+        self.num_records = 0
+
+    def append(self, part: Part) -> None:
+        """Add a part. Its sources get numbers in the order in which they first come."""
+        numbers = [self.source_numbers.setdefault(name, len(self.source_numbers)) for name in part.source_names]
+        if len(part.lengths):
+            for name, values in (("tokens", part.tokens), ("loss_mask", part.loss_mask)):
+                self.dtypes[name] = values.dtype
+                self.files[name].write(values.tobytes())
+            self.lengths.append(part.lengths)
+            self.unit_sizes.append(part.unit_sizes)
+            for name, values in part.per_segment.items():
+                values = np.array(numbers, np.int32)[values] if name == "source" else values
+                self.per_segment.setdefault(name, []).append(values)
+        self.counts.update(part.counts)
+        self.num_records += part.num_records
+
+    def __enter__(self) -> "_Segments":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for file in self.files.values():
+            file.close()
+
+
+def _write_rows(folder: Path, segments: _Segments, kind: Kind, options: RowOptions) -> dict[str, Any]:
+    """Pack the segments and write the arrays; returns their part of the manifest."""
+    lengths, unit_sizes = np.concatenate(segments.lengths), np.concatenate(segments.unit_sizes)
+    packing, bound = pack_units(lengths, unit_sizes, options)
+    per_token = {name: np.memmap(path, segments.dtypes[name], "r") for name, path in segments.paths.items()}
+    per_segment = {name: np.concatenate(values) for name, values in segments.per_segment.items()}
+    files = write_arrays(folder, packing, lengths, per_token, per_segment)
+    del per_token
+    for path in segments.paths.values():
+        path.unlink()
+    num_rows = len(packing.row_offsets) - 1
+    report = {kind.records: segments.num_records, "segments": len(lengths), "rows": num_rows, "lower_bound": bound}
+    for what in ("in", "shortened", "cut", "dropped", "kept"):
+        report[what] = {unit: segments.counts[what, unit] for unit in ("instances", "tokens", "trained")}
+    report["padding"] = num_rows * options.sequence_length - report["kept"]["tokens"]
+    return {"rows": num_rows, "sources": list(segments.source_numbers), "report": report, **files}
+
+
+def pack_units(lengths: np.ndarray, unit_sizes: np.ndarray, options: RowOptions) -> tuple[Packing, int]:
+    """(a packing of the segments in which no unit is divided, the least number of rows that any packing has).
+
+    lengths: [K] tokens of each segment; unit_sizes: [U] segments of each unit, in order, K in all.
+    """
+    starts = np.concatenate([[0], np.cumsum(unit_sizes)])
+    units = np.add.reduceat(lengths, starts[:-1], dtype=np.int64)
+    if options.one_unit_per_row:
+        packed, bound = Packing(np.arange(len(units)), np.arange(len(units) + 1)), len(units)
+    else:
+        packed, bound = pack(units, options.sequence_length, options.seed), lower_bound(units, options.sequence_length)
+    sizes = unit_sizes[packed.order]
+    ends = np.concatenate([[0], np.cumsum(sizes)])  # places of the units' segments in the new order
+    order = np.repeat(starts[packed.order] - ends[:-1], sizes) + np.arange(ends[-1])
+    return Packing(order, ends[packed.row_offsets]), bound
+
+
+def describe(content: dict[str, Any], learnt: str) -> str:
+    """The report of a manifest as lines for people. learnt: what is counted as "trained"."""
+    report, slots = content["report"], content["rows"] * content["sequence_length"]
+    kept = report["kept"]
+    lines = [
+        f"rows           {report['rows']:,} of {content['sequence_length']:,} tokens; "
+        f"no packing has less than {report['lower_bound']:,}",
+        f"fill           {kept['tokens'] / slots:.3%}: {kept['tokens']:,} tokens in {report['segments']:,} segments, "
+        f"{report['padding']:,} padding",
+        f"kept           {kept['trained']:,} {learnt}",
+    ]
+    for what, meaning in (("shortened", "oldest turns left out"), ("cut", "questions cut"), ("dropped", "dropped")):
+        lost = report[what]
+        lines.append(
+            f"{what:14} {lost['instances']:,} instances, {lost['tokens']:,} tokens, "
+            f"{lost['trained']:,} {learnt} ({meaning})"
+        )
+    return "\n".join(lines + [f"  {count:,} x {reason}" for reason, count in content["dropped"].items()])

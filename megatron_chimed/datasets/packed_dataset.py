@@ -1,0 +1,137 @@
+"""Samples from packed rows, on Megatron's dataset builder: every epoch its own order, without an end.
+
+The order of an epoch depends on (seed, epoch) alone, so that a longer run repeats a shorter one and goes on from there.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
+from megatron.core.datasets.megatron_dataset import MegatronDataset
+from megatron.core.datasets.utils import Split
+from torch.utils.data import Dataset
+
+from megatron_chimed.datasets import rows
+from megatron_chimed.datasets.blend import StreamBuilder, raise_on_every_rank
+from megatron_chimed.datasets.packed import PackedRows
+from megatron_chimed.errors import InputError
+
+
+@dataclasses.dataclass
+class PackedDatasetConfig(BlendedMegatronDatasetConfig):
+    """Megatron's dataset settings, whose prefixes are folders of packed rows, and these."""
+
+    vocab_size: int = 0
+    """Ids of the model: rows that were tokenized for more are refused."""
+
+    sources: tuple[str, ...] = ()
+    """Names of the sources of all folders; filled in when datasets are built."""
+
+    min_cached_entries: int = 100_000
+    """A blend of fewer samples is computed anew and not kept in path_to_cache."""
+
+
+class PackedDataset(MegatronDataset, abc.ABC):
+    """Rows of one split of one packed folder; a kind of rows says what a sample of them holds."""
+
+    made_by: str
+    """The command that packs rows of this kind."""
+
+    def __init__(
+        self, dataset: PackedRows, dataset_path: str, indices: np.ndarray, num_samples: int | None,
+        index_split: Split, config: PackedDatasetConfig
+    ) -> None:  # fmt: skip
+        super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
+        if num_samples is None:
+            self.num_samples = len(indices)
+        self._epoch = (-1, np.zeros(0, np.int64))
+
+    @abc.abstractmethod
+    def sample(self, row: int) -> dict[str, np.ndarray]:
+        """The arrays of one row."""
+
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset: PackedRows) -> int:
+        """Rows of a folder."""
+        return len(low_level_dataset)
+
+    @classmethod
+    def build_low_level_dataset(cls, dataset_path: str, config: PackedDatasetConfig) -> PackedRows:
+        """Open a folder. Raises InputError if it is damaged, of another kind, or packed for other rows or a larger
+        vocabulary."""
+        packed = PackedRows(dataset_path)
+        found = packed.manifest.get("made_by")
+        if found != cls.made_by:
+            raise InputError(f"{dataset_path}: packed by {found}; this stage takes rows of {cls.made_by}")
+        if packed.sequence_length != config.sequence_length:
+            raise InputError(
+                f"{dataset_path}: packed in rows of {packed.sequence_length} tokens, --seq-length is "
+                f"{config.sequence_length}; pack again with {cls.made_by} --sequence-length, or train with that length"
+            )
+        ids = packed.manifest.get("vocab_size", 0)
+        if ids > config.vocab_size:
+            raise InputError(
+                f"{dataset_path}: tokenized with {ids} ids, but the model has {config.vocab_size}; pack with the "
+                "model's tokenizer, or give the model's --vocab-size"
+            )
+        return packed
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index < 0 or not len(self.indices):
+            raise IndexError(index)
+        epoch, place = divmod(int(index), len(self.indices))
+        if self._epoch[0] != epoch:
+            seed = self.config.random_seed
+            self._epoch = (epoch, rows.permutation(len(self.indices), seed, epoch, rows.SAMPLE_ORDER))
+        arrays = self.sample(int(self.indices[self._epoch[1][place]]))
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def build_packed_datasets(
+    dataset_class: type[PackedDataset], config: PackedDatasetConfig, num_samples: tuple[int, int, int]
+) -> tuple[Dataset | None, ...]:
+    """Build train, valid and test sets of at least `num_samples` each; None for 0, or for a split without a share.
+
+    Call it on all ranks, or without torch.distributed. Folders without weights are mixed by their numbers of rows.
+    Raises InputError, on all ranks if on one, before anything is built.
+    """
+    folders = {folder: None for prefixes, _ in _blends(config) for folder in prefixes}
+    problems = [] if folders else [f"no packed rows given; name at least one folder of {dataset_class.made_by}"]
+    for folder in folders:
+        try:
+            folders[folder] = dataset_class.build_low_level_dataset(folder, config)
+        except InputError as error:
+            problems.append(str(error))
+    raise_on_every_rank(problems)
+    config = dataclasses.replace(
+        config,
+        sources=tuple(dict.fromkeys(name for packed in folders.values() for name in packed.sources)),
+        blend=config.blend and _with_weights(config.blend, folders),
+        blend_per_split=config.blend_per_split and [_with_weights(blend, folders) for blend in config.blend_per_split],
+    )
+    built = StreamBuilder(dataset_class, list(num_samples), lambda: True, config).build()
+    return tuple(dataset if wanted else None for dataset, wanted in zip(built, num_samples, strict=True))
+
+
+def sources_of(datasets: Sequence[Dataset | None]) -> tuple[str, ...]:
+    """Names of the sources, the same in all datasets of one call of `build_packed_datasets`."""
+    return next(dataset.config.sources for dataset in datasets if dataset is not None)
+
+
+def _blends(config: PackedDatasetConfig) -> list[tuple[list[str], list[float] | None]]:
+    """(folders, weights) of all splits."""
+    return [blend for blend in (config.blend, *(config.blend_per_split or [])) if blend and blend[0]]
+
+
+def _with_weights(blend, folders: dict[str, PackedRows]) -> tuple[list[str], list[float] | None] | None:
+    """Weights by rows where none are given."""
+    prefixes, weights = blend or ([], None)
+    if len(prefixes) > 1 and weights is None:
+        weights = [float(len(folders[folder])) for folder in prefixes]
+    return blend and (prefixes, weights)

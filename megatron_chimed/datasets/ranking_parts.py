@@ -1,0 +1,160 @@
+"""A batch of lines with ranked answers to the tokens of its segments. It runs in worker processes.
+
+Each answer is one segment: the prompt, the answer and EOS, where it is scored. All answers of a group see the same
+prompt. If a group is too long for a row, the prompt loses its oldest exchanges, then the oldest tokens of its question,
+for all answers alike; an answer is never cut.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_chimed.datasets.parts import Batch, Part, gather, located, parse, token_type
+from megatron_chimed.errors import InputError
+from megatron_chimed.records import RankedGroup, Turn
+from megatron_chimed.template import Exchange, Rendered, Renderer, join
+
+PAIRINGS = ("adjacent", "all", "extremes")
+"""Which answers of a group are compared; see `losses.ranked_pairs`. For "extremes" only the best and worst are kept."""
+
+NO_PAIR = "no two answers of different rank"
+TOO_LONG = "answers longer than the row"
+
+
+class Answers(NamedTuple):
+    """A group as ids. history: exchanges before the question; prompt: the question's; responses: with EOS; ranks."""
+
+    history: list[Exchange]
+    prompt: np.ndarray
+    responses: list[np.ndarray]
+    ranks: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments."""
+        shared = len(self.prompt) + sum(len(prompt) + len(response) for prompt, response in self.history)
+        return len(self.responses) * shared + sum(map(len, self.responses))
+
+
+class GroupMaker:
+    """Renders batches. It is sent to the worker processes. shuffle_seed: deal the ranks of each group out at random,
+    for a control that must learn nothing; None for the true ranks."""
+
+    def __init__(self, renderer: Renderer, sequence_length: int, pairing: str, shuffle_seed: int | None):
+        self.renderer, self.sequence_length, self.pairing = renderer, sequence_length, pairing
+        self.shuffle_seed = shuffle_seed
+
+    def __call__(self, batch: Batch) -> Part:
+        """The part of a batch, each group a unit. Raises InputError as ``file:line: reason``."""
+        groups = [parse(RankedGroup, batch.path, number, line) for number, line in batch.located]
+        names = list(dict.fromkeys(group.source for group in groups))
+        counts, sizes, segments = Counter(), [], []
+        columns = {"group": [], "rank": [], "answer": [], "source": []}
+        for number, (group, answers) in enumerate(zip(groups, self._encode(batch, groups), strict=True)):
+            fitted = fit(answers, self.sequence_length, self.renderer, counts)
+            if fitted is None:
+                continue
+            rendered = [_segment(fitted, response) for response in fitted.responses]
+            sizes.append(len(rendered))
+            segments += rendered
+            columns["group"] += [batch.first_record + number] * len(rendered)
+            columns["rank"] += fitted.ranks
+            columns["answer"] += map(len, fitted.responses)
+            columns["source"] += [names.index(group.source)] * len(rendered)
+        types = {"group": np.int64, "rank": np.int32, "answer": np.int32, "source": np.int32}
+        return Part(
+            *gather(segments, token_type(self.renderer.tokenizer.vocab_size)),
+            np.array(sizes, np.int64),
+            {name: np.array(values, types[name]) for name, values in columns.items()},
+            names,
+            counts,
+            len(groups),
+            sum(map(len, batch.lines)),
+        )
+
+    def _encode(self, batch: Batch, groups: list[RankedGroup]) -> Iterator[Answers]:
+        """The ids of all groups; when one cannot be encoded, its line is found."""
+        chosen = [self._chosen(group) for group in groups]
+        dialogues = [
+            turns for group, (texts, _) in zip(groups, chosen, strict=True) for turns in _dialogues(group, texts)
+        ]
+        try:
+            encoded = iter(self.renderer.encode_exchanges(dialogues))
+        except InputError:
+            for (number, _), group, (texts, _) in zip(batch.located, groups, chosen, strict=True):
+                with located(batch.path, number):
+                    self.renderer.encode_exchanges(_dialogues(group, texts))
+            raise
+        for texts, ranks in chosen:
+            every = [next(encoded) for _ in texts]
+            *history, (prompt, _) = every[0]
+            yield Answers(history, prompt, [exchanges[-1].response for exchanges in every], ranks)
+
+    def _chosen(self, group: RankedGroup) -> tuple[list[str], list[int]]:
+        """(texts, ranks) of the answers that are there and that the pairing compares."""
+        there = [(text, rank) for text, rank in zip(group.responses, group.ranks, strict=True) if text is not None]
+        if not there:
+            return [group.turns[-1].text], [0]  # one answer of any text: it makes no pair and is dropped
+        texts, ranks = [text for text, _ in there], [rank for _, rank in there]
+        if self.shuffle_seed is not None:
+            random.Random(f"{self.shuffle_seed} {group.id}").shuffle(ranks)
+        if self.pairing == "extremes":
+            ends = (min(ranks), max(ranks))
+            texts = [text for text, rank in zip(texts, ranks, strict=True) if rank in ends]
+            ranks = [rank for rank in ranks if rank in ends]
+        return texts, ranks
+
+
+def _dialogues(group: RankedGroup, texts: list[str]) -> list[tuple[Turn, ...]]:
+    """What is encoded of a group: its history once, with the first answer; the question with each answer."""
+    first, *others = (Turn("assistant", text) for text in texts)
+    return [(*group.turns, first), *((group.turns[-1], other) for other in others)]
+
+
+def _segment(answers: Answers, response: np.ndarray) -> Rendered:
+    """One answer behind the prompt; marked is where it is scored."""
+    tokens, mask = join([*answers.history, Exchange(answers.prompt, response)])
+    mask[:] = 0
+    mask[-1] = 1
+    return Rendered(tokens, mask)
+
+
+def fit(answers: Answers, limit: int, renderer: Renderer, counts: Counter) -> Answers | None:
+    """The group in at most `limit` tokens, or None if it is dropped.
+
+    counts, which is counted up, holds what came in, lost its oldest exchanges ("shortened"), had its question cut
+    ("cut"), was dropped and is left ("kept"), each in instances (groups), tokens and "trained", which are the answers.
+    For tokens: in = shortened + cut + dropped + kept. Reasons are counted under ("reason", reason).
+    """
+    _count(counts, "in", answers, answers.num_tokens)
+    if len(set(answers.ranks)) < 2:
+        return _drop(counts, answers, NO_PAIR)
+    left = answers
+    while left.num_tokens > limit and left.history:
+        left = left._replace(history=left.history[1:])
+    shortened = left
+    if left.num_tokens > limit:
+        room = (limit - sum(map(len, left.responses))) // len(left.responses)
+        prompt = renderer.cut_prompt(left.prompt, room) if room > 0 else None
+        if prompt is None:
+            return _drop(counts, answers, TOO_LONG)
+        left = left._replace(prompt=prompt)
+    for what, before, after in (("shortened", answers, shortened), ("cut", shortened, left)):
+        if lost := before.num_tokens - after.num_tokens:
+            _count(counts, what, None, lost)
+    _count(counts, "kept", left, left.num_tokens)
+    return left
+
+
+def _drop(counts: Counter, answers: Answers, reason: str) -> None:
+    _count(counts, "dropped", answers, answers.num_tokens)
+    counts["reason", reason] += 1
+
+
+def _count(counts: Counter, what: str, answers: Answers | None, num_tokens: int) -> None:
+    counts[what, "instances"] += 1
+    counts[what, "tokens"] += num_tokens
+    counts[what, "trained"] += len(answers.responses) if answers else 0

@@ -1,0 +1,37 @@
+"""Megatron arguments that follow from what is installed here, for those that the user does not give."""
+
+from typing import Any
+
+from megatron_chimed import arguments, cpu
+from megatron_chimed.config import Setting
+from megatron_chimed.models.gpt import has
+
+
+def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
+    """Arguments that follow from what is installed here, for those that the user does not give."""
+    chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
+    has_te = has("transformer_engine") and not cpu.is_needed()
+    chosen["transformer-impl"] = "transformer_engine" if has_te else "local"
+    if "vocab-size" in settings:
+        chosen["padded-vocab-size"] = arguments.padded_vocabulary(settings)
+    given = settings.get("transformer-impl")
+    if (given.value if given else chosen["transformer-impl"]) == "local":
+        chosen |= {
+            "no-rope-fusion": True,
+            "no-persist-layer-norm": True,
+            "no-masked-softmax-fusion": True,
+        }
+        if not has("fused_weight_gradient_mlp_cuda"):
+            chosen["no-gradient-accumulation-fusion"] = True
+    dropout = (settings.get(key, Setting(0.1, "Megatron's default")) for key in ("attention-dropout", "hidden-dropout"))
+    if any(str(rate.value) not in ("0", "0.0") for rate in dropout):
+        # Otherwise every data-parallel rank resumes with the dropout generator of rank 0, and packed rows draw apart.
+        chosen["data-parallel-random-init"] = True
+    if cpu.is_needed():
+        chosen |= {
+            "distributed-backend": "gloo",
+            "use-cpu-initialization": True,
+            "no-bias-swiglu-fusion": True,
+            "num-workers": 0,
+        }
+    return chosen

@@ -1,0 +1,54 @@
+"""Test items whose text also stands in training data: common 13-grams.
+
+The rule is that of `data.overlap`, the other way round: the grams of the test items are few and kept, and the training
+data is read once. An item is contaminated if one of its texts shares 13 tokens in a row with the training data, or, for
+a question shorter than that, equals a text of it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from megatron_chimed.data.overlap import gram_hashes, read_texts
+from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import glob_inputs
+from megatron_chimed.workers import Bar
+
+
+def item_texts(item: dict) -> tuple[str, list[str]]:
+    """(the question or sentence of an item, its other texts that a model could have learnt by heart)."""
+    if "history" in item:
+        return item["history"][0], [*item["history"][1:], item["reference"]]
+    return item.get("question") or item.get("text") or item["statement"], []
+
+
+def find_training_files(patterns: Iterable[str]) -> list[str]:
+    """The files of --training-data. Raises InputError for a pattern that matches none."""
+    found = []
+    for pattern in patterns:
+        files = [pattern] if Path(pattern).is_file() else glob_inputs(pattern)
+        if not files:
+            raise InputError(f"--training-data {pattern}: no such file")
+        found += files
+    return found
+
+
+def contaminated(items: list[dict], files: list[str], progress: bool = True) -> list[bool]:
+    """Whether each item is contaminated by the files (`data.overlap.read_texts`). Raises InputError on a bad file."""
+    hashes = []
+    for item in items:
+        first, others = item_texts(item)
+        hashes.append(np.concatenate([gram_hashes(first), *(gram_hashes(text, short=False) for text in others)]))
+    grams = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+    seen = np.zeros(len(grams), bool)
+    with Bar(total=len(files), desc="contamination", unit=" files", disable=not progress) as bar:
+        for file in files:
+            for text in read_texts(file):
+                found = gram_hashes(text)
+                places = np.searchsorted(grams, found)
+                inside = places < len(grams)
+                places, found = places[inside], found[inside]
+                seen[places[grams[places] == found]] = True
+            bar.update()
+    return [bool(seen[np.searchsorted(grams, one)].any()) for one in hashes]

@@ -1,0 +1,68 @@
+"""One run of tasks through lm-eval: tasks from our YAMLs, few-shot examples by seed, per-sample records."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.prompts import GOLD, SCORERS, letters
+from megatron_chimed.evaluation.recorded import RecordedLM
+
+FOLDER = Path(__file__).parent / "tasks"
+
+
+def run_tasks(
+    lm: RecordedLM,
+    names: Iterable[str],
+    paths: dict[str, str],
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+) -> dict[str, list[dict]]:
+    """{task: records in the order of the items} of one run.
+
+    names: of `catalog.TASKS`; paths: {source: path}; seed: of few-shot examples and samples; limit: the first so many
+    items of each data set; max_new_tokens: in place of each task's own. A record has id, group, prompt, answer (a text,
+    or {letter: log-likelihood}), parsed, gold, scores, cut ([tokens, tokens kept] of a prompt that was too long).
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=paths)
+    lm.seed = seed
+    records = {}
+    for name in names:
+        task = TASKS[name]
+        loaded = manager.load([task.harness])
+        for one in loaded["tasks"].values():
+            one.set_fewshot_seed(seed)
+            if max_new_tokens and one.config.generation_kwargs:
+                one.config.generation_kwargs["max_gen_toks"] = max_new_tokens
+        chat = task.kind != "choice"
+        results = evaluate(lm, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat)
+        records[name] = [
+            _record(lm, task.kind, sample) for one in loaded["tasks"] for sample in results["samples"][one]
+        ]
+    return records
+
+
+def _record(lm: RecordedLM, kind: str, sample: dict) -> dict:
+    """What is kept of a sample that lm-eval has scored."""
+    item, arguments = sample["doc"], sample["arguments"]
+    record = {"id": item["id"], "group": item["group"], "prompt": str(arguments[0][0])}
+    if kind == "choice":
+        likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
+        record["answer"] = dict(zip(letters(item), likelihoods, strict=True))
+        parsed = letters(item)[likelihoods.index(max(likelihoods))]
+        scores = {"acc": sample["acc"]}
+        requests = [("loglikelihood", one) for one in arguments]
+    else:
+        record["answer"] = sample["resps"][0][0]
+        parsed, scores = SCORERS[kind](item, record["answer"])
+        requests = [("generate_until", arguments[0])]
+    cuts = [cut for request in requests if (cut := lm.cut_of(*request))]
+    extra: dict[str, Any] = {"cut": cuts[0]} if cuts else {}
+    return {**record, "parsed": parsed, "gold": GOLD[kind](item), "scores": scores, **extra}

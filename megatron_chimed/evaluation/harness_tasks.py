@@ -1,0 +1,123 @@
+"""What `tasks/*.yaml` names: data sets for lm-eval, its few-shot sampler, a dialogue as a prompt, aggregations.
+
+The YAMLs work with the `lm_eval` command too, which is told the files in --metadata:
+
+    lm_eval --model hf --model_args pretrained=DIR --include_path megatron_chimed/evaluation/tasks \\
+        --tasks chimed_ceval --metadata '{"ceval": "FOLDER"}'
+"""
+
+import logging
+import random
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import ConfigurableTask
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation import bias, prompts
+from megatron_chimed.evaluation.catalog import METRICS, SOURCES, read_source
+
+# The names that the YAMLs use.
+choice_text = prompts.choice_text
+letters = prompts.letters
+choice_target = prompts.choice_target
+entity_text = prompts.entity_text
+entity_target = prompts.entity_target
+answer_text = prompts.answer_text
+scale_text = bias.write_prompt
+
+
+def read_dataset(*, source: str, subject: str = "", **metadata: Any) -> dict[str, Dataset]:
+    """{"test", "fewshot"} of a source whose path stands in the metadata under the source's name.
+
+    Faults in the files are logged as warnings, with their number. Raises InputError.
+    """
+    if source not in metadata:
+        raise InputError(f'no data for {source}: give --metadata \'{{"{source}": "{SOURCES[source].files}"}}\'')
+    loaded = read_source(source, str(metadata[source]), subject)
+    for one in loaded.values():
+        if one.faults:
+            logging.getLogger(__name__).warning(
+                "%s: %d of %d rows are no test items; the first: %s", source, len(one.faults), one.rows, one.faults[0]
+            )
+    return {split: Dataset.from_list(one.items) for split, one in loaded.items()}
+
+
+class SeededSampler(ContextSampler):
+    """The examples of a run, the same for each of its items: seed 0 takes the first ones in the order of the file, as
+    is the custom for C-Eval and CMMLU; any other seed draws them at random, in random order."""
+
+    def set_rnd(self, rnd: int | None) -> "SeededSampler":
+        """Set the seed; None is 0."""
+        self.seed = rnd or 0
+        return self
+
+    def sample(self, n: int, eval_doc: Any = None, df: Any = None, **kwargs: Any) -> list[dict]:
+        """The n examples of this seed. Raises InputError if there are fewer."""
+        pool = list(self.df)
+        if len(pool) < n:
+            raise InputError(f"{n} examples are wanted for the prompt, and the file has {len(pool)}")
+        return pool[:n] if self.seed == 0 else random.Random(self.seed).sample(pool, n)
+
+
+class DialogueTask(ConfigurableTask):
+    """A task whose items have a "history" of turns, which become turns of the model's chat template."""
+
+    def __init__(self, config: dict):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def fewshot_context(self, doc: dict, *args: Any, chat_template: Any = None, **kwargs: Any) -> str:
+        """The prompt of an item: the description, then its turns."""
+        description = self.config.description
+        if chat_template is None:
+            return description + self.doc_to_text(doc)
+        turns = [description + doc["history"][0], *doc["history"][1:]]
+        roles = ("user", "assistant")
+        return chat_template([{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)])
+
+
+def letter_results(doc: dict, results: list[str]) -> dict:
+    """Scores of a generated letter."""
+    return prompts.score_choice(doc, results[0]).scores
+
+
+def entity_results(doc: dict, results: list[str]) -> dict:
+    """Scores of named entities."""
+    return prompts.score_entities(doc, results[0]).scores
+
+
+def answer_results(doc: dict, results: list[str]) -> dict:
+    """Scores of a free answer."""
+    return prompts.score_answer(doc, results[0]).scores
+
+
+def scale_results(doc: dict, results: list[str]) -> dict:
+    """Scores of an answer to a statement."""
+    return prompts.score_level(doc, results[0]).scores
+
+
+def no_target(doc: dict) -> str:
+    """A statement has no right answer."""
+    return ""
+
+
+def answer_target(doc: dict) -> str:
+    """The reference of a free answer."""
+    return doc["reference"]
+
+
+def aggregate_f1(values: list[dict]) -> float:
+    """Micro-F1 over items, from 0 to 1."""
+    return _aggregate("entities", "f1_strict", values)
+
+
+def aggregate_points(values: list[tuple[float, float]]) -> float:
+    """The mean score of the statements that were answered."""
+    return _aggregate("scale", "points", values)
+
+
+def _aggregate(kind: str, name: str, values: list) -> float:
+    metric = METRICS[kind][name]
+    return float(metric.ratio(np.array([metric.row(value) for value in values]).sum(axis=0)))

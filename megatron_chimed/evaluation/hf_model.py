@@ -1,0 +1,69 @@
+"""A Hugging Face folder through lm-eval's own backend, with prompts encoded as in training."""
+
+from pathlib import Path
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers.utils import logging
+
+from megatron_chimed.evaluation.encoding import Encoder
+from megatron_chimed.template import Template
+from megatron_chimed.tokenizer import load_tokenizer
+
+
+class HuggingFaceModel(HFLM):
+    """lm-eval's HFLM on one device; only how texts become ids is ours.
+
+    seed: of the samples of the next call; cut: prompts that were too long -> [tokens, tokens kept].
+    """
+
+    def __init__(self, folder: Path, template: Template, *, batch_size: int | str = 8, dtype: str = "auto"):
+        """Raises InputError if the folder has no tokenizer that we can read."""
+        self.encoder = Encoder(load_tokenizer(folder), template)
+        self.cut, self.seed = self.encoder.cut, 0
+        logging.disable_progress_bar()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(
+            pretrained=str(folder), tokenizer=str(folder), batch_size=batch_size, dtype=dtype, device=device
+        )
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs,
+    ) -> list[int]:
+        """The ids of a plain text, or of a prompt with turns; add_special_tokens False leaves BOS out."""
+        if hasattr(string, "turns"):
+            return self.encoder.renderer.render_prompt(string.turns).tolist()
+        return self.encoder.text(string, bos=add_special_tokens)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and attention mask [batch, longest], padded on the left."""
+        limit = left_truncate_len or self.max_length
+        rows = [self.encoder.prompt(string, limit) for string in strings]
+        longest = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = [[pad] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(ids), torch.tensor(mask)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        return self.encoder.pair(context, super()._encode_pair(context, continuation), self.max_length + 1)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """As in lm-eval, without a bar of its own."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """As in lm-eval, without a bar of its own; samples depend on `seed` and the requests of the call."""
+        torch.manual_seed(self.seed)
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)

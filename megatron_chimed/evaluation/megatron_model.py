@@ -1,0 +1,98 @@
+"""A Megatron checkpoint as a model for lm-eval, served by tensor-parallel ranks."""
+
+from collections.abc import Sequence
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.encoding import Encoder
+from megatron_chimed.inference.client import Engine, Request
+from megatron_chimed.template import Template
+from megatron_chimed.tokenizer import Tokenizer
+
+MAX_TOKENS = 256
+
+
+class MegatronModel(TemplateLM):
+    """An engine with a tokenizer. seed, cut: as for `HuggingFaceModel`. Closing it ends the ranks."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, template: Template):
+        """Raises InputError if the engine serves a reward model, or the tokenizer has more ids than the model."""
+        super().__init__()
+        if engine.head != "lm":
+            raise InputError(f"the checkpoint holds a model with the head {engine.head!r}; give a language model")
+        if tokenizer.vocab_size > engine.num_ids:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model {engine.num_ids}; they do not fit"
+            )
+        self.engine, self.encoder, self.seed = engine, Encoder(tokenizer, template), 0
+        self.cut = self.encoder.cut
+
+    @property
+    def eot_token_id(self) -> int:
+        """EOS."""
+        return self.encoder.tokenizer.eos_id
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the model."""
+        return self.engine.max_positions
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """The ids of a plain text; add_special_tokens False leaves BOS out."""
+        return self.encoder.text(string, bos=add_special_tokens)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        return self.encoder.pair(context, super()._encode_pair(context, continuation), self.max_length + 1)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
+    ) -> list[tuple[float, bool]]:
+        return self.engine.loglikelihoods([(context, continuation) for _, context, continuation in requests])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """As in lm-eval, without a bar of its own."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """No task here needs it. Raises NotImplementedError."""
+        raise NotImplementedError("no perplexity here")
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """As in lm-eval. EOS ends an answer; another stop string cuts it afterwards."""
+        asked = [self._request(*request.args, number) for number, request in enumerate(requests)]
+        texts = [""] * len(requests)
+        for batch in self.engine.generate(asked, [self.eot_token_id]):
+            for index, answer in batch:
+                tokens = [token for token in answer.tokens if token != self.eot_token_id]
+                texts[index] = until(self.encoder.tokenizer.decode(tokens), requests[index].args[1].get("until", ()))
+        return texts
+
+    def _request(self, prompt: str, settings: dict, number: int) -> Request:
+        """The engine's request."""
+        max_tokens = settings.get("max_gen_toks", MAX_TOKENS)
+        ids = self.encoder.prompt(prompt, self.max_length - max_tokens)
+        sampled = bool(settings.get("do_sample"))
+        return Request(
+            ids,
+            max_tokens,
+            temperature=settings.get("temperature", 1.0) if sampled else 0.0,
+            top_p=settings.get("top_p", 1.0) if sampled else 1.0,
+            seed=self.seed + number,
+        )
+
+    def close(self) -> None:
+        """End the ranks."""
+        self.engine.close()
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """The text in front of the first of the stop strings.
+
+    >>> until("A\\n\\nB", ["\\n\\n"])
+    'A'
+    """
+    for stop in stops:
+        text = text.split(stop)[0] if stop else text
+    return text

@@ -1,0 +1,211 @@
+"""results.json of one model or several -> a report as Markdown and as one HTML file that needs nothing else."""
+
+import html
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.paper import MODELS, published
+from megatron_chimed.evaluation.plots import bar_chart, save_png
+from megatron_chimed.jsonl import atomic_output, read_json
+
+MAIN = {"choice": "acc", "letter": "acc", "entities": "f1_strict", "answers": "rougeL_chars", "scale": "points"}
+"""The metric that stands for a kind of task in plots and in tables of its parts."""
+
+PROBLEMS = {"unparsed": "not understood", "empty": "empty", "refused": "without a level (refused or unclear)"}
+STYLE = """body{font:16px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
+td,th{border:1px solid #999;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
+svg{max-width:100%;height:auto}code{background:#eee}"""
+
+
+class Block(NamedTuple):
+    """A piece of the report. kind: h1, h2, h3, p, code (a list of lines), table (rows, the first the header), plot
+    (name, SVG)."""
+
+    kind: str
+    content: Any
+
+
+def load_results(folders: Iterable[str | Path]) -> list[dict]:
+    """The results of evaluated models. Raises InputError for a folder without, or two models of one name."""
+    results = []
+    for folder in folders:
+        path = Path(folder) / "results.json"
+        content = read_json(path)
+        if not isinstance(content, dict) or not {"model", "tasks", "settings"} <= content.keys():
+            raise InputError(f"{path}: not the results of tools/evaluate.py")
+        results.append(content)
+    names = [one["model"]["name"] for one in results]
+    if len(set(names)) < len(names):
+        raise InputError(f"two results have one name ({', '.join(names)}); evaluate one of them again with --name")
+    return results
+
+
+def write_report(folders: Iterable[str | Path], output: str | Path) -> list[Path]:
+    """Write report.md, report.html and the plots' PNG files into a folder; returns their paths. Raises InputError."""
+    results, output = load_results(folders), Path(output)
+    blocks = list(report_blocks(results))
+    written = []
+    for name, text in (("report.md", to_markdown(blocks)), ("report.html", to_html(blocks))):
+        with atomic_output(output / name) as file:
+            file.write(text)
+        written.append(output / name)
+    for block in blocks:
+        if block.kind == "plot":
+            written.append(save_png(block.content[2], output / f"{block.content[0]}.png"))
+    return written
+
+
+def report_blocks(results: list[dict]) -> Iterator[Block]:
+    """The report, piece by piece."""
+    yield Block("h1", "Evaluation")
+    yield Block(
+        "p",
+        "A figure is the mean over runs ± its standard error, with the 95% bootstrap interval over items in brackets. "
+        "The paper's figures were measured by its authors, on their data; they are no result of this run.",
+    )
+    yield Block("table", list(_model_rows(results)))
+    for name in TASKS:
+        if any(name in one["tasks"] for one in results):
+            yield from _task_blocks(name, results)
+    yield from _plots(results)
+    signatures = {
+        f"{metric}: {figure['signature']}"
+        for one in results
+        for task in one["tasks"].values()
+        for metric, figure in task["metrics"].items()
+    }
+    yield Block("h2", "Signatures")
+    yield Block("code", sorted(signatures))
+
+
+def _model_rows(results: list[dict]) -> Iterator[list[str]]:
+    """What was evaluated, and how."""
+    yield ["model", "weights", "runs", "decoding", "versions"]
+    for one in results:
+        settings, versions = one["settings"], one["versions"]
+        decoding = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
+        shown = ", ".join(f"{name} {versions[name]}" for name in ("lm_eval", "transformers") if name in versions)
+        weights = one["model"].get("weights", "not known")[:12]
+        yield [one["model"]["name"], weights, str(settings["runs"]), decoding, shown]
+
+
+def _task_blocks(name: str, results: list[dict]) -> Iterator[Block]:
+    """Tables and counts of one task."""
+    present = {one["model"]["name"]: one["tasks"][name] for one in results if name in one["tasks"]}
+    first = next(iter(present.values()))
+    yield Block("h2", first["title"])
+    metrics = list(first["metrics"])
+    ours = list(present)
+    with_paper = any(published(first["source"], metric) for metric in metrics)
+    rows = [["metric", *ours, *(f"{model} (paper)" for model in MODELS if with_paper)]]
+    for metric in metrics:
+        paper = published(first["source"], metric) or ("", "")
+        cells = [_cell(task["metrics"].get(metric)) for task in present.values()]
+        rows.append([metric, *cells, *(_number(value) for value in paper if with_paper)])
+    yield Block("table", rows)
+    for model, task in present.items():
+        yield Block("p", f"{model}: {_counts(task)}")
+    groups = sorted({group for task in present.values() for group in task["groups"]})
+    if groups:
+        metric = MAIN[first["kind"]]
+        yield Block("h3", f"{metric} by part")
+        rows = [["part", "n", *ours]]
+        for group in groups:
+            parts = [task["groups"].get(group) for task in present.values()]
+            size = next(part["n"] for part in parts if part)
+            rows.append([group or "(none)", str(size), *(_cell(part and part["metrics"][metric]) for part in parts)])
+        yield Block("table", rows)
+
+
+def _counts(task: dict) -> str:
+    """One sentence with all that was counted beside the figures."""
+    runs = f"{task['runs']} runs" if task["runs"] > 1 else "one run"
+    parts = [f"n = {task['n']}" + (" (limited for a trial)" if task["limited"] else ""), runs]
+    if task["runs"] == 1 and task["kind"] in ("answers", "scale"):
+        parts.append("nothing in a greedy zero-shot run is random")
+    for name, count in task["problems"].items():
+        parts.append(f"{count} of {task['n'] * task['runs']} answers {PROBLEMS[name]}")
+    parts.append(f"{task['cut_prompts']} prompts cut to fit the model")
+    if task["malformed"]:
+        parts.append(f"{task['malformed']} rows are no items, the first: {task['first_faults'][0]}")
+    if "contamination" in task:
+        found = task["contamination"]
+        parts.append(f"{found['items']} items share 13 tokens with the training data")
+        if without := found.get("metrics_without"):
+            metric = MAIN[task["kind"]]
+            parts.append(f"{metric} without them {_cell(without[metric])}")
+    return "; ".join(parts) + "."
+
+
+def _plots(results: list[dict]) -> Iterator[Block]:
+    """The bias scales of all models (Figure 2 of the paper), and the main figure of each other task."""
+    for name, title, wanted, label in (
+        ("scores", "Main figure of each task", lambda kind: kind != "scale", "percent"),
+        ("bias", "Bias by scale and model (lower is less biased)", lambda kind: kind == "scale", "mean score"),
+    ):
+        bars = {
+            one["model"]["name"]: {
+                task: figure["metrics"][MAIN[figure["kind"]]]
+                for task, figure in one["tasks"].items()
+                if wanted(figure["kind"]) and figure["metrics"][MAIN[figure["kind"]]]["mean"] is not None
+            }
+            for one in results
+        }
+        if any(bars.values()):
+            yield Block("h2", title)
+            yield Block("plot", (name, *bar_chart(bars, label)))
+
+
+def _cell(figure: dict | None) -> str:
+    """A figure with error and interval."""
+    if figure is None:
+        return ""
+    if figure["mean"] is None:
+        return "no level chosen"
+    return f"{figure['mean']:.2f} ± {figure['error']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.2f}"
+
+
+def to_markdown(blocks: list[Block]) -> str:
+    """The report as Markdown."""
+    parts = []
+    for kind, content in blocks:
+        if kind in ("h1", "h2", "h3"):
+            parts.append("#" * int(kind[1]) + f" {content}")
+        elif kind == "p":
+            parts.append(content)
+        elif kind == "code":
+            parts.append("\n".join(["```", *content, "```"]))
+        elif kind == "plot":
+            parts.append(f"![{content[0]}]({content[0]}.png)")
+        else:
+            cells = [[cell.replace("|", "\\|") for cell in row] for row in content]
+            lines = ["| " + " | ".join(row) + " |" for row in cells]
+            parts.append("\n".join([lines[0], "|" + "---|" * len(content[0]), *lines[1:]]))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(blocks: list[Block]) -> str:
+    """The report as one HTML file."""
+    parts = []
+    for kind, content in blocks:
+        if kind in ("h1", "h2", "h3", "p"):
+            parts.append(f"<{kind}>{html.escape(content)}</{kind}>")
+        elif kind == "code":
+            parts.append("<pre><code>" + html.escape("\n".join(content)) + "</code></pre>")
+        elif kind == "plot":
+            parts.append(f'<figure id="{content[0]}">{content[1]}</figure>')
+        else:
+            rows = []
+            for number, row in enumerate(content):
+                tag = "td" if number else "th"
+                rows.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
+            parts.append("<table>" + "\n".join(rows) + "</table>")
+    head = f'<meta charset="utf-8"><title>Evaluation</title>\n<style>{STYLE}</style>'
+    return "\n".join(["<!doctype html>", f'<html lang="en">{head}', *parts, "</html>", ""])

@@ -1,0 +1,170 @@
+"""A model x tasks -> results.json, per-sample records and a report, in a folder that survives a kill.
+
+    OUTPUT/results.json         figures, counts, versions, hashes
+    OUTPUT/samples/TASK.N.jsonl  prompt, answer, parsed answer, gold and scores of each item in run N
+    OUTPUT/answers.jsonl        every answer as soon as it is there: what a run that goes on starts from
+    OUTPUT/report.md, .html     tables beside the paper's figures, plots
+
+Protocol (paper, section on evaluation): each experiment is run with several seeds, and the mean is reported. A seed
+chooses the examples of few-shot prompts (seed 0 the first ones) and draws samples, where the temperature is above 0. A
+zero-shot task that is decoded greedily is the same in every run, and is run once.
+"""
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed import __version__
+from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.answers_log import AnswersLog
+from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
+from megatron_chimed.evaluation.contamination import contaminated, find_training_files
+from megatron_chimed.evaluation.models import Model
+from megatron_chimed.evaluation.summary import summarize
+from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
+from megatron_chimed.template import Template
+
+PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
+SCHEMA = 1
+ZERO_SHOT = ("answers", "scale")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tasks are run. limit: the first items of each data set only, for a trial; max_new_tokens: of an answer, in
+    place of each task's own."""
+
+    runs: int = 5
+    temperature: float = 0.0
+    top_p: float = 1.0
+    limit: int | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self):
+        """Raises InputError for a value out of its range."""
+        if self.runs < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InputError("--runs must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
+
+
+def evaluate_model(
+    model: Model,
+    flags: list[str],
+    output: str | Path,
+    settings: Settings,
+    template: Template,
+    *,
+    training_data: list[str] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a model and write OUTPUT/results.json and its samples; returns the results.
+
+    flags: ``NAME=PATH`` (`catalog.SOURCES`); training_data: files or globs that the model has learnt from, for the
+    check on contamination. Raises InputError, naming what is wrong, before a model is loaded where that is possible.
+    """
+    output, paths = Path(output), parse_tasks(flags)
+    data = {name: _read(name, path) for name, path in paths.items()}
+    files = find_training_files(training_data)
+    names = [name for name, task in TASKS.items() if task.source in paths and (model.likelihood or not task.likelihood)]
+    runs = _run_all(model, names, paths, settings, template, output, progress)
+    tasks = {name: _describe(name, runs[name], data[TASKS[name].source], settings) for name in names}
+    if files:
+        _check_contamination(tasks, runs, data, files, progress)
+    results = {
+        "schema": SCHEMA,
+        "made_by": "tools/evaluate.py",
+        "model": {"name": model.name, **model.identity},
+        "settings": asdict(settings),
+        "versions": _versions(),
+        "training_data": {file: sha256_file(file) for file in files},
+        "tasks": tasks,
+    }
+    write_json(output / "results.json", results)
+    return results
+
+
+def _read(name: str, path: str) -> dict[str, Any]:
+    """{"items", "rows", "faults"} of a source, its subjects together. Raises InputError."""
+    items, rows, faults = [], 0, []
+    for subject in SOURCES[name].subjects or [""]:
+        for split, one in read_source(name, path, subject).items():
+            items += one.items if split == "test" else []
+            rows += one.rows if split == "test" else 0
+            faults += one.faults
+    return {"items": items, "rows": rows, "faults": faults, "path": path}
+
+
+def _run_all(
+    model: Model,
+    names: list[str],
+    paths: dict[str, str],
+    settings: Settings,
+    template: Template,
+    output: Path,
+    progress: bool,
+) -> dict[str, list[list[dict]]]:
+    """{task: records of each run}, written as they are made."""
+    # lm-eval takes seconds to load; by now the flags are checked.
+    from megatron_chimed.evaluation.harness import run_tasks
+    from megatron_chimed.evaluation.recorded import RecordedLM
+
+    decoding = {"temperature": settings.temperature, "top_p": settings.top_p}
+    identity = {"model": model.identity, "max_new_tokens": settings.max_new_tokens, **decoding}
+    log = AnswersLog(output / "answers.jsonl", identity)
+    lm = RecordedLM(model.make, log, template, **decoding, progress=progress)
+    runs: dict[str, list[list[dict]]] = {name: [] for name in names}
+    try:
+        for seed in range(settings.runs):
+            wanted = [name for name in names if seed == 0 or lm.sampling or TASKS[name].kind not in ZERO_SHOT]
+            made = run_tasks(lm, wanted, paths, seed=seed, limit=settings.limit, max_new_tokens=settings.max_new_tokens)
+            for name, records in made.items():
+                write_json_lines(output / "samples" / f"{name}.{seed}.jsonl", records)
+                runs[name].append(records)
+    finally:
+        lm.close()
+    return runs
+
+
+def _describe(name: str, runs: list[list[dict]], data: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What results.json says of a task."""
+    task = TASKS[name]
+    return {
+        "title": f"{SOURCES[task.source].title}: {task.title}",
+        "source": task.source,
+        "kind": task.kind,
+        "path": data["path"],
+        "items_sha256": sha256_json(data["items"]),
+        "rows": data["rows"],
+        "malformed": len(data["faults"]),
+        "first_faults": data["faults"][:20],
+        "runs": len(runs),
+        "limited": settings.limit is not None and len(data["items"]) > len(runs[0]),
+        **summarize(name, runs),
+    }
+
+
+def _check_contamination(
+    tasks: dict[str, dict], runs: dict[str, list], data: dict[str, dict], files: list[str], progress: bool
+) -> None:
+    """Give each task "contamination": how many of its items stand in the training data, and its figures without."""
+    owned = [(source, item) for source, one in data.items() for item in one["items"]]
+    flags = contaminated([item for _, item in owned], files, progress)
+    found = {(source, item["id"]) for (source, item), flag in zip(owned, flags, strict=True) if flag}
+    for name, task in tasks.items():
+        bad = {place for source, place in found if source == task["source"]}
+        clean = [[record for record in run if record["id"] not in bad] for run in runs[name]]
+        task["contamination"] = {"items": task["n"] - len(clean[0])}
+        if clean[0] and task["contamination"]["items"]:
+            task["contamination"]["metrics_without"] = summarize(name, clean)["metrics"]
+
+
+def _versions() -> dict[str, str]:
+    """Versions of all that figures depend on."""
+    found = {"megatron_chimed": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

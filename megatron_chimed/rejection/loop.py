@@ -1,0 +1,40 @@
+"""The whole loop: all steps of all rounds, one job at a time in a folder, and a table of where it stands."""
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.rejection.config import LoopConfig
+from megatron_chimed.rejection.rounds import Round
+from megatron_chimed.rejection.steps import locked, run_step, state_of
+from megatron_chimed.template import Renderer, load_template
+from megatron_chimed.tokenizer import load_tokenizer
+
+
+def make_rounds(config: LoopConfig) -> list[Round]:
+    """All rounds, the first of them round 0. Raises InputError when tokenizer or template cannot be read."""
+    renderer = Renderer(load_template(config.paths.template), load_tokenizer(config.paths.tokenizer))
+    return [Round(config, renderer, number) for number in range(config.paths.rounds + 1)]
+
+
+def run_loop(config: LoopConfig, step: str | None = None, number: int | None = None) -> None:
+    """Run all steps of all rounds in order, or those of one name or one round, except what is done.
+
+    Raises InputError as the steps do, and when another job is at work in the same folder.
+    """
+    if number is not None and not 0 <= number <= config.paths.rounds:
+        raise InputError(f"--round {number}: the configuration has {config.paths.rounds}")
+    rounds = make_rounds(config)
+    with locked(config.output):
+        for one in rounds:
+            if number in (None, one.number):
+                for todo in one.steps():
+                    if step in (None, todo.name):
+                        run_step(todo, f"round {one.number}")
+
+
+def status(config: LoopConfig) -> str:
+    """A table of all steps: round, step, done, stale, partial or to do, and counts. It changes nothing."""
+    lines = [f"{'round':5}  {'step':8}  {'state':7}  what there is"]
+    for one in make_rounds(config):
+        for step in one.steps():
+            state = state_of(step)
+            lines.append(f"{one.number:5}  {step.name:8}  {state.name:7}  {state.detail}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""Does a checkpoint hold the model that it is loaded into? By the names of the weights, both ways; upstream loads what
+fits."""
+
+from pathlib import Path
+
+import torch
+from megatron.core.dist_checkpointing import ShardedTensor, load_tensors_metadata
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+from megatron_chimed.errors import InputError
+
+
+def start_anew(folder: str | None, model: list[torch.nn.Module], new: tuple[str, ...], unused: tuple[str, ...]) -> bool:
+    """Whether the weights `new` are to start anew: the model wants them, and the checkpoint has none.
+
+    folder: of one iteration; without a checkpoint in torch_dist format nothing is compared. new: weights that another
+    stage's checkpoint may lack, () if none; unused: weights of such a checkpoint that may then be left aside. Call it
+    on all ranks. Raises InputError listing what is missing and what nobody wants.
+    """
+    if folder is None or not (Path(folder) / ".metadata").is_file():
+        return False
+    stored = {name for name in load_tensors_metadata(str(folder)) if not name.startswith("optimizer.")}
+    wanted = _wanted(model)
+    missing, extra = wanted - stored, stored - wanted
+    if new and missing == set(new) and extra <= set(unused):
+        return True
+    if missing or extra:
+        raise InputError(
+            f"{folder}: holds another model: missing {', '.join(sorted(missing)) or 'nothing'}; "
+            f"unused {', '.join(sorted(extra)) or 'nothing'}; give a checkpoint of this stage and model, or with "
+            "--finetune one of the stage before"
+        )
+    return False
+
+
+def _wanted(model: list[torch.nn.Module]) -> set[str]:
+    """Names that the weights of the model have in a checkpoint, on all ranks together."""
+    parts = [part for module in model for part in module.sharded_state_dict().values()]
+    here = {part.key for part in parts if isinstance(part, ShardedTensor | ShardedTensorFactory)}
+    everywhere = [here]
+    if torch.distributed.is_initialized():
+        everywhere = [set()] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everywhere, here)
+    return set().union(*everywhere)
