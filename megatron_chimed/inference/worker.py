@@ -7,6 +7,7 @@ closes, when the engine's process is killed.
 
 import json
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -39,11 +40,12 @@ def join_ranks(rank: int, ranks: int, store: str) -> None:
     torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
 
 
-def end_with_engine(lifeline: int) -> None:
-    """End this process at once when the other end of a pipe is closed, whatever it is doing."""
+def end_with_engine(lifeline: int, folder: Path) -> None:
+    """End this process at once when the other end of a pipe is closed, whatever it is doing, and leave no folder."""
 
     def watch() -> None:
         os.read(lifeline, 1)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -71,7 +73,7 @@ def answer(loaded: Loaded, request: dict[str, Any]) -> Any:
 
 def main(settings: dict[str, Any]) -> None:
     """Load the checkpoint, say what it is, and serve until the engine closes the socket."""
-    end_with_engine(settings["lifeline"])
+    end_with_engine(settings["lifeline"], Path(settings["store"]).parent)
     with socket.socket(fileno=settings["socket"]) as channel, channel.makefile("rw", encoding="utf-8") as lines:
 
         def say(message: dict[str, Any]) -> None:

@@ -208,11 +208,12 @@ def test_rewards_are_transformers(tmp_path):
     assert max(expected) - min(expected) > 0.5
 
 
-def test_a_checkpoint_that_cannot_be_served_is_one_line(checkpoint, tmp_path):
+def test_a_checkpoint_that_cannot_be_served_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         Engine(tmp_path / "none", progress=False)
-    with pytest.raises(InputError, match="3 tensor-parallel ranks do not divide its 4 heads"):
-        Engine(checkpoint, tensor_parallel=3, progress=False)
+    hf_to_megatron(write_plain(tmp_path / "hf", **KINDS["mqa"]), tmp_path / "one group", progress=False)
+    with pytest.raises(InputError, match="2 tensor-parallel ranks do not divide its 1 groups"):
+        Engine(tmp_path / "one group", tensor_parallel=2, progress=False)
 
 
 def alive(process: int) -> bool:
@@ -245,7 +246,7 @@ ENDLESS = """
 import sys
 from megatron_chimed.inference.client import Engine, Request
 engine = Engine(sys.argv[1], tensor_parallel=2, batch_size=4, progress=False)
-print(*(process.pid for process in engine._ranks._processes), flush=True)
+print(engine._ranks._folder.name, *(process.pid for process in engine._ranks._processes), flush=True)
 for batch in engine.generate([Request([1, 2], 120, seed=seed) for seed in range(100000)], []):
     print("batch", flush=True)
 """
@@ -254,10 +255,13 @@ for batch in engine.generate([Request([1, 2], 120, seed=seed) for seed in range(
 def test_the_ranks_end_with_a_parent_that_is_killed(checkpoint):
     command = [sys.executable, "-c", ENDLESS, checkpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        ranks = [int(word) for word in parent.stdout.readline().split()]
+        folder, *ranks = parent.stdout.readline().split()
+        ranks = [int(rank) for rank in ranks]
         assert parent.stdout.readline() == "batch\n" and len(ranks) == 2 and all(map(alive, ranks))
+        assert Path(folder).is_dir()
         parent.kill()
     wait_until_ended(ranks)
+    assert not Path(folder).exists()
 
 
 def test_a_generation_in_the_middle_of_training_changes_no_loss():
