@@ -1,6 +1,6 @@
 """A checkpoint as a model that is ready to generate or to score."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,8 +12,7 @@ from megatron_chimed.convert.model import build_model, load_weights
 from megatron_chimed.convert.plan import DTYPES
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
 from megatron_chimed.errors import InputError
-
-REWARD_HEAD = "reward_head.weight"
+from megatron_chimed.models.reward import HEAD
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,6 @@ class Loaded:
 
     model: GPTModel
     head: Head
-    reward_head: torch.Tensor | None
-    """[1, hidden], whole on every rank; None with the head lm."""
-
     num_ids: int
     """Ids that have a meaning; the padding of the vocabulary lies above."""
 
@@ -38,18 +34,13 @@ def load(checkpoint: Path, iteration: int | None, dtype: str) -> Loaded:
     Raises InputError when it cannot be read, or the number of ranks does not divide the model.
     """
     source = TorchDistCheckpoint(find_iteration(checkpoint, iteration))
-    head = "reward" if REWARD_HEAD in source.tensors else "lm"
+    head = "reward" if HEAD in source.tensors else "lm"
     architecture = from_megatron_args(source.args(), head, str(source.folder))
     ranks = torch.distributed.get_world_size()
     for name in ("heads", "groups", "ffn"):
         number = getattr(architecture.sizes, name)
         if number % ranks:
             raise InputError(f"{source.folder}: {ranks} tensor-parallel ranks do not divide its {number} {name}")
-    # A reward model has no output layer; with tied embeddings GPTModel makes none either.
-    trunk = architecture if head == "lm" else replace(architecture, tied=True)
-    model = build_model(trunk, DTYPES[dtype])
+    model = build_model(architecture, DTYPES[dtype])
     load_weights(model, source.folder)
-    reward_head = None
-    if head == "reward":
-        reward_head = source.read(REWARD_HEAD, (0, 0), (1, architecture.sizes.hidden)).cuda()
-    return Loaded(model.cuda(), head, reward_head, architecture.sizes.vocab, architecture.max_positions)
+    return Loaded(model.cuda(), head, architecture.sizes.vocab, architecture.max_positions)

@@ -12,6 +12,7 @@ from megatron.core.models.gpt import GPTModel
 
 from megatron_chimed.inference.batching import passes
 from megatron_chimed.inference.decode import TOKENS_PER_PASS, evaluating, hidden_states, logits_of, padded
+from megatron_chimed.models.reward import RewardModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -43,13 +44,12 @@ def _score(model: GPTModel, states: torch.Tensor, tokens: Sequence[int], num_ids
 
 
 @torch.no_grad()
-def rewards(model: GPTModel, head: torch.Tensor, sequences: Sequence[Sequence[int]]) -> list[float]:
-    """The reward of each sequence: head [1, hidden] on the state of its last token."""
+def rewards(model: RewardModel, sequences: Sequence[Sequence[int]]) -> list[float]:
+    """The reward of each sequence, at its last token."""
     found = []
     for part, states in _states(model, sequences):
         last = torch.tensor([len(sequence) - 1 for sequence in sequences[part]], device=states.device)
-        at_last = states[last, torch.arange(len(last), device=states.device)]
-        found += (at_last.float() @ head.float().T)[:, 0].tolist()
+        found += model.reward_head(states).gather(1, last[:, None])[:, 0].tolist()
     return found
 
 

@@ -68,7 +68,7 @@ def answer(loaded: Loaded, request: dict[str, Any]) -> Any:
         case "loglikelihoods":
             return scoring.loglikelihoods(loaded.model, request["pairs"], loaded.num_ids)
         case "rewards":
-            return scoring.rewards(loaded.model, loaded.reward_head, request["sequences"])
+            return scoring.rewards(loaded.model, request["sequences"])
 
 
 def main(settings: dict[str, Any]) -> None:
