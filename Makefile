@@ -3,6 +3,8 @@
 PYTHON := .venv/bin/python
 # For commands that call `python` or `torchrun`. Not exported to set-up, which looks for a Python outside .venv.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+# Test files in as many processes as there are cores, four at most: many start two ranks of their own.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-light lint bench setup clean
 .DEFAULT_GOAL := help
@@ -14,10 +16,10 @@ demo: .venv/.installed ## corpus, tokenizer and training with two ranks on this 
 	@$(IN_VENV) sh examples/quickstart/run.sh
 
 test: .venv/.installed ## all tests that this machine can run
-	@$(IN_VENV) $(PYTHON) -m pytest
+	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE)
 
 test-light: .venv/.installed ## the tests that need no torch, in seconds
-	@$(IN_VENV) $(PYTHON) -m pytest -m "not cpu and not gpu"
+	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not cpu and not gpu"
 
 lint: .venv/.installed ## ruff: style and formatting
 	@$(PYTHON) -m ruff check .

@@ -51,7 +51,7 @@ setup(
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
         "vllm": ["vllm"],  # pins a torch of its own: give it a virtual environment of its own
         "eval": ["lm-eval", "rouge-score", "jieba", "scikit-learn"],
-        "dev": ["pytest>=9", "pytest-timeout", "hypothesis", "ruff"],
+        "dev": ["pytest>=9", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 from megatron_chimed.datasets.packed import PackedRows
-from megatron_chimed.datasets.sft import SftDatasetConfig, build_sft_datasets
+from megatron_chimed.datasets.packed_dataset import build_packed_datasets
+from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 
 LENGTH, ROWS = 128, 4
 STAGE = {
@@ -53,7 +54,7 @@ def first_batch(world) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     config = SftDatasetConfig(
         random_seed=7, sequence_length=LENGTH, blend=([str(world[0])], None), split="80,20,0", vocab_size=10**6
     )
-    dataset = build_sft_datasets(config, (ROWS, 0, 0))[0]
+    dataset = build_packed_datasets(SftDataset, config, (ROWS, 0, 0))[0]
     packed, batch = PackedRows(world[0]), []
     texts = [packed.tokens[packed.segment_offsets[r[0]] : packed.segment_offsets[r[-1] + 1]] for r in rows_of(packed)]
     for number in range(ROWS):
@@ -181,7 +182,7 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_its_own(world):
         config = SftDatasetConfig(
             random_seed=seed, sequence_length=LENGTH, blend=([str(world[0])], None), split="1,0,0", vocab_size=10**6
         )
-        dataset = build_sft_datasets(config, (count, 0, 0))[0]
+        dataset = build_packed_datasets(SftDataset, config, (count, 0, 0))[0]
         return [tuple(dataset[n]["tokens"].tolist()) for n in range(count)]
 
     size = len(PackedRows(world[0]))
