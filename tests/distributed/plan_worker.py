@@ -3,6 +3,8 @@
 ``python plan_worker.py CASES.json``: a list of cases (see `build`); prints a JSON line for each.
 """
 
+# ruff: noqa: E402  the CPU must be in place before Megatron is imported
+
 import json
 import sys
 from dataclasses import replace
