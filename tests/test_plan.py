@@ -63,8 +63,8 @@ def test_the_optimizer_is_sharded_over_data_parallel_ranks():
 def test_activations_fall_with_recomputation_and_are_those_of_the_papers_formula():
     kept = {one: memory.layer_kept(ZIYA, replace(LAYOUT, recompute=one)) for one in ("none", "selective", "full")}
     assert kept["none"] > kept["selective"] > kept["full"] == 4096 * 2 * 5120 // 2
-    # Korthikanti et al. count 34 s b h for a GPT layer without its scores, two of them masks of dropout. An MLP of three
-    # matrices keeps what theirs of two keeps when its width is 8/3 of the hidden size in the place of 4.
+    # Korthikanti et al. count 34 s b h for a GPT layer without its scores, two of them masks of dropout. An MLP of
+    # three matrices keeps what theirs of two keeps when its width is 8/3 of the hidden size in the place of 4.
     gelu = replace(ZIYA, ffn=4 * 5120 * 2 // 3)
     count = memory.layer_kept(gelu, replace(LAYOUT, tp=1, sequence_parallel=False)) / (4096 * 5120)
     assert count == pytest.approx(8 + 8 + 16, rel=1e-3)
