@@ -45,9 +45,7 @@ def dry_run(
     """
     if found := problems(plan.model, plan.layout):
         raise InputError("; ".join(found))
-    load = settings.megatron.get("load")
-    if load and not skip_load and not (Path(str(load.value)) / TRACKER).is_file():
-        raise InputError(f"--load {load.value}: no checkpoint there ({TRACKER} is missing); or give --skip-load")
+    _check_files(settings, skip_load)
     changes = scaled(plan.model, plan.layout, layers, width)
     if plan.steps is not None and "train-samples" not in settings.megatron:
         changes["train-iters"] = plan.steps
@@ -58,6 +56,18 @@ def dry_run(
     if different:
         raise InputError(f"the trainer allocated other bytes than planned: {'; '.join(different)}")
     return _text(plan, small, found)
+
+
+def _check_files(settings: Settings, skip_load: bool) -> None:
+    """Raise InputError for a checkpoint or a tokenizer that is not there; of data the trainer tells more."""
+    load, tokenizer = settings.megatron.get("load"), settings.megatron.get("tokenizer-model")
+    if load and not skip_load and not (Path(str(load.value)) / TRACKER).is_file():
+        raise InputError(f"--load {load.value}: no checkpoint there ({TRACKER} is missing); or give --skip-load")
+    name = str(tokenizer.value) if tokenizer else ""
+    is_path = name.count("/") > 1 or name.endswith(".model")  # else it may be the name of one that is published
+    kind = settings.megatron.get("tokenizer-type")
+    if is_path and not Path(name).exists() and not (kind and kind.value == "NullTokenizer"):
+        raise InputError(f"{tokenizer.where}: tokenizer-model {name}: no such file or folder; give a tokenizer")
 
 
 def scaled(model: Model, layout: Layout, layers: int | None, width: int | None) -> dict[str, int]:

@@ -3,6 +3,7 @@
 JSON: [changed settings, those left out]. Prints the bytes that the trainer has allocated after one step.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -32,6 +33,11 @@ def main() -> None:
         train.run(train.STAGES[stage], settings)
     except InputError as error:
         print(f"\n{ERROR}{one_line(error)}", flush=True)
+        os._exit(1)
+    except (AssertionError, ValueError, RuntimeError) as error:  # the trainer's own checks, often without a word
+        place = inspect.trace()[-1]
+        reason = one_line(error) or (place.code_context or ["?"])[0].strip()
+        print(f"\n{ERROR}the trainer stops: {reason} (line {place.lineno} of {place.filename})", flush=True)
         os._exit(1)
     except SystemExit as end:  # how the trainer ends at --exit-interval
         if end.code:
