@@ -64,10 +64,11 @@ def test_activations_fall_with_recomputation_and_are_those_of_the_papers_formula
     kept = {one: memory.layer_kept(ZIYA, replace(LAYOUT, recompute=one)) for one in ("none", "selective", "full")}
     assert kept["none"] > kept["selective"] > kept["full"] == 4096 * 2 * 5120 // 2
     # Korthikanti et al. count 34 s b h for a GPT layer without its scores, two of them masks of dropout. An MLP of
-    # three matrices keeps what theirs of two keeps when its width is 8/3 of the hidden size in the place of 4.
+    # three matrices keeps what theirs of two keeps when its width is 8/3 of the hidden size in the place of 4. The
+    # rotary embedding, which they have not, makes queries and keys anew (4 more) and keeps sines.
     gelu = replace(ZIYA, ffn=4 * 5120 * 2 // 3)
     count = memory.layer_kept(gelu, replace(LAYOUT, tp=1, sequence_parallel=False)) / (4096 * 5120)
-    assert count == pytest.approx(8 + 8 + 16, rel=1e-3)
+    assert count == pytest.approx(34 - 2 + 4, abs=0.3)
     mlp = replace(LAYOUT, recomputed=("mlp",))
     assert kept["none"] - memory.layer_kept(ZIYA, mlp) == 4096 * 2 * 3 * 13824 // 2
 
@@ -75,7 +76,7 @@ def test_activations_fall_with_recomputation_and_are_those_of_the_papers_formula
 def test_the_first_pipeline_stage_keeps_as_many_micro_batches_as_there_are_stages():
     deep = replace(LAYOUT, pp=4)
     first, last = (memory.activations(ZIYA, deep, stage) for stage in (0, 3))
-    ends = 2 * 2 * 4096 * 5120
+    ends = 2 * 2 * 4096 * 5120 // 2
     assert first == 4 * (last - ends) == memory.activations(ZIYA, LAYOUT, 0) - ends
 
 

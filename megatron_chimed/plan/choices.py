@@ -8,8 +8,8 @@ from megatron_chimed.plan.memory import Memory, worst
 from megatron_chimed.plan.model import Model
 from megatron_chimed.plan.speed import relative_time
 
-MACHINE = 8
-"""GPUs of a machine: tensor parallelism beyond it goes over the network."""
+TENSOR_PARALLEL = (1, 2, 4, 8)
+"""Ranks of a machine: tensor parallelism beyond it goes over the network."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def choices(model: Model, layout: Layout, limit: int) -> list[Choice]:
 
 def _layouts(model: Model, layout: Layout) -> Iterator[Layout]:
     """Layouts that can be divided, powers of two within a machine for TP, any PP, every recomputation."""
-    for tp in (1, 2, 4, 8):
+    for tp in TENSOR_PARALLEL:
         for pp in (pp for pp in range(1, model.layers + 1) if not model.layers % pp):
             for recompute in ("none", "selective", "full"):
                 one = replace(layout, tp=tp, pp=pp, recompute=recompute, sequence_parallel=tp > 1)
-                if tp <= MACHINE and not problems(model, one):
+                if not problems(model, one):
                     yield one
 
 
@@ -55,7 +55,7 @@ def advice(model: Model, layout: Layout, limit: int) -> list[str]:
         ("--recompute-granularity selective --recompute-modules mlp", replace(layout, **_selective("mlp"))),
         ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1", _full(layout)),
     ]
-    for tp in (2, 4, 8):
+    for tp in TENSOR_PARALLEL[1:]:
         wider = replace(layout, tp=tp, sequence_parallel=True)
         candidates.append((f"--tensor-model-parallel-size {tp} --sequence-parallel", wider))
     candidates += [(f"--pipeline-model-parallel-size {pp}", replace(layout, pp=pp)) for pp in (2, 4, 8)]

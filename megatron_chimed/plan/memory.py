@@ -3,7 +3,8 @@
 Weights, gradients and optimizer are exact: they follow the layout of Megatron's gradient buffers and of the distributed
 optimizer (megatron-core 0.19, `optimizer/distrib_optimizer.py`, `_compute_per_buffer_param_layout`), padding included.
 Activations, logits and buffers are an estimate: they count what each operation keeps for its backward pass (Korthikanti
-et al., 2022, arXiv 2205.05198, section 4), not what an allocator makes of it.
+et al., 2022, arXiv 2205.05198, section 4), not what an allocator makes of it. What a layer keeps is tested against the
+tensors that torch keeps of one.
 """
 
 import math
@@ -134,14 +135,17 @@ def activations(model: Model, layout: Layout, stage: int) -> int:
     in_flight = min(layout.pp - stage, layout.micro_batches)
     tokens = layout.sequence * layout.micro_batch
     size = 2 if layout.half else 4
-    ends = model.hidden * size * tokens * 2 if stage == layout.pp - 1 else 0  # inputs of the last norm and output layer
+    whole = layout.tp if layout.sequence_parallel else 1
+    # Inputs of the last norm and of the output layer.
+    ends = model.hidden * size * tokens * 2 // whole if stage == layout.pp - 1 else 0
     kept = layer_kept(model, layout)
     working = layer_kept(model, layout, all_of_it=True) if layout.recompute == "full" else 0
     return in_flight * model.layers // layout.pp * kept + ends + working
 
 
 def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
-    """Bytes that one layer keeps of one micro batch (no scores: attention is computed in blocks; no dropout).
+    """Bytes that one layer keeps of one micro batch (no scores: attention is computed in blocks; no dropout; norms and
+    SwiGLU fused, as on a GPU).
 
     all_of_it: without recomputation.
     """
@@ -152,14 +156,16 @@ def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
     whole = layout.tp if layout.sequence_parallel else 1
     if recompute == "full":
         return tokens * size * model.hidden // whole
-    mlp_inner = 3 * model.ffn  # gate and up, and their product
+    # After the rotary embedding; before it, because the values are a view into all of it; and the result.
+    attention = queries + keys + (queries + 2 * keys) + queries
     log_sum_exp = 4 * model.heads
+    mlp = 3 * model.ffn  # gate and up, and their product
     if recompute == "selective":
-        mlp_inner = 0 if "mlp" in layout.recomputed else mlp_inner
+        mlp = 0 if "mlp" in layout.recomputed else mlp
         log_sum_exp = 0 if "core_attn" in layout.recomputed else log_sum_exp
-    inputs = 4 * model.hidden  # of two norms and of the two projections behind them
-    split = size * (queries + 2 * keys + queries + mlp_inner) + log_sum_exp
-    return tokens * (size * inputs // whole + split // layout.tp)
+    inputs = 4 * model.hidden * size + 2 * 4  # of two norms, with their scales, and of the projections behind them
+    rotary = 4 * size * model.head_dim * layout.sequence  # sine and cosine, for queries and for keys
+    return tokens * (inputs // whole + (size * (attention + mlp) + log_sum_exp) // layout.tp) + rotary
 
 
 def logits(model: Model, layout: Layout) -> int:

@@ -1,6 +1,7 @@
 """Models, gradient buffers and optimizers as Megatron builds them on ranks of a fake process group: their bytes.
 
-``python plan_worker.py CASES.json``: a list of cases (see `build`); prints a JSON line for each.
+``python plan_worker.py CASES.json``: a list of cases (see `build`); prints a JSON line for each. One with "recompute" is
+about what a layer keeps for its backward pass.
 """
 
 # ruff: noqa: E402  the CPU must be in place before Megatron is imported
@@ -32,6 +33,13 @@ from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.reward import build_reward
 from megatron_chimed.plan.rank import allocated
 
+RECOMPUTE = {
+    "core_attn": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+LENGTH = 128
+
 
 def build(case: dict) -> torch.nn.Module:
     """This rank's model. case: sizes, tied, head, qk_norm, multiple, half, tp, pp, dp, last (pipeline stage)."""
@@ -43,6 +51,9 @@ def build(case: dict) -> torch.nn.Module:
         pipeline_model_parallel_size=case["pp"],
         qk_layernorm=case["qk_norm"],
         calculate_per_token_loss=True,
+        sequence_parallel=case["tp"] > 1 and "recompute" in case,
+        bias_activation_fusion="recompute" in case,
+        **RECOMPUTE.get(case.get("recompute"), {}),
     )
     config = SimpleNamespace(
         transformer=layers,
@@ -70,13 +81,17 @@ def build(case: dict) -> torch.nn.Module:
     )
 
 
-def measure(case: dict) -> dict[str, int]:
-    """Parameters and bytes of this rank after a step of the optimizer."""
+def start(case: dict) -> None:
+    """This process as the first rank of its pipeline stage."""
     world = case["tp"] * case["pp"] * case["dp"]
-    rank = world - case["tp"] * case["dp"] if case["last"] else 0  # the first one of its pipeline stage
+    rank = world - case["tp"] * case["dp"] if case["last"] else 0
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     parallel_state.initialize_model_parallel(case["tp"], case["pp"], create_gloo_process_groups=False)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
+
+
+def measure(case: dict) -> dict[str, int]:
+    """Parameters and bytes of this rank after a step of the optimizer."""
     model = build(case)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if case["half"]:
@@ -91,12 +106,45 @@ def measure(case: dict) -> dict[str, int]:
     )
     optimizer = get_megatron_optimizer(settings, [model], use_gloo_process_groups=False)
     optimizer.step()
-    found = allocated([model], optimizer) | {"parameters": parameters}
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-    return found
+    return allocated([model], optimizer) | {"parameters": parameters}
+
+
+class FusedNorm(torch.autograd.Function):
+    """Keeps what the RMSNorm of a GPU keeps: its input and a scale for each token. (A CPU's keeps float32 copies.)"""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True))
+        ctx.save_for_backward(x, scale, weight)
+        return (x * scale).to(x.dtype) * weight
+
+
+def kept(case: dict) -> dict[str, int]:
+    """Bytes that a layer keeps: those of the model's layers, by their storages, without what is kept but once."""
+    torch.nn.functional.rms_norm = lambda x, shape, weight, eps: FusedNorm.apply(x, weight)
+    totals = []
+    for layers in (1, 2):
+        model = build(case | {"sizes": case["sizes"] | {"layers": layers}}).bfloat16()
+        known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        storages = {}
+
+        def keep(tensor, known=known, storages=storages):
+            storage = tensor.untyped_storage()
+            if tensor.numel() > 1 and storage.data_ptr() not in known:
+                storages[storage.data_ptr()] = storage  # held, so that no other one gets its place
+            return tensor
+
+        shape = (LENGTH // case["tp"], 1, case["sizes"]["hidden"])
+        hidden = torch.randn(shape, dtype=torch.bfloat16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.decoder(hidden, attention_mask=None, rotary_pos_emb=model.rotary_pos_emb(LENGTH))
+        totals.append(sum(storage.nbytes() for storage in storages.values()))
+    return {"kept": totals[1] - totals[0]}
 
 
 if __name__ == "__main__":
     for one in json.loads(Path(sys.argv[1]).read_text()):
-        print(json.dumps(measure(one)), flush=True)
+        start(one)
+        print(json.dumps((kept if "recompute" in one else measure)(one)), flush=True)
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,17 @@ CASES += [
     CASE | HALF | {"pp": 2, "tp": 2, "last": True, "head": "reward", "tied": True},
 ]
 
+WIDE = {"layers": 1, "hidden": 256, "ffn": 704, "heads": 8, "groups": 4, "head_dim": 32, "vocab": 250}
+CASES += [
+    CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
+    for tp, recompute in ((1, "none"), (2, "none"), (1, "core_attn"), (2, "mlp"), (1, "full"), (2, "full"))
+]
+
 
 def planned(case: dict) -> dict[str, int]:
     """The same figures by arithmetic."""
+    if "recompute" in case:
+        return {"kept": layer_kept(case)}
     names = ("tied", "head", "qk_norm")
     model = Model(**case["sizes"], vocab_multiple=case["multiple"], **{name: case[name] for name in names})
     tp, pp, stage = case["tp"], case["pp"], case["pp"] - 1 if case["last"] else 0
@@ -50,6 +59,14 @@ def planned(case: dict) -> dict[str, int]:
     return dict(zip(("weights", "gradients", "optimizer"), states, strict=True)) | {
         "parameters": model.parameters(tp, pp, stage)
     }
+
+
+def layer_kept(case: dict) -> int:
+    """What a layer keeps of a row of 128 tokens."""
+    recompute = case["recompute"] if case["recompute"] in ("none", "full") else "selective"
+    split = case["tp"] > 1
+    layout = Layout(case["tp"], case["tp"], 1, 1, 1, 128, split, half=True, recompute=recompute)
+    return memory.layer_kept(Model(**case["sizes"]), replace(layout, recomputed=(case["recompute"],)))
 
 
 @pytest.fixture(scope="module")
