@@ -62,8 +62,8 @@ def advice(model: Model, layout: Layout, limit: int) -> list[str]:
     gpus = ((f"{layout.gpus * n} GPUs", replace(layout, gpus=layout.gpus * n)) for n in (2, 4, 8, 16, 32, 64))
     lines = []
     for words, one in [*candidates, *gpus]:
-        larger = one.tp < layout.tp or one.pp < layout.pp
-        if one == layout or larger or problems(model, one):
+        narrower = one.tp < layout.tp or one.pp < layout.pp
+        if one == layout or narrower or problems(model, one):
             continue
         need = worst(model, one)[1].total
         if need <= limit:

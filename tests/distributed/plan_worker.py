@@ -1,7 +1,7 @@
 """Models, gradient buffers and optimizers as Megatron builds them on ranks of a fake process group: their bytes.
 
-``python plan_worker.py CASES.json``: a list of cases (see `build`); prints a JSON line for each. One with "recompute" is
-about what a layer keeps for its backward pass.
+``python plan_worker.py CASES.json``: a list of cases (see `build`); prints a JSON line for each. One with "recompute"
+is about what a layer keeps for its backward pass.
 """
 
 # ruff: noqa: E402  the CPU must be in place before Megatron is imported
