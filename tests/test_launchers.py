@@ -1,5 +1,6 @@
 """The launchers, with stand-ins for Slurm, torchrun and the tools; tests/distributed starts real ranks."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -91,13 +92,19 @@ def test_the_signal_before_the_time_limit_stops_the_ranks_and_queues_the_job_aga
     recorder(tmp_path, "scontrol", "echo n1; echo n2")
     recorder(tmp_path, "srun", f'trap "echo stopped >>{tmp_path}/calls.txt; exit 0" TERM\nwhile :; do sleep 0.05; done')
     environment = os.environ | SLURM | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    job = subprocess.Popen(["sh", "launch/slurm.sbatch", "sft", "m", "s"], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 60
-    while not any(call.startswith("srun") for call in calls(tmp_path)):
-        assert time.monotonic() < deadline and job.poll() is None
-        time.sleep(0.05)
-    job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=60) == 0
+    command = ["sh", "launch/slurm.sbatch", "sft", "m", "s"]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(call.startswith("srun") for call in calls(tmp_path)):
+            assert time.monotonic() < deadline and job.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.2)  # from the record of the call to its trap
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=60) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
     assert calls(tmp_path)[-2:] == ["stopped", "scontrol requeue 7"]
 
 
