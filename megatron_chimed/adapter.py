@@ -214,6 +214,20 @@ def check_weights(new: tuple[str, ...], unused: tuple[str, ...]) -> None:
     training.load_checkpoint = load_checkpoint
 
 
+def keep_model() -> list:
+    """The list that will hold (model parts, optimizer) of the trainer in this process, for what looks at them later."""
+    original, kept = training.setup_model_and_optimizer, []
+
+    @functools.wraps(original)
+    def setup_model_and_optimizer(*args, **kwargs):
+        result = original(*args, **kwargs)
+        kept[:] = result[:2]
+        return result
+
+    training.setup_model_and_optimizer = setup_model_and_optimizer
+    return kept
+
+
 def _let_a_run_be_extended() -> None:
     """Upstream refuses a checkpoint whose schedules have another length, which follows --train-iters, even of those
     that are constant and so have none."""

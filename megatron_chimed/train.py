@@ -49,8 +49,11 @@ def train(words: list[str]) -> None:
         raise InputError(
             f"expected {USAGE}, with STAGE one of {', '.join(STAGES)}; found {' '.join(words) or 'nothing'}"
         )
-    stage = STAGES[words[0]]
-    settings = config.load_settings(words[1], words[2], words[3:])
+    run(STAGES[words[0]], config.load_settings(words[1], words[2], words[3:]))
+
+
+def run(stage: Stage, settings: config.Settings) -> None:
+    """The same from settings that are read already. Raises InputError."""
     options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
     args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
     if stage.new_weights and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:

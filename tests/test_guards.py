@@ -256,6 +256,18 @@ def test_every_command_in_a_document_exists(document, helps):
     assert not docs.unknown_flags(document, text, {path: result.stdout for path, result in helps.items()})
 
 
+def test_every_flag_in_a_shell_script_is_one_of_its_tool(helps):
+    scripts = [path for path in tree.files() if path.endswith((".sh", ".sbatch")) and "tools/" in tree.read(path)]
+    assert {"launch/pipeline.sh", "launch/slurm.sbatch", "examples/quickstart/run.sh"} <= set(scripts)
+    texts = {path: result.stdout for path, result in helps.items()}
+    assert not over(scripts, lambda path, text: docs.unknown_flags(path, f"```sh\n{uncommented(text)}\n```", texts))
+
+
+def uncommented(script: str) -> str:
+    """A script without its comment lines, whose apostrophes are no quotes, and without `set --`."""
+    return re.sub(r"(?m)^ *#.*$|\bset -- ", "", script)
+
+
 def test_the_tree_in_contributing_names_every_module_and_command():
     wanted = [path for path in tree.files() if path.startswith(("megatron_chimed/", "tools/", "launch/"))]
     wanted = [path for path in wanted if not path.endswith("/__init__.py")]

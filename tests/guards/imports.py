@@ -113,6 +113,13 @@ RULES = {
         ("torch", "yaml", "megatron.core", "megatron.training"),
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
+    # Before the cluster is asked: arithmetic without torch; the rank of a dry run is the trainer itself.
+    "plan": Rule((*BASE, "stages.schedule", "plan")),
+    "plan.model": Rule(),
+    "plan.layout": Rule(("plan.model",)),
+    "plan.memory": Rule(("plan.model", "plan.layout")),
+    "plan.speed": Rule(("plan.model", "plan.layout")),
+    "plan.rank": Rule(("errors", "config", "quiet", "cpu", "adapter", "train", "plan")),
     "__main__": Rule(("errors", "quiet", "cpu", "train")),
     # Rejection sampling: steps over files; engines come in through their clients.
     "rejection.keys": Rule(),

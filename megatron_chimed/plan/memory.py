@@ -1,0 +1,182 @@
+"""Memory of one GPU by part.
+
+Weights, gradients and optimizer are exact: they follow the layout of Megatron's gradient buffers and of the distributed
+optimizer (megatron-core 0.19, `optimizer/distrib_optimizer.py`, `_compute_per_buffer_param_layout`), padding included.
+Activations, logits and buffers are an estimate: they count what each operation keeps for its backward pass (Korthikanti
+et al., 2022, arXiv 2205.05198, section 4), not what an allocator makes of it. What a layer keeps is tested against the
+tensors that torch keeps of one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from megatron_chimed.plan.layout import Layout
+from megatron_chimed.plan.model import Model, Weight
+
+GIB = 1 << 30
+RUNTIME = 2 * GIB
+"""Assumed for the CUDA context, NCCL and libraries: ours, not measured."""
+
+ALIGNMENT, END_ALIGNMENT = 64, 128
+"""Elements to which Megatron aligns a weight in a buffer, and (with the number of ranks) the end of a bucket."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Elements that one rank holds of weights of one type."""
+
+    buffer: int
+    """In the gradient buffer, padding included."""
+
+    shard: int
+    """In the optimizer of the first data-parallel rank, which has the largest part."""
+
+
+def per_gpu(model: Model, layout: Layout, stage: int) -> Memory:
+    """Of a GPU of pipeline stage `stage`."""
+    weights, gradients, optimizer = states(model, layout, stage)
+    return Memory(
+        weights,
+        gradients,
+        optimizer,
+        activations(model, layout, stage),
+        logits(model, layout) if stage == layout.pp - 1 else 0,
+        buffers(model, layout),
+    )
+
+
+def worst(model: Model, layout: Layout) -> tuple[int, Memory]:
+    """(The pipeline stage that needs most, its memory). Stages between the ends need less than the first one."""
+    stages = {0, layout.pp - 1}
+    return max(((stage, per_gpu(model, layout, stage)) for stage in sorted(stages)), key=lambda one: one[1].total)
+
+
+def states(model: Model, layout: Layout, stage: int) -> tuple[int, int, int]:
+    """Bytes of (weights, gradients, optimizer). Scalars, such as Adam's step, are not counted."""
+    weights = model.weights(layout.tp, layout.pp, stage)
+    total = [0, 0, 0]
+    for half in (True, False):
+        group = [weight for weight in weights if (layout.half and not weight.float32) is half]
+        if not group:
+            continue
+        size = 2 if half else 4
+        held = _held(group, layout, stage)
+        # The distributed optimizer moves the weights into a buffer of the gradients' shape.
+        numel = held.buffer if layout.distributed_optimizer else sum(weight.numel for weight in group)
+        total[0] += size * numel
+        total[1] += (2 if half and layout.half_gradients else 4) * held.buffer
+        total[2] += (12 if half else 8) * held.shard  # two moments; of 16 bits also a float32 copy
+    return tuple(total)
+
+
+def _held(weights: Sequence[Weight], layout: Layout, stage: int) -> Held:
+    """Elements of the buffer and of the optimizer for weights of one type."""
+    if not layout.distributed_optimizer:
+        numel = sum(weight.numel for weight in weights)
+        return Held(numel, numel)
+    buffer = shard = 0
+    for start, end, spans in _buckets(weights, layout, stage):
+        buffer = end
+        mine = start + (end - start) // layout.dp
+        shard += sum(max(0, min(stop, mine) - begin) for begin, stop in spans)
+    return Held(buffer, shard)
+
+
+def _buckets(weights: Sequence[Weight], layout: Layout, stage: int) -> Iterator[tuple[int, int, list]]:
+    """(start, end, [start and end of each weight]) of each bucket of a buffer: from the last weight to the first."""
+    limit = max(40_000_000, 1_000_000 * layout.dp) if layout.overlap and stage == 0 else math.inf
+    divisor = math.lcm(layout.dp, END_ALIGNMENT)
+    start = position = 0
+    spans: list[tuple[int, int]] = []
+    for weight in reversed(weights):
+        position = _up(position, ALIGNMENT)
+        if weight.shared and spans:
+            yield start, _up(position, divisor), spans
+            start = position = _up(position, divisor)
+            spans = []
+        spans.append((position, position + weight.numel))
+        position += weight.numel
+        if weight.shared or position - start >= limit:
+            yield start, _up(position, divisor), spans
+            start = position = _up(position, divisor)
+            spans = []
+    if spans:
+        yield start, _up(position, divisor), spans
+
+
+def _up(value: int, multiple: int) -> int:
+    """The next multiple of a number."""
+    return -(-value // multiple) * multiple
+
+
+def activations(model: Model, layout: Layout, stage: int) -> int:
+    """What the layers of a pipeline stage keep for the backward passes that are still to come.
+
+    1F1B keeps pp - stage micro batches at a time (Narayanan et al., 2021, arXiv 2104.04473, section 2.2).
+    """
+    in_flight = min(layout.pp - stage, layout.micro_batches)
+    tokens = layout.sequence * layout.micro_batch
+    size = 2 if layout.half else 4
+    whole = layout.tp if layout.sequence_parallel else 1
+    # Inputs of the last norm and of the output layer.
+    ends = model.hidden * size * tokens * 2 // whole if stage == layout.pp - 1 else 0
+    kept = layer_kept(model, layout)
+    working = layer_kept(model, layout, all_of_it=True) if layout.recompute == "full" else 0
+    return in_flight * model.layers // layout.pp * kept + ends + working
+
+
+def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
+    """Bytes that one layer keeps of one micro batch (no scores: attention is computed in blocks; no dropout; norms and
+    SwiGLU fused, as on a GPU).
+
+    all_of_it: without recomputation.
+    """
+    size = 2 if layout.half else 4
+    tokens = layout.sequence * layout.micro_batch
+    queries, keys = model.heads * model.head_dim, model.groups * model.head_dim
+    recompute = "none" if all_of_it else layout.recompute
+    whole = layout.tp if layout.sequence_parallel else 1
+    if recompute == "full":
+        return tokens * size * model.hidden // whole
+    # After the rotary embedding; before it, because the values are a view into all of it; and the result.
+    attention = queries + keys + (queries + 2 * keys) + queries
+    log_sum_exp = 4 * model.heads
+    mlp = 3 * model.ffn  # gate and up, and their product
+    if recompute == "selective":
+        mlp = 0 if "mlp" in layout.recomputed else mlp
+        log_sum_exp = 0 if "core_attn" in layout.recomputed else log_sum_exp
+    inputs = 4 * model.hidden * size + 2 * 4  # of two norms, with their scales, and of the projections behind them
+    rotary = 4 * size * model.head_dim * layout.sequence  # sine and cosine, for queries and for keys
+    return tokens * (inputs // whole + (size * (attention + mlp) + log_sum_exp) // layout.tp) + rotary
+
+
+def logits(model: Model, layout: Layout) -> int:
+    """The output layer's logits, their float32 copy, and the softmax that the loss keeps."""
+    if model.head == "reward":
+        return 4 * layout.sequence * layout.micro_batch * (model.hidden + 1)
+    rows = layout.sequence * layout.micro_batch * model.padded_vocab(layout.tp) // layout.tp
+    return rows * ((2 if layout.half else 4) + 4 + 4)
+
+
+def buffers(model: Model, layout: Layout) -> int:
+    """One gathered input of a layer where the sequence is split, its gradient, and RUNTIME."""
+    gathered = 2 * layout.sequence * layout.micro_batch * model.hidden * (2 if layout.half else 4)
+    return RUNTIME + (gathered if layout.sequence_parallel and layout.tp > 1 else 0)

@@ -1,0 +1,154 @@
+"""A model YAML and a stage YAML as the plan's model, layout and length."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed.config import RewardConfig, Setting, Settings, fill
+from megatron_chimed.errors import InputError
+from megatron_chimed.plan.layout import Layout
+from megatron_chimed.plan.model import Model
+from megatron_chimed.stages.schedule import by_epochs
+from megatron_chimed.tokenizer import load_tokenizer
+
+STAGES = ("pretrain", "sft", "reward")
+UNKNOWN = (
+    "context-parallel-size",
+    "num-experts",
+    "num-layers-per-virtual-pipeline-stage",
+    "decoder-first-pipeline-num-layers",
+    "decoder-last-pipeline-num-layers",
+    "use-megatron-fsdp",
+    "use-torch-fsdp2",
+    "use-precision-aware-optimizer",
+    "optimizer-cpu-offload",
+    "optimizer",
+    "ddp-bucket-size",
+    "ddp-pad-buckets-for-high-nccl-busbw",
+)
+"""Arguments that change memory or layout in ways that the arithmetic here does not follow."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is planned."""
+
+    stage: str
+    model: Model
+    layout: Layout
+    steps: int | None
+    """None where they follow from data that is not there yet."""
+
+    why_no_steps: str = ""
+
+
+def stage_of(path: str, given: str | None = None) -> str:
+    """The stage that a YAML configures: the one given, else the last word of its name. Raises InputError."""
+    name = given or Path(path).stem.rpartition("_")[2]
+    if name not in STAGES:
+        raise InputError(f"{path}: its name ends with none of {', '.join(STAGES)}; give --stage")
+    return name
+
+
+def read_plan(stage: str, settings: Settings, gpus: int) -> Plan:
+    """Model, layout and steps of a training on `gpus` GPUs.
+
+    Raises InputError for a number that is missing or none, and for an argument that the plan cannot follow.
+    """
+    given = settings.megatron
+    for key in UNKNOWN:
+        if key in given and str(given[key].value) not in ("1", "adam", "False", "false"):
+            raise InputError(f"{given[key].where}: the plan cannot follow --{key}; leave it out to plan")
+    layout = _layout(given, gpus)
+    steps, why = None, ""
+    try:
+        steps = _steps(stage, settings, layout)
+    except InputError as error:
+        why = str(error)
+    return Plan(stage, read_model(stage, given), layout, steps, why)
+
+
+def read_model(stage: str, given: dict[str, Setting]) -> Model:
+    """The sizes of the model. Raises InputError."""
+    hidden, heads = whole(given, "hidden-size"), whole(given, "num-attention-heads")
+    grouped = flag(given, "group-query-attention")
+    return Model(
+        layers=whole(given, "num-layers"),
+        hidden=hidden,
+        ffn=whole(given, "ffn-hidden-size"),
+        heads=heads,
+        groups=whole(given, "num-query-groups", 1) if grouped else heads,
+        head_dim=whole(given, "kv-channels", max(1, hidden // heads)),
+        vocab=whole(given, "vocab-size") if "vocab-size" in given else _tokenizer_size(given),
+        vocab_multiple=whole(given, "make-vocab-size-divisible-by", 128),
+        tied=not flag(given, "untie-embeddings-and-output-weights"),
+        qk_norm=flag(given, "qk-layernorm"),
+        head="reward" if stage == "reward" else "lm",
+    )
+
+
+def _layout(given: dict[str, Setting], gpus: int) -> Layout:
+    """The layout that the files ask for, on so many GPUs."""
+    tp = whole(given, "tensor-model-parallel-size", 1)
+    micro = whole(given, "micro-batch-size")
+    half = flag(given, "bf16") or flag(given, "fp16")
+    pp = whole(given, "pipeline-model-parallel-size", 1)
+    return Layout(
+        gpus=gpus,
+        tp=tp,
+        pp=pp,
+        micro_batch=micro,
+        global_batch=whole(given, "global-batch-size", micro * max(1, gpus // (tp * pp))),
+        sequence=whole(given, "seq-length"),
+        sequence_parallel=flag(given, "sequence-parallel") and tp > 1,
+        distributed_optimizer=flag(given, "use-distributed-optimizer"),
+        half=half,
+        half_gradients=flag(given, "grad-reduce-in-bf16")
+        or (flag(given, "fp16") and not flag(given, "accumulate-allreduce-grads-in-fp32")),
+        overlap=flag(given, "overlap-grad-reduce"),
+        **_recompute(given),
+    )
+
+
+def _recompute(given: dict[str, Setting]) -> dict[str, Any]:
+    """recompute and recomputed of the layout. Raises InputError."""
+    granularity = given.get("recompute-granularity")
+    if granularity is None:
+        return {}
+    if granularity.value not in ("selective", "full"):
+        raise InputError(f"{granularity.where}: recompute-granularity is selective or full")
+    modules = given.get("recompute-modules", Setting(["core_attn"], "Megatron's default")).value
+    return {"recompute": granularity.value, "recomputed": tuple(modules if isinstance(modules, list) else [modules])}
+
+
+def _steps(stage: str, settings: Settings, layout: Layout) -> int:
+    """Steps of the run. Raises InputError when they follow from data that cannot be read."""
+    given = settings.megatron
+    if stage == "reward":
+        reward = {key: one for key, one in settings.chimed.items() if key in RewardConfig.__dataclass_fields__}
+        given = {k: Setting(v, "epochs") for k, v in by_epochs(fill(reward, RewardConfig)[0], given).items()} | given
+    if "train-samples" in given:
+        return whole(given, "train-samples") // layout.global_batch
+    return whole(given, "train-iters")
+
+
+def _tokenizer_size(given: dict[str, Setting]) -> int:
+    """Ids of the tokenizer. Raises InputError."""
+    if "tokenizer-model" not in given:
+        raise InputError("neither --vocab-size nor --tokenizer-model is given; give one of them")
+    return load_tokenizer(str(given["tokenizer-model"].value)).vocab_size
+
+
+def whole(given: dict[str, Setting], key: str, default: int | None = None) -> int:
+    """A whole number above 0. Raises InputError."""
+    setting = given.get(key, Setting(default, "default"))
+    if setting.value is None:
+        raise InputError(f"no --{key} is given; give it in one of the YAML files")
+    if isinstance(setting.value, bool) or not str(setting.value).isdecimal() or not int(str(setting.value)):
+        raise InputError(f"{setting.where}: {key}: expected a whole number above 0, found {setting.value!r}")
+    return int(str(setting.value))
+
+
+def flag(given: dict[str, Setting], key: str) -> bool:
+    """Whether a flag is set."""
+    return key in given and str(given[key].value).lower() == "true"

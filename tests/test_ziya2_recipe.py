@@ -1,0 +1,134 @@
+"""The recipe of the paper's 13B model: the numbers that arXiv 2311.06025 fixes, a word on those that it does not."""
+
+import re
+
+import pytest
+import yaml
+from guards import tree
+
+from megatron_chimed.config import ModelOptions, PretrainConfig, RewardConfig, SftConfig, fill, load_settings
+from megatron_chimed.rejection.config import read_config, training_shape
+
+FOLDER = tree.ROOT / "examples/ziya2_13b"
+MODEL = FOLDER / "model.yaml"
+STAGES = {"pretrain": PretrainConfig, "sft": SftConfig, "reward": RewardConfig, "rejection_sft": SftConfig}
+
+SHAPE = {
+    "num-layers": 40,
+    "hidden-size": 5120,
+    "num-attention-heads": 40,
+    "ffn-hidden-size": 13824,
+    "vocab-size": 39424,
+    "max-position-embeddings": 4096,
+    "normalization": "RMSNorm",
+    "position-embedding-type": "rope",
+    "swiglu": True,
+    "disable-bias-linear": True,
+    "untie-embeddings-and-output-weights": True,
+}
+LAYOUT = {
+    "tensor-model-parallel-size": 2,
+    "bf16": True,
+    "use-distributed-optimizer": True,
+    "sequence-parallel": True,
+    "attention-backend": "flash",
+    "recompute-granularity": "selective",
+    "seq-length": 4096,
+}
+PAPER = {
+    "pretrain": {"adam-beta1": 0.9, "adam-beta2": 0.95, "lr": 5e-5, "weight-decay": 0.1, "clip-grad": 1.0},
+    "sft": {"lr": 2e-5, "weight-decay": 0.1, "global-batch-size": 16},
+    "reward": {"lr": 5e-6, "min-lr": 5e-7, "lr-decay-style": "cosine", "global-batch-size": 8},
+    "rejection_sft": {
+        "adam-beta1": 0.9,
+        "adam-beta2": 0.95,
+        "adam-eps": 1e-5,
+        "lr": 1e-5,
+        "weight-decay": 0.1,
+        "train-iters": 400,
+        "global-batch-size": 64,
+    },
+}
+TOKENS = {"pretrain": 214e6, "sft": (84 + 460 + 17 + 3) * 1e6}
+
+
+def settings(stage: str) -> dict:
+    """Megatron's arguments of a stage as values."""
+    return {key: one.value for key, one in load_settings(MODEL, FOLDER / f"{stage}.yaml", []).megatron.items()}
+
+
+def number(value):
+    """YAML 1.1 reads 5e-5 as text."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_number_of_the_paper_is_in_the_recipe(stage):
+    given = {key: number(value) for key, value in settings(stage).items()}
+    wanted = SHAPE | LAYOUT | PAPER[stage]
+    assert {key: given.get(key) for key in wanted} == wanted
+
+
+def test_the_model_has_no_groups_and_its_vocabulary_needs_no_padding():
+    given = settings("pretrain")
+    assert "group-query-attention" not in given
+    padded = {ranks: -(-39424 // (128 * ranks)) * 128 * ranks for ranks in (1, 2, 4, 8)}
+    assert padded == {1: 39424, 2: 39424, 4: 39424, 8: 39936} and given["make-vocab-size-divisible-by"] == 128
+
+
+def test_a_run_sees_the_papers_tokens_once():
+    for stage, tokens in TOKENS.items():
+        given = settings(stage)
+        per_step = given["global-batch-size"] * given["seq-length"]
+        assert abs(given["train-iters"] * per_step - tokens) < per_step, stage
+        assert given["lr-decay-iters"] == given["train-iters"]
+
+
+def test_the_reward_model_takes_two_epochs_with_the_papers_warm_up():
+    filled = fill(load_settings(MODEL, FOLDER / "reward.yaml", []).chimed, ModelOptions, RewardConfig)[1]
+    given = settings("reward")
+    assert filled.epochs == 2 and filled.margin == 0 and filled.centring == 0
+    assert not [key for key in given if key.startswith("lr-warmup") or key in ("train-iters", "lr-decay-iters")]
+
+
+@pytest.mark.parametrize(("stage", "kind"), STAGES.items())
+def test_every_stage_fills_its_dataclass(stage, kind):
+    model, options = fill(load_settings(MODEL, FOLDER / f"{stage}.yaml", []).chimed, ModelOptions, kind)
+    assert model.attention == "auto"
+    assert getattr(options, "isolate_instances", False) is False  # the paper's plain concatenation
+
+
+def test_rejection_sampling_takes_the_papers_prompts_and_top_k():
+    loop = read_config(FOLDER / "rejection.yaml")
+    assert (loop.prompts.count, loop.selection.strategy, loop.paths.rounds) == (10000, "top_k", 1)
+    assert loop.generator.tensor_parallel == loop.scorer.tensor_parallel == 2
+    assert (tree.ROOT / loop.paths.model).samefile(MODEL)
+    assert (tree.ROOT / loop.paths.stage).samefile(FOLDER / "rejection_sft.yaml")
+    shape = training_shape(tree.ROOT / loop.paths.model, tree.ROOT / loop.paths.stage)
+    assert (shape.sequence_length, shape.max_positions) == (4096, 4096)
+
+
+def test_each_stage_starts_from_what_the_one_before_it_leaves():
+    chain = [settings(stage) for stage in ("pretrain", "sft", "reward")]
+    assert [one["load"] for one in chain[1:]] == [one["save"] for one in chain[:-1]]
+    loop = read_config(FOLDER / "rejection.yaml").paths
+    assert (loop.start, loop.reward) == (chain[1]["save"], chain[2]["save"])
+
+
+FIXED = SHAPE.keys() | LAYOUT.keys() | {"finetune", "load", "save", "train-data-path", "valid-data-path"}
+FIXED |= {"test-data-path", "tokenizer-type", "tokenizer-model", "make-vocab-size-divisible-by"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_value_that_the_paper_does_not_fix_says_so(stage):
+    """Marked `# ours`, or another comment on the line."""
+    for line in (FOLDER / f"{stage}.yaml").read_text().splitlines():
+        if found := re.match(r"  ([a-z][\w-]*):", line):
+            assert found[1] in FIXED | PAPER[stage].keys() or " # " in line or found[1] == "epochs", line
+
+
+def test_control_the_marks_are_not_on_the_papers_numbers():
+    for stage, wanted in PAPER.items():
+        lines = {line.split(":")[0].strip(): line for line in (FOLDER / f"{stage}.yaml").read_text().splitlines()}
+        assert not [key for key in wanted if "# ours" in lines[key]], stage
+        assert yaml.safe_load((FOLDER / f"{stage}.yaml").read_text()).keys() == {"megatron", "chimed"}
