@@ -72,7 +72,7 @@ def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
     ("words", "message"),
     [
         ([], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
-        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft; found tune a.yaml b.yaml"),
+        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward; found tune a.yaml b.yaml"),
         (["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
     ],
 )
