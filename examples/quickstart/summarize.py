@@ -77,7 +77,7 @@ def plot_rewards(folder: Path, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def test_figures(folder: Path) -> dict[str, float]:
+def figures_of_test(folder: Path) -> dict[str, float]:
     """The figures of a run's test split by name."""
     return {row["name"]: float(row["value"]) for row in read_log(folder / "loss.csv") if row["split"] == "test"}
 
@@ -99,7 +99,7 @@ def main() -> None:
     print(f"held-out answers                {accuracy:.1%} of their tokens are the most likely ones")
     plot_rewards(folder / "reward", folder / "reward.png")
     for name, title in REWARDS.items():
-        figures = test_figures(folder / "reward" / name)
+        figures = figures_of_test(folder / "reward" / name)
         shown = ", ".join(f"{what} {figures[what]:.1%}" for what in ("pair accuracy", "best over worst", "exact order"))
         print(f"reward, {title}: test questions: {shown}")
     print(f"checkpoints and losses          {folder / 'pretrain'}, {folder / 'sft' / 'run'}")
