@@ -330,7 +330,8 @@ def test_two_processes_do_not_share_a_log(tmp_path):
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 from test_chat_api import ask
 from megatron_chimed.chat_api import CallSettings, ChatApi
 from megatron_chimed.chat_log import ChatLog, complete_once
