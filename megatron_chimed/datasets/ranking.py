@@ -1,6 +1,7 @@
 """Reward-model samples from packed ranked answers."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,6 +21,11 @@ class RankingDataset(PackedDataset):
     """
 
     made_by = "tools/pack_rewards.py"
+
+    @cached_property
+    def num_ranks(self) -> int:
+        """One more than the highest rank in the folder."""
+        return 1 + int(self.dataset.arrays["segment_rank"].max())
 
     @classmethod
     def build_low_level_dataset(cls, dataset_path: str, config: PackedDatasetConfig) -> PackedRows:
@@ -50,8 +56,7 @@ class RankingDataset(PackedDataset):
 
 def num_ranks_of(datasets: Sequence[Dataset | None]) -> int:
     """How many ranks the answers of all these datasets have: one more than the highest."""
-    parts = (part for dataset in filter(None, datasets) for part in _parts(dataset))
-    return 1 + max(int(part.dataset.arrays["segment_rank"].max()) for part in parts)
+    return max(part.num_ranks for dataset in filter(None, datasets) for part in _parts(dataset))
 
 
 def pairings_of(dataset: Dataset) -> set[str]:

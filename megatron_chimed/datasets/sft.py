@@ -1,6 +1,7 @@
 """Fine-tuning samples from packed dialogues."""
 
 import dataclasses
+from functools import cached_property
 
 import numpy as np
 
@@ -26,11 +27,15 @@ class SftDataset(PackedDataset):
 
     made_by = "tools/pack_sft.py"
 
+    @cached_property
+    def _source_numbers(self) -> np.ndarray:
+        """The folder's numbers of sources to those of config.sources; the last one is for padding, -1."""
+        return np.array([*map(self.config.sources.index, self.dataset.sources), -1], np.int64)
+
     def sample(self, row: int) -> dict[str, np.ndarray]:
         """The arrays of one row."""
         arrays = row_arrays(self.dataset, row)
-        numbers = [*map(self.config.sources.index, self.dataset.sources), -1]  # -1, the padding, is the last
-        arrays["source"] = np.array(numbers, np.int64)[arrays["source"]]
+        arrays["source"] = self._source_numbers[arrays["source"]]
         if not self.config.isolate_instances:
             arrays["position_ids"] = np.arange(len(arrays["tokens"]))
         return arrays
