@@ -155,6 +155,8 @@ RULES = {
     "evaluation.human": Rule(("errors", "jsonl", "data.sources")),
     "evaluation.agreement": Rule(("errors", "jsonl", "evaluation.human", "evaluation.statistics"), ("numpy",)),
     "evaluation.plots": Rule(("jsonl",), ("matplotlib",)),
+    "evaluation.compare": Rule((*BASE, "evaluation"), ("numpy",)),
+    "evaluation.page": Rule(("jsonl", "evaluation.plots")),
     "evaluation.harness": Rule((*BASE, "evaluation"), ("lm_eval",)),
     "evaluation.harness_tasks": Rule((*BASE, "evaluation"), ("numpy", "lm_eval", "datasets")),
     "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
