@@ -43,6 +43,12 @@ def test_models_that_err_on_the_same_items_differ_by_nothing_but_two_independent
     assert bootstrap_difference(in_pairs(SUM), mean_ratio).error > 0.05
 
 
+def test_where_one_has_no_value_there_is_no_difference():
+    values = in_pairs(SUM)
+    values[0] = 0  # no item counts
+    assert np.isnan(bootstrap_difference(values, mean_ratio)[:4]).all()
+
+
 def test_a_difference_of_f1_is_not_the_mean_of_differences():
     values = np.array([[[1, 1, 1], [0, 3, 1]], [[0, 1, 1], [1, 1, 1]]], dtype=float)
     assert bootstrap_difference(values, f1_ratio).value == pytest.approx(2 * 1 / 6 - 2 * 1 / 4)

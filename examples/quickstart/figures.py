@@ -143,9 +143,13 @@ def facts_stated(folder: Path, model: str) -> dict[str, tuple[float, dict]]:
     grader = Grader(load_world(folder / "world" / "facts.json"))
     found = {}
     for key, record in read_samples(folder / "evaluation" / model, "chimed").items():
-        question = record["prompt"].removeprefix("[human]:").split("\n[bot]:")[0]
-        found[key] = (100 * grader.grade(question, record["answer"]).quality, record)
+        found[key] = (100 * grader.grade(question_of(record), record["answer"]).quality, record)
     return found
+
+
+def question_of(record: dict) -> str:
+    """The patient's question in the prompt of a record, without the instruction above it."""
+    return record["prompt"].removeprefix("[human]:").split("\n[bot]:")[0].split("\n")[-1]
 
 
 def _differences(folder: Path) -> dict[str, Figure]:

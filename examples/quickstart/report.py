@@ -13,7 +13,19 @@ from pathlib import Path
 
 import drawings
 from claims import Claim, check_claims
-from figures import FACTS, MEASURES, MODELS, ORDERS, PAIRS, REWARDS, TRAININGS, Figure, facts_stated, read_figures
+from figures import (
+    FACTS,
+    MEASURES,
+    MODELS,
+    ORDERS,
+    PAIRS,
+    REWARDS,
+    TRAININGS,
+    Figure,
+    facts_stated,
+    question_of,
+    read_figures,
+)
 
 from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.evaluation.page import Block, write_page
@@ -183,9 +195,10 @@ def _answer_blocks(folder: Path) -> Iterator[Block]:
     answers = {model: facts_stated(folder, model) for model in MODELS}
     for key in list(answers["SFT"])[:EXAMPLES]:
         record = answers["SFT"][key][1]
-        question = record["prompt"].removeprefix("[human]:").split("\n[bot]:")[0]
         rows = [[model, one[key][1]["answer"][:SHOWN], f"{one[key][0]:.0f}"] for model, one in answers.items()]
-        yield Block("table", [[question, "", "facts"], ["a doctor of the world", record["gold"][:SHOWN], ""], *rows])
+        yield Block(
+            "table", [[question_of(record), "", "facts"], ["a doctor of the world", record["gold"][:SHOWN], ""], *rows]
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two evaluated models item by item: what they answer to the same items is alike, so a difference is taken in pairs."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +45,14 @@ def bootstrap_difference(
     values: np.ndarray, ratio: Callable[[np.ndarray], np.ndarray], scale: float = 1.0, *, seed: int = 0
 ) -> Difference:
     """values: [2, items, k] numbers that are summed over items; ratio: sums [..., k] -> metric; the difference is the
-    first's metric less the second's, times `scale`."""
+    first's metric less the second's, times `scale`; all is nan where one of them has none."""
     items = values.shape[1]
+    whole = ratio(values.sum(axis=1)) * scale
+    if np.isnan(whole).any():
+        return Difference(*[math.nan] * 4, items)
     counts = np.random.default_rng(seed).multinomial(items, [1 / items] * items, size=RESAMPLES)
     metrics = ratio(np.einsum("bi,mik->mbk", counts, values, optimize=True)) * scale
     differences = metrics[0] - metrics[1]
-    whole = ratio(values.sum(axis=1)) * scale
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(differences, [tail, 100 - tail])
     return Difference(float(whole[0] - whole[1]), float(np.nanstd(differences)), float(low), float(high), items)
