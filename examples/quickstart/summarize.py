@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_chimed.errors import InputError, exit_cleanly
+from megatron_chimed.curves import Panel, Points, draw, figures_of
+from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.jsonl import find_corpus_manifest
 from megatron_chimed.runlog import read_log
 
@@ -24,57 +25,24 @@ def unigram_entropy(prefix: Path) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def curves_of(folder: Path, name: str = "lm loss") -> dict[str, list[tuple[int, float]]]:
-    """{"train" or "valid": [(iteration, value)]} of one figure in a run's loss.csv; a loss is in nats per token.
-
-    Raises InputError when there is none.
-    """
-    curves: dict[str, list[tuple[int, float]]] = {"train": [], "valid": []}
-    for row in read_log(folder / "loss.csv"):
-        if row["split"] in curves and row["name"] == name:
-            curves[row["split"]].append((int(row["iteration"]), float(row["value"])))
-    if not all(curves.values()):
-        raise InputError(f"{folder / 'loss.csv'}: no {name!r} of both train and valid; run the training first")
-    return curves
-
-
-def plot(stages: dict[str, dict[str, list[tuple[int, float]]]], entropy: float, path: Path) -> None:
-    """Draw the curves of each stage by its title, and the entropy beside the first, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(stages), figsize=(11, 4), layout="constrained")
-    for axes, (title, curves) in zip(panels, stages.items(), strict=True):
-        axes.plot(*zip(*curves["train"], strict=True), label="train", linewidth=1)
-        axes.plot(*zip(*curves["valid"], strict=True), "o-", label="held out")
-        axes.set(xlabel="iteration", ylabel="loss (nats per token)", title=title, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    panels[0].axhline(entropy, color="grey", linestyle="--", label=f"unigram entropy ({entropy:.2f})")
-    for axes in panels:
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
 REWARDS = {"four": "four ranks (adjacent pairs)", "two": "best and worst alone"}
 
 
+def plot_losses(stages: dict[str, tuple[Points, Points]], entropy: float, path: Path) -> None:
+    """Draw (train, held out) of each stage by its title, and the entropy beside the first."""
+    panels = [
+        Panel(title, {"train": train, "held out": held_out}, ylabel="loss (nats per token)")
+        for title, (train, held_out) in stages.items()
+    ]
+    panels[0] = panels[0]._replace(levels={f"unigram entropy ({entropy:.2f})": entropy})
+    draw(panels, path)
+
+
 def plot_rewards(folder: Path, path: Path) -> None:
-    """Draw how often each reward model orders a held-out pair rightly, against steps (paper, Figure 3), as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name, title in REWARDS.items():
-        axes.plot(*zip(*curves_of(folder / name, "pair accuracy")["valid"], strict=True), "o-", label=title)
-    axes.axhline(0.5, color="grey", linestyle="--", label="chance")
-    axes.set(xlabel="step", ylabel="validation accuracy of pairs", title="Reward models, TP = 2", ylim=(0.4, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    """Draw how often each reward model orders a held-out pair rightly, against steps (paper, Figure 3)."""
+    curves = {title: figures_of(folder / name, "valid/pair accuracy") for name, title in REWARDS.items()}
+    panel = Panel("Reward models, TP = 2", curves, {"chance": 0.5}, ylabel="validation accuracy of pairs")
+    draw([panel], path, "step")
 
 
 def figures_of_test(folder: Path) -> dict[str, float]:
@@ -87,14 +55,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the quickstart's output, with corpus/, pretrain/, sft/ and reward/")
     folder = parser.parse_args().folder
     entropy = unigram_entropy(folder / "corpus" / "train_text_document")
-    curves, tuned = curves_of(folder / "pretrain"), curves_of(folder / "sft" / "run")
-    accuracy = curves_of(folder / "sft" / "run", "response accuracy")["valid"][-1][1]
+    runs = {"pre-training": folder / "pretrain", "fine-tuning": folder / "sft" / "run"}
+    losses = {name: (figures_of(run, "train/loss"), figures_of(run, "valid/loss")) for name, run in runs.items()}
+    accuracy = figures_of(runs["fine-tuning"], "valid/response accuracy")[-1][1]
     titles = ("Pre-training, TP = 2", "Fine-tuning on answers, TP = 2")
-    plot(dict(zip(titles, (curves, tuned), strict=True)), entropy, folder / "loss.png")
+    plot_losses(dict(zip(titles, losses.values(), strict=True)), entropy, folder / "loss.png")
     print(f"unigram entropy of the corpus   {entropy:.3f} nats per token")
-    for name, stage in (("pre-training", curves), ("fine-tuning", tuned)):
-        first, last = stage["train"][0][1], statistics.mean(loss for _, loss in stage["train"][-10:])
-        held_out = f"{stage['valid'][0][1]:.3f} -> {stage['valid'][-1][1]:.3f}"
+    for name, (train, valid) in losses.items():
+        first, last = train[0][1], statistics.mean(loss for _, loss in train[-10:])
+        held_out = f"{valid[0][1]:.3f} -> {valid[-1][1]:.3f}"
         print(f"{name:<31} train {first:.3f} -> {last:.3f} (mean of 10 iterations), held out {held_out}")
     print(f"held-out answers                {accuracy:.1%} of their tokens are the most likely ones")
     plot_rewards(folder / "reward", folder / "reward.png")

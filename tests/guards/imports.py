@@ -96,6 +96,7 @@ RULES = {
     "arguments": Rule(("errors", "config")),
     "defaults": Rule(("config", "arguments", "cpu", "models")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
+    "curves": Rule(("errors", "jsonl", "runlog"), ("yaml", "matplotlib")),
     "run_record": Rule(("errors", "jsonl"), ("yaml",)),
     "tracking": Rule(("errors",), ("wandb",)),
     "train": Rule(
