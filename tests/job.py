@@ -22,6 +22,7 @@ ON_CPU = {
     "PYTHONWARNINGS": "ignore",
     "TQDM_DISABLE": "",  # importing megatron_chimed.evaluation, as other tests do, turns bars off in this process
 }
+ON_GPU = {name: value for name, value in ON_CPU.items() if name != "CUDA_VISIBLE_DEVICES"}
 VOCAB = 250
 
 MODEL = {
@@ -91,9 +92,10 @@ class Job:
         stage: dict | None = None,
         chimed: dict | None = None,
         name: str = "pretrain",
+        environment: dict[str, str] = ON_CPU,
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.environment = folder, name, environment
         self.model, self.stage = folder / "model.yaml", folder / "stage.yaml"
         self.model.write_text(yaml.safe_dump({"megatron": MODEL | (model or {})}))
         self.stage.write_text(yaml.safe_dump({"megatron": STAGE | (stage or {}), "chimed": chimed or {}}))
@@ -105,7 +107,7 @@ class Job:
         return subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=os.environ | ON_CPU | {"NPROC": str(ranks)},
+            env=os.environ | self.environment | {"NPROC": str(ranks)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -55,8 +55,8 @@ def child(way: str, given: dict[str, Any], folder: Path, device: str) -> tuple[i
     return code, path
 
 
-def measure(way: str, given: dict[str, Any], folder: Path, device: str, name: str) -> dict[str, Any]:
-    """The figures of one way, with as many of the layers as fit. Raises InputError when it fails otherwise."""
+def measure(way: str, given: dict[str, Any], folder: Path, device: str) -> dict[str, Any]:
+    """The steps of one way, with as many of the layers as fit. Raises InputError when it fails otherwise."""
     layers = given["layers"]
     title = TITLES[way].format(dtype=given["dtype"])
     while True:
@@ -72,11 +72,21 @@ def measure(way: str, given: dict[str, Any], folder: Path, device: str, name: st
     found = read_json(path)
     if not abs(found["loss"] / math.log(given["vocab"]) - 1) < 0.2:  # random tokens: nothing can be learnt of them
         raise InputError(f"{title}: a loss of {found['loss']} on random tokens; this is no training")
-    model = dataclasses.replace(SHAPES[given["shape"]][0], layers=layers)
-    document = given["sequence"] // 8 if way == "packed" else given["sequence"]
-    seconds = statistics.median(found["steps"])
-    rates = throughput(model, document, given["sequence"] * given["micro_batch"], seconds, name)
-    return {"title": title, "layers": layers, "seconds": seconds, **rates, **found}
+    return {"title": title, "layers": layers, **found}
+
+
+def figures(way: str, rounds: list[dict[str, Any]], given: dict[str, Any], name: str) -> dict[str, Any]:
+    """What follows from the steps of all rounds of a way on the device of this name."""
+    first = rounds[0]
+    if "error" in first:
+        return first
+    model = dataclasses.replace(SHAPES[given["shape"]][0], layers=first["layers"])
+    document = given["document"] if way == "packed" else given["sequence"]
+    steps = [seconds for one in rounds for seconds in one["steps"]]
+    median = statistics.median(steps)
+    rates = throughput(model, document, given["sequence"] * given["micro_batch"], median, name)
+    peak = max(one["peak_bytes"] for one in rounds)
+    return first | rates | {"seconds": median, "steps": steps, "peak_bytes": peak}
 
 
 def versions() -> dict[str, str]:
@@ -113,8 +123,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="instead of as many as fit, or all of a shape on a CPU")
     parser.add_argument("--micro-batch", type=int, default=1, help="rows of a step (1)")
     parser.add_argument("--ways", nargs="+", choices=TITLES, metavar="WAY", help=f"of {', '.join(TITLES)} (all)")
+    parser.add_argument("--rounds", type=int, default=1, help="of all ways in turn; their steps count together (1)")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before those that count (3)")
-    parser.add_argument("--steps", type=int, default=10, help="steps whose median counts (10)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round; the median counts (10)")
     return parser.parse_args()
 
 
@@ -138,7 +149,11 @@ def main() -> None:
         "dtype": dtype, "warm_up": args.warm_up, "steps": args.steps,
     }  # fmt: skip
     chosen = ways(args.ways, machine, dtype)
-    results = {way: measure(way, given, args.output, args.device, machine["name"]) for way in chosen}
+    measured: dict[str, list] = {way: [] for way in chosen}
+    for _ in range(args.rounds):
+        for way in chosen:
+            measured[way].append(measure(way, given, args.output, args.device))
+    results = {way: figures(way, rounds, given, machine["name"]) for way, rounds in measured.items()}
     shown = table(results)
     about = {
         "command": shlex.join(sys.orig_argv[1:]),
@@ -154,7 +169,10 @@ def main() -> None:
         file.write(shown + "\n")
     print(shown)
     print(f"\n{machine['name']}, {args.shape} shape, {dtype}, {args.micro_batch} x {sequence} tokens a step, ", end="")
-    print(f"median of {args.steps} steps; " + ", ".join(f"{name} {found}" for name, found in versions().items()))
+    print(
+        f"median of {args.rounds * args.steps} steps; "
+        + ", ".join(f"{name} {found}" for name, found in versions().items())
+    )
     print(FORMULA)
 
 
