@@ -192,10 +192,8 @@ def main() -> None:
     if way == "device":
         from megatron_chimed.models.gpt import has
 
-        known = {"name": "CPU", "bytes": 0}
-        if not cpu.is_needed():
-            properties = torch.cuda.get_device_properties(0)
-            known = {"name": properties.name, "bytes": properties.total_memory}
+        properties = torch.cuda.get_device_properties(0)  # fails where there is none
+        known = {"name": properties.name, "bytes": properties.total_memory}
         write_json(path, known | {package: has(package) for package in ("transformer_engine", "flash_attn")})
         return
     try:
