@@ -1,5 +1,6 @@
 """Real training jobs for tests: small corpora, a small model, launch/torchrun.sh, and what the run left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -142,8 +143,16 @@ class Job:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9 to the launcher, its ranks and all that they started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """kill -9 to the launcher, its ranks and all that they started: torchrun gives each rank a session of its own, so
+    that they outlive the launcher's group."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, listing.splitlines())}
+    doomed = {process.pid}
+    while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+        doomed |= more
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
