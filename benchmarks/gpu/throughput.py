@@ -1,8 +1,8 @@
 """One GPU in training: our layers against Megatron's local ones, transformers and Transformer Engine, each in a process
 of its own. Writes results.json and table.md.
 
-As many 13B-shaped layers as fit at 4,096 tokens, by the plan's arithmetic; a way that runs out of memory is measured
-with three quarters of them, and so on. With --shape tiny --device cpu it is its own small twin, which shows that it
+As many 13B-shaped layers as fit at 4,096 tokens, by the plan's arithmetic; a way that runs out of memory is tried with
+one layer less, and so on. With --shape tiny --device cpu it is its own small twin, which shows that it
 runs, and how the ways compare on a CPU; it says nothing about a GPU.
 """
 
@@ -66,7 +66,7 @@ def measure(way: str, given: dict[str, Any], folder: Path, device: str) -> dict[
             break
         if layers == 1:
             return {"title": title, "layers": 1, "error": "out of memory"}
-        layers = layers * 3 // 4
+        layers -= 1
     if code:
         raise InputError(f"{title}: ended with code {code}; its output is in {folder / way}.log")
     found = read_json(path)
