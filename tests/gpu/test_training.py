@@ -1,7 +1,8 @@
 """The real trainer on one GPU against itself on the CPU, from one checkpoint: dense and packed; and a resumed run.
 
-Tolerances. In bf16 the losses of the two may differ by LOSS and the gradient norms by NORM (relative) over the steps,
-twice what was seen between bf16 and float32 on a CPU; in float32, where TF32 is off, by 1e-4.
+Tolerances. In bf16 the losses of the two may differ by LOSS and the gradient norms by NORM (relative): four times what
+was seen over these steps between bf16 and float32 on a CPU (1.1e-3 and 3.6e-3). In float32, where TF32 is off, by 1e-4
+and 1e-3: attention that leaves an instance changes the loss by forty times that.
 """
 
 import pytest
@@ -13,7 +14,7 @@ from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 
 LENGTH, STEPS = 128, 5
-LOSS, NORM = 0.02, 0.05
+LOSS, NORM = 5e-3, 1.5e-2
 PRECISIONS = {"bf16": (["--bf16", "--use-distributed-optimizer"], LOSS, NORM), "float32": ([], 1e-4, 1e-3)}
 
 
@@ -54,7 +55,8 @@ def test_a_training_on_a_gpu_is_that_on_the_cpu(tmp_path, world, stage, precisio
         norms = [abs(a[1] / b[1] - 1) for a, b in zip(expected, found, strict=True)]
         print(f"{stage}, {precision}, {kernel}: losses differ by {max(apart):.1e}, norms by {max(norms):.1e}")
         assert max(apart) <= PRECISIONS[precision][1] and max(norms) <= PRECISIONS[precision][2]
-    assert abs(expected[0][0] - expected[-1][0]) > 5 * LOSS, "the control: steps that differ by more than that"
+    steps = [abs(a[0] - b[0]) for a, b in zip(expected, expected[1:], strict=False)]
+    assert min(steps) > LOSS, "the control: the losses of neighbouring steps differ by more"
 
 
 def test_a_resumed_run_on_a_gpu_has_the_same_figures(tmp_path, world):
