@@ -50,6 +50,7 @@ setup(
         # apex is not on the package index; CONTRIBUTING.md says how to build it from source.
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
         "vllm": ["vllm"],  # pins a torch of its own: give it a virtual environment of its own
+        "tracking": ["tensorboard", "wandb"],  # for --tensorboard-dir and --wandb-project
         "eval": ["lm-eval", "rouge-score", "jieba", "scikit-learn"],
         "dev": ["pytest>=9", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },

@@ -1,5 +1,6 @@
 """Real training jobs for tests: small corpora, a small model, launch/torchrun.sh, and what the run left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ ON_CPU = {
     "PYTHONWARNINGS": "ignore",
     "TQDM_DISABLE": "",  # importing megatron_chimed.evaluation, as other tests do, turns bars off in this process
 }
+ON_GPU = {name: value for name, value in ON_CPU.items() if name != "CUDA_VISIBLE_DEVICES"}
 VOCAB = 250
 
 MODEL = {
@@ -91,9 +93,10 @@ class Job:
         stage: dict | None = None,
         chimed: dict | None = None,
         name: str = "pretrain",
+        environment: dict[str, str] = ON_CPU,
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.environment = folder, name, environment
         self.model, self.stage = folder / "model.yaml", folder / "stage.yaml"
         self.model.write_text(yaml.safe_dump({"megatron": MODEL | (model or {})}))
         self.stage.write_text(yaml.safe_dump({"megatron": STAGE | (stage or {}), "chimed": chimed or {}}))
@@ -105,7 +108,7 @@ class Job:
         return subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=os.environ | ON_CPU | {"NPROC": str(ranks)},
+            env=os.environ | self.environment | {"NPROC": str(ranks)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -140,8 +143,16 @@ class Job:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9 to the launcher, its ranks and all that they started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """kill -9 to the launcher, its ranks and all that they started: torchrun gives each rank a session of its own, so
+    that they outlive the launcher's group."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, listing.splitlines())}
+    doomed = {process.pid}
+    while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+        doomed |= more
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

@@ -4,41 +4,37 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from figures import MODELS, REWARDS, TRAININGS, Figure, curves_of
+from figures import MODELS, REWARDS, TRAININGS, Figure
 
+from megatron_chimed.curves import Panel, figures_of, picture
 from megatron_chimed.evaluation.plots import as_svg, bar_chart
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  behind the choice of a backend without a screen
 
+SPLITS = {"train": "train", "held out": "valid"}
 Drawing = tuple[str, str, Any]
 
 
 def losses(folder: Path, entropy: float) -> Drawing:
     """The losses of each training on its own data and on what is held out."""
-    figure, panels = pyplot.subplots(1, len(TRAININGS), figsize=(14, 3.6), layout="constrained", sharey=True)
-    for axes, (place, title) in zip(panels, TRAININGS.items(), strict=True):
-        curves = curves_of(folder / place)
-        axes.plot(*zip(*curves["train"], strict=True), label="train", linewidth=1)
-        axes.plot(*zip(*curves["valid"], strict=True), "o-", label="held out")
-        axes.set(xlabel="iteration", title=title, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    panels[0].axhline(entropy, color="grey", linestyle="--", label=f"unigram entropy ({entropy:.2f})")
-    panels[0].set_ylabel("loss (nats per token)")
-    for axes in panels:
-        axes.legend()
+    panels = [
+        Panel(
+            title,
+            {label: figures_of(folder / place, f"{split}/loss") for label, split in SPLITS.items()},
+            {f"unigram entropy ({entropy:.2f})": entropy} if place == "pretrain" else {},
+            ylabel="loss (nats per token)",
+        )
+        for place, title in TRAININGS.items()
+    ]
+    figure = picture(panels)
     return "loss", as_svg(figure), figure
 
 
 def reward_curves(folder: Path) -> Drawing:
     """How often each reward model orders a held-out pair rightly, against steps (paper, Figure 3)."""
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name, title in REWARDS.items():
-        axes.plot(*zip(*curves_of(folder / "reward" / name, "pair accuracy")["valid"], strict=True), "o-", label=title)
-    axes.axhline(0.5, color="grey", linestyle="--", label="chance")
-    axes.set(xlabel="step", ylabel="validation accuracy of pairs", ylim=(0.4, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    curves = {title: figures_of(folder / "reward" / name, "valid/pair accuracy") for name, title in REWARDS.items()}
+    figure = picture([Panel("", curves, {"chance": 0.5}, ylabel="validation accuracy of pairs")], "step")
     return "reward", as_svg(figure), figure
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from grading import Grader
 from world import load_world
 
-from megatron_chimed.errors import InputError
+from megatron_chimed.curves import figures_of
 from megatron_chimed.evaluation.compare import bootstrap_difference, paired_difference, read_samples
 from megatron_chimed.evaluation.statistics import mean_ratio
 from megatron_chimed.jsonl import find_corpus_manifest, read_json, read_json_lines
@@ -64,30 +64,16 @@ def unigram_entropy(prefix: Path) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def curves_of(folder: Path, name: str = "lm loss") -> dict[str, list[tuple[int, float]]]:
-    """{"train" or "valid": [(iteration, value)]} of one figure in a run's loss.csv; a loss is in nats per token.
-
-    Raises InputError when there is none.
-    """
-    curves: dict[str, list[tuple[int, float]]] = {"train": [], "valid": []}
-    for row in read_log(folder / "loss.csv"):
-        if row["split"] in curves and row["name"] == name:
-            curves[row["split"]].append((int(row["iteration"]), float(row["value"])))
-    if not all(curves.values()):
-        raise InputError(f"{folder / 'loss.csv'}: no {name!r} of both train and valid; run the training first")
-    return curves
-
-
 def _losses(folder: Path) -> dict[str, Figure]:
     """First and last losses of each training."""
     found = {"loss/unigram entropy": figure(unigram_entropy(folder / "corpus" / "train_text_document"))}
     for place, title in TRAININGS.items():
-        curves = curves_of(folder / place)
-        last = [loss for _, loss in curves["train"][-10:]]
-        found[f"loss/{title}/train, first"] = figure(curves["train"][0][1])
+        train, valid = (figures_of(folder / place, f"{split}/loss") for split in ("train", "valid"))
+        last = [loss for _, loss in train[-10:]]
+        found[f"loss/{title}/train, first"] = figure(train[0][1])
         found[f"loss/{title}/train, last 10"] = figure(statistics.mean(last), n=len(last))
-        found[f"loss/{title}/held out, first"] = figure(curves["valid"][0][1])
-        found[f"loss/{title}/held out, last"] = figure(curves["valid"][-1][1])
+        found[f"loss/{title}/held out, first"] = figure(valid[0][1])
+        found[f"loss/{title}/held out, last"] = figure(valid[-1][1])
     return found
 
 

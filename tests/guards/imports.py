@@ -96,6 +96,9 @@ RULES = {
     "arguments": Rule(("errors", "config")),
     "defaults": Rule(("config", "arguments", "cpu", "models")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
+    "curves": Rule(("errors", "jsonl", "runlog"), ("yaml", "matplotlib")),
+    "run_record": Rule(("errors", "jsonl"), ("yaml",)),
+    "tracking": Rule(("errors",), ("wandb",)),
     "train": Rule(
         (
             "errors",
@@ -105,12 +108,14 @@ RULES = {
             "arguments",
             "defaults",
             "runlog",
+            "run_record",
+            "tracking",
             "cpu",
             "adapter",
             "models",
             "stages",
         ),
-        ("torch", "yaml", "megatron.core", "megatron.training"),
+        ("torch", "megatron.core", "megatron.training"),
     ),
     "launch": Rule(("errors",), ("torch.distributed",)),
     # Before the cluster is asked: arithmetic without torch; the rank of a dry run is the trainer itself.
