@@ -99,7 +99,7 @@ def _blocks(folder: Path, found: dict[str, Figure], claims: list[Claim], results
         "p",
         "Pre-training, supervised fine-tuning, reward models and two rounds of rejection sampling, all by Megatron's "
         "own trainer with two tensor-parallel ranks. The world is invented: its diseases and drugs do not exist, and "
-        "the model of four million weights that learnt it can do nothing else. What follows shows that each stage "
+        "the model of two million weights that learnt it can do nothing else. What follows shows that each stage "
         "does what it is for, and how its effect is measured; it says nothing about a model of real size.",
     )
     yield Block("h2", "Claims")
