@@ -51,6 +51,7 @@ setup(
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
         "vllm": ["vllm"],  # pins a torch of its own: give it a virtual environment of its own
         "eval": ["lm-eval", "rouge-score", "jieba", "scikit-learn"],
+        "serve": ["transformers[serving]"],  # the server behind tools/chat.py --serve, where there is no vllm
         "dev": ["pytest>=9", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
     classifiers=[

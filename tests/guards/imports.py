@@ -140,6 +140,12 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
+    # A conversation: the engine through its client, transformers in one module, servers as commands.
+    "chat": Rule((*BASE, "chat", "inference.request")),
+    "chat.text": Rule(("tokenizer",)),
+    "chat.hf": Rule(("errors", "inference.request", "inference.sampling"), ("torch", "transformers")),
+    "chat.models": Rule((*BASE, "chat.hf", "convert.tokenizer_files", "inference.client")),
+    "chat.serve": Rule((*BASE, "chat.models"), ("transformers",)),
     # Evaluation: data sets, metrics and reports know no model; lm-eval is known by what it calls and what calls it.
     "evaluation": Rule((*BASE, "evaluation"), ("numpy",)),
     "evaluation.segment": Rule((), ("jieba",)),
