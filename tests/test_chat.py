@@ -114,13 +114,14 @@ def test_each_prompt_is_that_of_the_training_with_settings_and_seeds(renderer):
 
 
 def test_an_answer_comes_while_it_is_drawn_and_what_was_said_stays_when_it_is_stopped(renderer):
-    talk = conversation(renderer, "建议检查血压", "头痛")
+    talk = conversation(renderer, "建议检查血压", "龘头痛")
     pieces = talk.answer("头痛")
     first = next(piece for piece in pieces if piece)
     assert talk.model.drawn == 1
     pieces.close()
     assert talk.exchanges == [("头痛", first)]
     unspoken = talk.answer("血压")
+    assert next(unspoken) == ""  # the first byte of a character
     unspoken.close()
     assert len(talk.exchanges) == 1
 
