@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from dialogues import KINDS, make_tokenizer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_chimed.chat import terminal
@@ -60,11 +60,10 @@ def streamed(tokenizer, ids) -> list[str]:
     return [*(stream.add(token) for token in ids), stream.rest()]
 
 
-@settings(max_examples=150)
-@given(data=st.data())
-def test_the_pieces_of_any_tokens_are_their_text_and_none_is_taken_back(tokenizers, data):
+@given(numbers=st.lists(st.integers(0, 419), max_size=25))
+def test_the_pieces_of_any_tokens_are_their_text_and_none_is_taken_back(tokenizers, numbers):
     for tokenizer in tokenizers.values():
-        ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=25))
+        ids = [number % tokenizer.vocab_size for number in numbers]
         assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
 
 

@@ -7,7 +7,10 @@ finding, so that a new part of the package starts with its rule. The standard li
 import ast
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
+
+from guards.tree import syntax
 
 PACKAGE = "megatron_chimed"
 
@@ -183,13 +186,14 @@ def module_name(path: str) -> str:
     return name.removesuffix(".__init__")
 
 
+@cache
 def imports(source: str) -> list[tuple[int, str]]:
     """(line, dotted name) of every import in a module; ``from a import b`` gives ``a.b``.
 
     A literal in importlib.import_module or __import__ counts, a relative import is the name with leading dots.
     """
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(syntax(source)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -256,7 +260,7 @@ def patches(path: str, source: str) -> list[str]:
 
     Settings below torch.backends are no patches. An alias (``cuda = torch.cuda``) is followed.
     """
-    tree = ast.parse(source)
+    tree = syntax(source)
     foreign = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
