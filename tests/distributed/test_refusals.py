@@ -8,7 +8,8 @@ import sys
 
 import pytest
 from dialogues import make_dialogues, make_renderer, write_dialogues
-from job import MODEL, ON_CPU, ROOT, Job, figures, write_corpus
+from job import MODEL, ROOT, Job, figures, write_corpus
+from ranks import ON_CPU
 
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 
