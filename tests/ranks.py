@@ -7,6 +7,7 @@ all that a user starts, go through launch/torchrun.sh.
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -80,13 +81,18 @@ def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Pat
             code = os.waitstatus_to_exitcode(status)
             for other in others:
                 os.kill(other, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)  # what a rank that was ended so has left behind
     os._exit(code if code >= 0 else 128 - code)
 
 
 def _be_rank(rank: int, words: list[str]) -> int:
     """Run a rank; its exit code."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
+
     from megatron_chimed.__main__ import main
 
+    get_write_results_queue(mp_mode="fork")  # a process that would import everything anew, were it not there already
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     sys.argv = ["megatron_chimed", *words]
     try:
@@ -100,3 +106,4 @@ def _be_rank(rank: int, words: list[str]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        multiprocessing.util._exit_function()  # as at Python's own end: processes that the rank has started end with it
