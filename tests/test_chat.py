@@ -165,6 +165,14 @@ def test_a_wrong_setting_is_one_line_with_its_flag(wrong):
         ChatOptions(**wrong)
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_exceptions():
+    """As in any program; where tests run in the background they are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Terminal(io.TextIOWrapper):
     """A text stream that is a terminal."""
 

@@ -111,6 +111,7 @@ class Person:
 
         def take_terminal() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored where tests run in the background
 
         self.program = subprocess.Popen(
             arguments,
