@@ -5,7 +5,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-from job import ON_CPU, ROOT, Job, figures, write_corpus
+from job import ROOT, Job, figures, write_corpus
+from ranks import ON_CPU
 
 SRUN = """\
 [ "$1" = --kill-on-bad-exit=1 ] && shift

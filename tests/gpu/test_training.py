@@ -8,7 +8,8 @@ and 1e-3: attention that leaves an instance changes the loss by forty times that
 import pytest
 from checkpoints import write_hf
 from dialogues import make_dialogues, make_renderer, write_dialogues
-from job import ON_CPU, ON_GPU, Job, figures, write_corpus
+from job import ON_GPU, LaunchedJob, figures, write_corpus
+from ranks import ON_CPU
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
@@ -34,7 +35,8 @@ def world(tmp_path_factory):
 def losses(folder, world, environment, stage, precision, *more, chimed=None) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
     settings = {"data-path": str(world[stage]), "seq-length": LENGTH, "train-iters": STEPS}
-    job = Job(folder, stage=settings, chimed=chimed, name=stage, environment=environment)
+    job = LaunchedJob(folder, stage=settings, chimed=chimed, name=stage)
+    job.environment = environment
     job.model = world["model"] / "model.yaml"
     start = ["--load", world["model"], "--finetune", "--tokenizer-type", "NullTokenizer"]
     output = job.run(*start, *PRECISIONS[precision][0], *more, "--save", folder / "run", ranks=1)

@@ -7,7 +7,10 @@ finding, so that a new part of the package starts with its rule. The standard li
 import ast
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
+
+from guards.tree import syntax
 
 PACKAGE = "megatron_chimed"
 
@@ -145,6 +148,12 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
+    # A conversation: the engine through its client, transformers in one module, servers as commands.
+    "chat": Rule((*BASE, "chat", "inference.request")),
+    "chat.text": Rule(("tokenizer",)),
+    "chat.hf": Rule(("errors", "inference.request", "inference.sampling"), ("torch", "transformers")),
+    "chat.models": Rule((*BASE, "chat.hf", "convert.tokenizer_files", "inference.client")),
+    "chat.serve": Rule((*BASE, "chat.models"), ("transformers",)),
     # Evaluation: data sets, metrics and reports know no model; lm-eval is known by what it calls and what calls it.
     "evaluation": Rule((*BASE, "evaluation"), ("numpy",)),
     "evaluation.segment": Rule((), ("jieba",)),
@@ -184,13 +193,14 @@ def module_name(path: str) -> str:
     return name.removesuffix(".__init__")
 
 
+@cache
 def imports(source: str) -> list[tuple[int, str]]:
     """(line, dotted name) of every import in a module; ``from a import b`` gives ``a.b``.
 
     A literal in importlib.import_module or __import__ counts, a relative import is the name with leading dots.
     """
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(syntax(source)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -257,7 +267,7 @@ def patches(path: str, source: str) -> list[str]:
 
     Settings below torch.backends are no patches. An alias (``cuda = torch.cuda``) is followed.
     """
-    tree = ast.parse(source)
+    tree = syntax(source)
     foreign = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
