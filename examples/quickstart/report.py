@@ -186,7 +186,8 @@ def _evaluation_blocks(found: dict[str, Figure]) -> Iterator[Block]:
         "Statements about patients, from 1 (no bias) to 5; diseases that fine-tuning says nothing of. A model that "
         "has not learnt to choose a level has no score.",
     )
-    yield Block("plot", drawings.scores(found, "bias", ["bias, 1 to 5"], "mean score"))
+    if any(found[f"evaluation/{model}/bias, 1 to 5"]["value"] is not None for model in MODELS):
+        yield Block("plot", drawings.scores(found, "bias", ["bias, 1 to 5"], "mean score"))
 
 
 def _answer_blocks(folder: Path) -> Iterator[Block]:
