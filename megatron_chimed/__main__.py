@@ -4,10 +4,11 @@ Started by launch/torchrun.sh. The CPU backend must be in place before Megatron 
 """
 
 import os
+import signal
 import sys
 import time
 
-from megatron_chimed.errors import InputError, one_line
+from megatron_chimed.errors import InputError, LostRank, one_line
 from megatron_chimed.quiet import hush
 
 hush()  # here, because processes that write checkpoints import this module too
@@ -25,8 +26,10 @@ def main() -> None:
         train(sys.argv[1:])
     except InputError as error:
         rank = int(os.environ.get("RANK", 0))
-        if rank:  # the same error on rank 0 ends the job within this time
-            time.sleep(3)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)  # nothing is left to save
+        # The same error on rank 0, and the fault of another rank, end the job within this time.
+        time.sleep(3 * (rank > 0) + 3 * isinstance(error, LostRank))
         origin = f"rank {rank}: " if rank else ""
         print(f"megatron_chimed: error: {origin}{one_line(error)}", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -23,10 +23,10 @@ from megatron.training.arguments import add_megatron_arguments, parse_and_valida
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_chimed import adapter, arguments, config, cpu
+from megatron_chimed import adapter, arguments, checkpoints, config, cpu, saving
 from megatron_chimed.config import Setting
 from megatron_chimed.defaults import defaults
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import STOPPED, InputError, LostRank
 from megatron_chimed.jsonl import atomic_output
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape, has
@@ -35,6 +35,7 @@ from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
+from megatron_chimed.supervision import Supervisor
 
 STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE, reward_stage.STAGE)}
 USAGE = "launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
@@ -54,12 +55,14 @@ def train(words: list[str]) -> None:
 
 def run(stage: Stage, settings: config.Settings) -> None:
     """The same from settings that are read already. Raises InputError."""
-    options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
+    classes = (config.ModelOptions, config.JobOptions, stage.config_class)
+    options, job, stage_config = config.fill(settings.chimed, *classes)
+    job.check()
     args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
     if stage.new_weights and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:
         # Upstream's other optimizer cannot save the state of a float32 weight among 16-bit ones.
         raise InputError(f"the {stage.name} stage with --bf16 or --fp16 needs --use-distributed-optimizer")
-    done = adapter.latest_iteration(args.save) if args.save else 0
+    done = checkpoints.latest_iteration(args.save) if args.save else 0
     total = args.train_iters or args.train_samples // args.global_batch_size
     if done >= total:
         _say(f"{args.save} is trained to iteration {done}; raise --train-iters to continue")
@@ -75,6 +78,9 @@ def run(stage: Stage, settings: config.Settings) -> None:
     adapter.check_weights(stage.new_weights, stage.unused_weights)
     container = pretrain_cfg_container_from_args(args, model)
     datasets: list = []  # filled by the provider, before the first forward step
+    saving.install(job.keep_checkpoints)
+    supervisor = Supervisor(job, datasets, _say)
+    supervisor.install()
     try:
         pretrain(
             container,
@@ -82,10 +88,14 @@ def run(stage: Stage, settings: config.Settings) -> None:
             ModelType.encoder_or_decoder,
             _forward_step(stage, stage_config, datasets),
         )
-    except (AssertionError, RuntimeError, IndexError) as error:
+    except (AssertionError, RuntimeError, IndexError, OSError) as error:
         if known := adapter.explain(error, args):
+            if isinstance(known, LostRank) and supervisor.signalled:
+                sys.exit(1)  # the launcher ends this job, and the rank that began it has spoken
             raise known from None
         raise
+    except SystemExit as end:  # how the trainer ends before its last iteration
+        sys.exit(STOPPED if supervisor.stopped else end.code)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -137,16 +147,16 @@ def _refuse(parsed: argparse.Namespace) -> None:
     if not parsed.micro_batch_size:
         raise InputError("no --micro-batch-size is given; give the rows that a rank takes at a time")
     for folder in (parsed.load, parsed.pretrained_checkpoint):
-        if folder and folder != parsed.save and not (Path(folder) / adapter.TRACKER).is_file():
+        if folder and folder != parsed.save and not (Path(folder) / checkpoints.TRACKER).is_file():
             raise InputError(
-                f"--load {folder}: no checkpoint there ({adapter.TRACKER} is missing); give a run's --save"
+                f"--load {folder}: no checkpoint there ({checkpoints.TRACKER} is missing); give a run's --save"
             )
 
 
 def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
     """The same command again continues: a checkpoint in --save wins over --load and what belongs to a first start."""
     save = settings.get("save")
-    if save is None or not adapter.latest_iteration(str(save.value)):
+    if save is None or not checkpoints.latest_iteration(str(save.value)):
         return settings
     first_start = ("load", "finetune", "pretrained-checkpoint", "no-load-optim", "no-load-rng")
     kept = {key: setting for key, setting in settings.items() if key not in first_start}

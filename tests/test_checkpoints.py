@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_chimed.adapter import TRACKER, latest_iteration
+from megatron_chimed.checkpoints import TRACKER, latest_iteration
 from megatron_chimed.errors import InputError
 
 
