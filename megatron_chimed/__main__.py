@@ -3,6 +3,7 @@
 Started by launch/torchrun.sh. The CPU backend must be in place before Megatron is imported.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,8 +15,16 @@ from megatron_chimed.quiet import hush
 hush()  # here, because processes that write checkpoints import this module too
 
 
+def die_with_launcher() -> None:
+    """Have the kernel end this process with its launcher: ranks are in sessions of their own, and would train on."""
+    prctl, set_parent_death_signal = ctypes.CDLL(None, use_errno=True).prctl, 1
+    prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def main() -> None:
     """Run the stage; bad input becomes one line, printed by rank 0, or by another rank if rank 0 has none."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_launcher()
     try:
         from megatron_chimed import cpu
 

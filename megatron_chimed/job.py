@@ -21,17 +21,17 @@ def prepare(words: list[str]) -> int | None:
         settings = load_settings(words[1], words[2], words[3:]).megatron
     except (InputError, IndexError):
         return None
-    save, handle = _path(settings, "save"), None
-    if save is not None:
-        try:
-            handle = lock_folder(save, "--save")
-            if warning := checkpoints.fall_back(save):
-                print(f"megatron_chimed: warning: {warning}", file=sys.stderr, flush=True)
-        except OSError as error:
-            raise InputError(f"--save {save}: cannot be written ({error.strerror}); name another folder") from None
-    load = _path(settings, "load")
+    save, load = _path(settings, "save"), _path(settings, "load")
     if load is not None and load != save and not (save and checkpoints.latest_iteration(save)):
         _check_load(load)
+    if save is None:
+        return None
+    try:
+        handle = lock_folder(save, "--save")
+        if warning := checkpoints.fall_back(save):
+            print(f"megatron_chimed: warning: {warning}", file=sys.stderr, flush=True)
+    except OSError as error:
+        raise InputError(f"--save {save}: cannot be written ({error.strerror}); name another folder") from None
     return handle
 
 

@@ -4,25 +4,36 @@ Together with train.py, adapter.py and supervision.py the only importer of megat
 """
 
 import functools
+import queue
 import re
 import shutil
 from pathlib import Path
 
 import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.training import checkpointing, get_args, training
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_chimed import checkpoints
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import InputError, LostRank
 
 FULL = re.compile(r"No space left|File too large|quota exceeded|Input/output error|PytorchStreamWriter|OSError", re.I)
 """What a disk says, or what upstream passes on of it."""
 
 
-def install(keep: int) -> None:
-    """Put the manifest, the cleaning up and the retention of the `keep` newest into the trainer."""
+def install(keep: int, *, in_background: bool) -> None:
+    """Put the manifest, the cleaning up and the retention of the `keep` newest into the trainer. in_background:
+    --async-save."""
+    if not in_background:
+        _save_without_another_process()
     _save_with_manifest()
     _keep_the_newest(keep)
+
+
+def _save_without_another_process() -> None:
+    """Upstream collects what its writing threads say through a process of its own on each rank (300 MB), which a
+    signal to all processes of a job ends, and with it the save, and which outlives a rank that is killed."""
+    filesystem_async._results_queue = queue.Queue()
 
 
 def _save_with_manifest() -> None:
@@ -75,6 +86,8 @@ def _write_manifest(folder: Path) -> None:
 
 def _explain(folder: Path, error: Exception) -> InputError | None:
     """What the disk has said, in one line; None when the fault is another one."""
+    if isinstance(error, CheckpointException) and not error.failures:
+        return LostRank(f"{folder}: another rank could not write its part")
     found = FULL.search(str(error))
     if found is None:
         return None

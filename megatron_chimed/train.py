@@ -76,14 +76,19 @@ def run(stage: Stage, settings: config.Settings) -> None:
     _say(start_line(args, stage, options))
     adapter.install(without_cuda=cpu.is_needed(), log=log)
     adapter.check_weights(stage.new_weights, stage.unused_weights)
-    container = pretrain_cfg_container_from_args(args, model)
+    saving.install(job.keep_checkpoints, in_background=args.async_save)
+    _pretrain(args, model, stage, stage_config, job)
+
+
+def _pretrain(args: argparse.Namespace, model: adapter.StageModelConfig, stage: Stage, stage_config, job) -> None:
+    """The trainer under supervision. Raises InputError for what the user can mend, and SystemExit when it is to end
+    before its last iteration."""
     datasets: list = []  # filled by the provider, before the first forward step
-    saving.install(job.keep_checkpoints)
     supervisor = Supervisor(job, datasets, _say)
     supervisor.install()
     try:
         pretrain(
-            container,
+            pretrain_cfg_container_from_args(args, model),
             _iterators_provider(stage, stage_config, datasets),
             ModelType.encoder_or_decoder,
             _forward_step(stage, stage_config, datasets),

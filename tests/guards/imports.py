@@ -96,7 +96,7 @@ RULES = {
     "starting_weights": Rule(("errors",), ("torch", "megatron.core.dist_checkpointing")),
     "adapter": Rule(("errors", "cpu", "starting_weights"), ("torch", "megatron.core", "megatron.training")),
     "loss_watch": Rule(),
-    "saving": Rule(("errors", "checkpoints"), ("torch", "megatron.training")),
+    "saving": Rule(("errors", "checkpoints"), ("torch", "megatron.core.dist_checkpointing", "megatron.training")),
     "supervision": Rule(
         ("errors", "jsonl", "config", "checkpoints", "loss_watch"), ("numpy", "torch", "megatron.training")
     ),
