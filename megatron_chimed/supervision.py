@@ -75,6 +75,8 @@ class Supervisor:
 
         Raises InputError on every rank when the training must not go on.
         """
+        if get_args().fake_process_group:
+            return  # a dry run's collectives leave what was in memory
         parts = [next(iter(figures.values())).double().view(-1) for figures in losses if figures]
         total, count = torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
         for part in parts:
