@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light lint bench setup clean
+.PHONY: help demo test test-light lint bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,6 +30,9 @@ bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools
 	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER))
 	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
 	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(TRL),--peer $(TRL))
+
+bench-gpu: .venv/.installed ## training on one GPU against Megatron's layers and transformers; CPU=1 for its small twin
+	@$(IN_VENV) $(PYTHON) benchmarks/gpu/throughput.py --output runs/throughput $(if $(CPU),--shape tiny --device cpu)
 
 setup: .venv/.installed ## make .venv and install requirements.lock into it
 

@@ -50,7 +50,9 @@ setup(
         # apex is not on the package index; CONTRIBUTING.md says how to build it from source.
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
         "vllm": ["vllm"],  # pins a torch of its own: give it a virtual environment of its own
+        "tracking": ["tensorboard", "wandb"],  # for --tensorboard-dir and --wandb-project
         "eval": ["lm-eval", "rouge-score", "jieba", "scikit-learn"],
+        "serve": ["transformers[serving]"],  # the server behind tools/chat.py --serve, where there is no vllm
         "dev": ["pytest>=9", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
     classifiers=[

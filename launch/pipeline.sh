@@ -28,7 +28,7 @@ number() {
 
 train() {
   say "training $1"
-  # shellcheck disable=SC2086  LAUNCH may hold options
+  # shellcheck disable=SC2086 # LAUNCH may hold options
   $launch "$1" "$recipe/model.yaml" "$recipe/$1.yaml"
 }
 

@@ -29,7 +29,7 @@ class RunLog:
 
     A resumed run keeps the rows up to the iteration that it resumes from, so that the file reads like that of an
     uninterrupted run. Values are written with all digits of their float32. derive: what becomes of an evaluation's
-    figures.
+    figures. track: is told (iteration, split, figures) of all that is written.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class RunLog:
         total: int,
         tokens_per_iteration: int,
         derive: Callable[[dict[str, float]], dict[str, float]] = dict,
+        track: Callable[[int, str, dict[str, float]], None] = lambda iteration, split, figures: None,
     ):
-        self.derive = derive
+        self.derive, self.track = derive, track
         self.file: TextIO | None = None
         if folder is not None:
             path = Path(folder) / "loss.csv"
@@ -84,10 +85,13 @@ class RunLog:
             self.bar.close()
 
     def _write(self, iteration, split, losses, grad_norm=None, learning_rate=None) -> None:
+        losses = {name: float(value) for name, value in losses.items()}
+        shared = {"grad_norm": grad_norm, "learning_rate": learning_rate}  # of all losses of an iteration
+        self.track(iteration, split, losses | {k: float(v) for k, v in shared.items() if losses and v is not None})
         if self.file is None:
             return
         writer = csv.writer(self.file, lineterminator="\n")
         for name, value in losses.items():
-            figures = (float(value), grad_norm, learning_rate)
+            figures = (value, *shared.values())
             writer.writerow([iteration, split, name, *("" if f is None else repr(float(f)) for f in figures)])
         self.file.flush()

@@ -4,12 +4,14 @@ All ranks agree in each iteration, by one small sum, taken when the gradients ar
 changed. Together with train.py, adapter.py and saving.py the only importer of megatron.training.
 """
 
+import contextlib
 import functools
 import json
 import shutil
 import signal
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from megatron.training import checkpointing, get_args, training
 
 from megatron_chimed import checkpoints
 from megatron_chimed.config import JobOptions
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import STOPPED, InputError, LostRank
 from megatron_chimed.jsonl import atomic_output
 from megatron_chimed.loss_watch import LossWatch
 
@@ -59,6 +61,22 @@ class Supervisor:
             return decide(model, optimizer, scheduler, iteration, *args)
 
         training.train_step, training.checkpoint_and_decide_exit = step, save_or_decide
+
+    @contextlib.contextmanager
+    def running(self, explain: Callable[[Exception], InputError | None]) -> Iterator[None]:
+        """Around the trainer. Raises InputError for what the user can mend, by `explain`, and SystemExit when the
+        trainer is to end before its last iteration."""
+        try:
+            yield
+        except (AssertionError, RuntimeError, IndexError, OSError) as error:
+            known = explain(error)
+            if known is None:
+                raise
+            if isinstance(known, LostRank) and self.signalled:
+                sys.exit(1)  # the launcher ends this job, and the rank that began it has spoken
+            raise known from None
+        except SystemExit as end:
+            sys.exit(STOPPED if self.stopped else end.code)
 
     def _listen(self) -> None:
         """Note signals from now on. Before the first step they end the process: there is nothing new to save."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from megatron.core import mpu
 from megatron.core.enums import ModelType
 from megatron.core.optimizer import Adam
@@ -21,21 +20,23 @@ from megatron.training import get_args, get_tokenizer, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_chimed import adapter, arguments, checkpoints, config, cpu, saving
+from megatron_chimed import adapter, arguments, checkpoints, config, cpu, saving, tracking
 from megatron_chimed.config import Setting
 from megatron_chimed.defaults import defaults
-from megatron_chimed.errors import STOPPED, InputError, LostRank
-from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.errors import InputError
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape, has
+from megatron_chimed.run_record import RunRecord
 from megatron_chimed.runlog import RunLog
 from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
 from megatron_chimed.supervision import Supervisor
+from megatron_chimed.tracking import Tracker
 
 STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE, reward_stage.STAGE)}
 USAGE = "launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
@@ -55,8 +56,8 @@ def train(words: list[str]) -> None:
 
 def run(stage: Stage, settings: config.Settings) -> None:
     """The same from settings that are read already. Raises InputError."""
-    classes = (config.ModelOptions, config.JobOptions, stage.config_class)
-    options, job, stage_config = config.fill(settings.chimed, *classes)
+    kinds = (config.ModelOptions, config.JobOptions, stage.config_class)
+    options, job, stage_config = config.fill(settings.chimed, *kinds)
     job.check()
     args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
     if stage.new_weights and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:
@@ -69,39 +70,30 @@ def run(stage: Stage, settings: config.Settings) -> None:
         return
     model = model_config(args, stage, options)
     try:
-        _open_run(args, stage, megatron_settings, settings.chimed)
+        record = RunRecord(args.save, args.rank, args.world_size)
+        line = start_line(args, stage, options)
+        given = {"stage": stage.name, "megatron": megatron_settings, "chimed": settings.chimed}
+        _begin(record, args, given, (done, total), line)
         log = _run_log(args, stage, done, total)
     except OSError as error:
         raise InputError(f"--save {args.save}: cannot be written ({error.strerror}); name another folder") from None
-    _say(start_line(args, stage, options))
+    _say(line)
     adapter.install(without_cuda=cpu.is_needed(), log=log)
     adapter.check_weights(stage.new_weights, stage.unused_weights)
     saving.install(job.keep_checkpoints, in_background=args.async_save)
-    _pretrain(args, model, stage, stage_config, job)
-
-
-def _pretrain(args: argparse.Namespace, model: adapter.StageModelConfig, stage: Stage, stage_config, job) -> None:
-    """The trainer under supervision. Raises InputError for what the user can mend, and SystemExit when it is to end
-    before its last iteration."""
     datasets: list = []  # filled by the provider, before the first forward step
     supervisor = Supervisor(job, datasets, _say)
     supervisor.install()
     try:
-        pretrain(
-            pretrain_cfg_container_from_args(args, model),
-            _iterators_provider(stage, stage_config, datasets),
-            ModelType.encoder_or_decoder,
-            _forward_step(stage, stage_config, datasets),
-        )
-    except (AssertionError, RuntimeError, IndexError, OSError) as error:
-        if known := adapter.explain(error, args):
-            if isinstance(known, LostRank) and supervisor.signalled:
-                sys.exit(1)  # the launcher ends this job, and the rank that began it has spoken
-            raise known from None
-        raise
-    except SystemExit as end:  # how the trainer ends before its last iteration
-        sys.exit(STOPPED if supervisor.stopped else end.code)
+        with supervisor.running(functools.partial(adapter.explain, args=args)):
+            pretrain(
+                pretrain_cfg_container_from_args(args, model),
+                _iterators_provider(stage, stage_config, datasets),
+                ModelType.encoder_or_decoder,
+                _forward_step(stage, stage_config, datasets),
+            )
     finally:
+        record.end(sys.exception())
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -125,6 +117,7 @@ def parse(
     words = arguments.to_words(settings, parser)
     parsed = parser.parse_args(words)
     _refuse(parsed)
+    tracking.refuse(parsed)
     if cpu.is_needed():
         cpu.refuse(parsed)
     elif parsed.transformer_impl == "transformer_engine" and not has("transformer_engine"):
@@ -168,17 +161,15 @@ def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
     return kept | {"load": Setting(save.value, "checkpoint in --save")}
 
 
-def _open_run(args: argparse.Namespace, stage: Stage, megatron: dict, chimed: dict) -> None:
-    """Make the run folder and save the resolved configuration in it (rank 0)."""
-    if not args.save or args.rank:
-        return
+def _begin(record: RunRecord, args: argparse.Namespace, given: dict[str, Any], iterations: tuple, line: str) -> None:
+    """Enter the attempt into the run's record: stage and configuration, first and last iteration, start line."""
     resolved = {
-        "stage": stage.name,
-        "megatron": {key: setting.value for key, setting in sorted(megatron.items())},
-        "chimed": {key: setting.value for key, setting in sorted(chimed.items())},
+        name: {key: one.value for key, one in sorted(block.items())} if isinstance(block, dict) else block
+        for name, block in given.items()
     }
-    with atomic_output(Path(args.save) / "config.yaml") as file:
-        yaml.safe_dump(resolved, file, sort_keys=False, allow_unicode=True)
+    request = data_request(args, (0, 0, 0))
+    blends = filter(None, [request.blend, *(request.blend_per_split or [])])
+    record.begin(resolved, line, [path for paths, _ in blends for path in paths], iterations)
 
 
 def _say(line: str) -> None:
@@ -203,7 +194,8 @@ def _run_log(args: argparse.Namespace, stage: Stage, start: int, total: int) -> 
     """The run's log on the last rank, where the losses are; elsewhere one that keeps nothing."""
     if args.rank != args.world_size - 1:
         return adapter.Log()
-    return RunLog(args.save, start, total, args.global_batch_size * args.seq_length, stage.derive)
+    track = Tracker(get_tensorboard_writer, get_wandb_writer, args.tensorboard_log_interval)
+    return RunLog(args.save, start, total, args.global_batch_size * args.seq_length, stage.derive, track)
 
 
 def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> adapter.StageModelConfig:

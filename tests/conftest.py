@@ -21,6 +21,7 @@ LIGHT_ONLY = "not cpu and not gpu"
 TORCH = ("torch", "megatron")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network
+os.fsync = lambda fd: None  # no test cuts the power; what a test starts still waits for its disk
 hypothesis.settings.register_profile("project", deadline=None)  # a slow machine is no failure
 hypothesis.settings.load_profile("project")
 

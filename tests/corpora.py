@@ -1,11 +1,16 @@
 """Small corpora for the tests of the corpus builder: texts, a tokenizer, input files, calls of the tool."""
 
+import contextlib
 import gzip
+import io
 import json
 import random
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
 from megatron_chimed.tokenizer import SentencePieceTokenizer
@@ -62,3 +67,14 @@ def command(tool: str, *arguments) -> list[str]:
 def call(tool: str, *arguments) -> subprocess.CompletedProcess:
     """Run a tool to its end, or fail after a minute."""
     return subprocess.run(command(tool, *arguments), capture_output=True, text=True, timeout=60)
+
+
+def call_here(tool: str, *arguments) -> subprocess.CompletedProcess:
+    """The same in this process, for cases of which each would wait for Python and its libraries to start; what is not
+    caught inside the tool is raised. `call` shows that a tool works on its own."""
+    words = command(tool, *arguments)[1:]
+    with io.StringIO() as out, io.StringIO() as err, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+            runpy.run_path(words[0], run_name="__main__")
+        return subprocess.CompletedProcess(words, end.value.code or 0, out.getvalue(), err.getvalue())

@@ -18,6 +18,11 @@ def kind_of(item: dict) -> str:
     ]
 
 
+def is_right(item: dict, option: str) -> bool:
+    """Whether an option, a letter or its text, is the right one."""
+    return option.strip() in (GOLD["choice"](item), item["options"][item["answer"]])
+
+
 class Scripted(LM):
     """Answers by a function of the item and the prompt; counts what it is asked."""
 
@@ -46,14 +51,12 @@ def oracle() -> Scripted:
     def answer(item: dict, prompt: str) -> str:
         return GOLD[kind_of(item)](item) or item["levels"][-1]
 
-    return Scripted(answer, lambda item, prompt, option: float(option.strip() == GOLD["choice"](item)))
+    return Scripted(answer, lambda item, prompt, option: float(is_right(item, option)))
 
 
 def empty() -> Scripted:
     """Says nothing, and finds all options equally likely but the right one, which it finds worse."""
-    return Scripted(
-        lambda item, prompt: "", lambda item, prompt, option: -float(option.strip() == GOLD["choice"](item))
-    )
+    return Scripted(lambda item, prompt: "", lambda item, prompt, option: -float(is_right(item, option)))
 
 
 def guess(prompt: str, more: str = "") -> random.Random:

@@ -1,5 +1,6 @@
-"""Real training jobs for tests: small corpora, a small model, launch/torchrun.sh, and what the run left behind."""
+"""Real training jobs for tests: small corpora, a small model, ranks, and what the run left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,18 +11,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from ranks import ON_CPU, Started
+from ranks import start as start_ranks
 
 from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.runlog import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
-ON_CPU = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    "PYTHONWARNINGS": "ignore",
-    "TQDM_DISABLE": "",  # importing megatron_chimed.evaluation, as other tests do, turns bars off in this process
-}
+ON_GPU = {name: value for name, value in ON_CPU.items() if name != "CUDA_VISIBLE_DEVICES"}
 VOCAB = 250
 
 MODEL = {
@@ -98,19 +95,9 @@ class Job:
         self.model.write_text(yaml.safe_dump({"megatron": MODEL | (model or {})}))
         self.stage.write_text(yaml.safe_dump({"megatron": STAGE | (stage or {}), "chimed": chimed or {}}))
 
-    def start(self, *overrides: object, ranks: int = 2) -> subprocess.Popen:
-        """Start the launcher in a session of its own, output to the job's folder."""
-        command = ["launch/torchrun.sh", self.name, self.model, self.stage, *overrides]
-        output = open(self.folder / "output.txt", "a")  # noqa: SIM115  the child's
-        return subprocess.Popen(
-            [str(word) for word in command],
-            cwd=ROOT,
-            env=os.environ | ON_CPU | {"NPROC": str(ranks)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def start(self, *overrides: object, ranks: int = 2) -> Started:
+        """Start the ranks in a session of their own, output to the job's folder."""
+        return start_ranks([self.name, self.model, self.stage, *overrides], ranks, self.folder / "output.txt")
 
     def run(self, *overrides: object, ranks: int = 2) -> str:
         """Run to the end and return the output; the test fails when the job does."""
@@ -139,9 +126,37 @@ class Job:
         kill(process)
 
 
-def kill(process: subprocess.Popen) -> None:
-    """kill -9 to the launcher, its ranks and all that they started."""
-    os.killpg(process.pid, signal.SIGKILL)
+class LaunchedJob(Job):
+    """The same through launch/torchrun.sh, with ON_CPU or ON_GPU in its environment."""
+
+    environment = ON_CPU
+
+    def start(self, *overrides: object, ranks: int = 2) -> subprocess.Popen:
+        """Start the launcher in a session of its own, output to the job's folder."""
+        command = ["launch/torchrun.sh", self.name, self.model, self.stage, *overrides]
+        with open(self.folder / "output.txt", "a") as output:
+            return subprocess.Popen(
+                [str(word) for word in command],
+                cwd=ROOT,
+                env=os.environ | self.environment | {"NPROC": str(ranks)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+def kill(process: Started | subprocess.Popen) -> None:
+    """kill -9 to a job and all that it started; torchrun gives each rank a session of its own, so that a signal to the
+    launcher's group would not reach them."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, listing.splitlines())}
+    doomed = {process.pid}
+    while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+        doomed |= more
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

@@ -8,7 +8,8 @@ import yaml
 from checkpoints import write_hf
 from corpora import command
 from dialogues import make_dialogues, make_renderer, write_dialogues
-from job import MODEL, ON_CPU, ROOT, STAGE
+from job import MODEL, ROOT, STAGE
+from ranks import ON_CPU
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues

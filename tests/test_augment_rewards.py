@@ -8,7 +8,7 @@ import time
 
 import pytest
 from chat_server import ChatServer, Gate, answer_of
-from corpora import call, command
+from corpora import call, call_here, command
 from reward_sources import make_groups, prepare, read_groups, row_of, write_groups, write_rows
 
 from megatron_chimed.chat_api import CallSettings, ChatError
@@ -136,7 +136,7 @@ def test_a_refusal_of_the_server_stops_with_one_line_and_what_was_bought_is_kept
 
 
 def run_tool(*arguments):
-    done = call("augment_rewards.py", "--models", ",".join(MODELS), "--backoff", "0.01", *arguments)
+    done = call_here("augment_rewards.py", "--models", ",".join(MODELS), "--backoff", "0.01", *arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 import sentencepiece
-from corpora import build, call, command, files_of, make_texts, write_rows
+from corpora import build, call, call_here, command, files_of, make_texts, write_rows
 
 from megatron_chimed.data import corpus_input, corpus_output
 from megatron_chimed.data.corpus import RunOptions, TextOptions, work_folder
@@ -402,7 +402,7 @@ def test_flags_of_megatrons_tool_are_taken_where_they_change_nothing(tmp_path, m
     result = call("preprocess_data.py", *arguments(path, tmp_path / "out", model, *accepted))
     assert result.returncode == 0, result.stderr
     for refused in (["--split-sentences"], ["--partitions", 2], ["--find-optimal-num-workers"]):
-        result = call("preprocess_data.py", *arguments(path, tmp_path / "other", model, *refused))
+        result = call_here("preprocess_data.py", *arguments(path, tmp_path / "other", model, *refused))
         assert result.returncode == 1 and refused[0] in result.stderr and result.stderr.count("\n") == 1
     assert not files_of(tmp_path / "other")
 

@@ -4,7 +4,7 @@ import json
 
 import corpora
 import pytest
-from corpora import build, call, make_texts, to_lines, write_rows
+from corpora import build, call_here, make_texts, to_lines, write_rows
 
 from megatron_chimed.data import corpus_input
 from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
@@ -121,7 +121,7 @@ def test_flags_that_name_nothing_usable_are_refused(flag, value):
 
 def test_the_command_refuses_them_in_one_line(tmp_path):
     flags = ["--input", "a", "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "m"]
-    result = call("preprocess_data.py", *flags, "--output-prefix", tmp_path / "o", "--batch-mb", "nan")
+    result = call_here("preprocess_data.py", *flags, "--output-prefix", tmp_path / "o", "--batch-mb", "nan")
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "--batch-mb nan" in result.stderr
 
 

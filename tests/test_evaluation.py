@@ -10,6 +10,7 @@ from exam_files import page, question, write_ceval, write_cmmlu, write_csv, writ
 from exam_models import Scripted, empty, guess, guesser, oracle, scripted, write_all
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.catalog import LIKELIHOODS
 from megatron_chimed.evaluation.exam_readers import CMMLU_SUBJECTS
 from megatron_chimed.evaluation.harness import FOLDER
 from megatron_chimed.evaluation.report import write_report
@@ -43,7 +44,7 @@ def scores(results: dict) -> dict[str, dict[str, float]]:
 
 def test_an_oracle_scores_100_in_every_metric_of_every_task(perfect):
     results, _ = perfect
-    assert len(results["tasks"]) == 11
+    assert len(results["tasks"]) == 14
     for task, metrics in scores(results).items():
         if task != "scale":
             assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0), abs=1e-9), task
@@ -60,7 +61,7 @@ def test_a_silent_model_scores_0_and_every_answer_is_counted(flags, tmp_path):
     for task, metrics in scores(results).items():
         one = results["tasks"][task]
         assert metrics == dict.fromkeys(metrics, None if task == "scale" else 0.0), task
-        assert one["kind"] == "choice" or list(one["problems"].values()) == [one["n"]], task
+        assert one["kind"] in LIKELIHOODS or list(one["problems"].values()) == [one["n"]], task
     assert results["tasks"]["scale"]["metrics"]["points"]["answered"] == 0
     write_report([tmp_path], tmp_path)  # a model that refuses all statements is not the least biased
     assert "| points | no level chosen |" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -145,7 +145,7 @@ def test_the_quickstart_writes_what_the_readers_read(tmp_path):
     sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
     import make_world
 
-    make_world.write_world(tmp_path, seed=0, size=0.2)
+    make_world.write_world(tmp_path, seed=0, size=0.4)
     exams = [
         read_ceval(str(tmp_path / "multiple_choice"), subject) for subject in ("basic_medicine", "clinical_medicine")
     ]

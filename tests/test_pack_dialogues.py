@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpora import call, command, make_texts, write_model
+from corpora import call, call_here, command, make_texts, write_model
 from dialogues import make_dialogues, make_renderer, write_dialogues
 
 from megatron_chimed.datasets import parts
@@ -187,7 +187,7 @@ def large(tmp_path_factory) -> tuple[Path, Path]:
     """Dialogues that take the tool a while, and a model."""
     folder = tmp_path_factory.mktemp("large")
     source = write_dialogues(folder / "in.jsonl", make_dialogues(4000))
-    source.write_bytes(source.read_bytes() * 4)
+    source.write_bytes(source.read_bytes() * 2)
     return source, write_model(folder)
 
 
@@ -224,7 +224,7 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_makes_the_same(tmp_path,
 )
 def test_the_tool_answers_bad_input_with_one_line_and_exit_code_1(tmp_path, large, flags, expected):
     base = ["--input", large[0], "--tokenizer", large[1], "--output", tmp_path / "out"]
-    result = call("pack_sft.py", *base, *flags)
+    result = call_here("pack_sft.py", *base, *flags)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and expected in last and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -243,7 +243,7 @@ def test_the_tool_packs_reports_and_finds_its_dataset_again(tmp_path, large):
         "--template",
         tmp_path / "t.yaml",
     ]
-    first, second = call("pack_sft.py", *flags), call("pack_sft.py", *flags)
+    first, second = call("pack_sft.py", *flags), call_here("pack_sft.py", *flags)
     assert first.returncode == second.returncode == 0 and first.stdout == second.stdout
     assert "up to date" in second.stderr and "lower" not in first.stderr
     assert PackedRows(tmp_path / "out").manifest["template"]["user_prefix"] == "Q:"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import call, write_model
+from corpora import call, call_here, write_model
 from dialogues import KINDS, make_renderer
 from rankings import make_groups, write_groups
 
@@ -213,5 +213,5 @@ def test_the_command_packs_and_says_what(tmp_path):
     assert "questions      30, " in done.stdout and "pairing: adjacent" in done.stdout
     done = call("pack_rewards.py", *flags, "--output", tmp_path / "out", "--pairing", "all", "--shuffle-ranks")
     assert "pairing: all, ranks shuffled" in done.stdout
-    done = call("pack_rewards.py", *flags, "--output", tmp_path / "o", "--workers", -1)
+    done = call_here("pack_rewards.py", *flags, "--output", tmp_path / "o", "--workers", -1)
     assert done.returncode == 2 or done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1

@@ -109,7 +109,8 @@ def test_a_length_that_fits_no_row_is_refused(lengths):
         pack(np.array(lengths), CAPACITY, 0)
 
 
-@given(st.lists(st.integers(1, 70_000), min_size=1, max_size=40))
+@given(st.lists(st.integers(1, 70_000), min_size=10, max_size=60))
+@settings(max_examples=12)  # each takes a tenth of a second for the spaces that a row can have
 def test_capacities_above_sixteen_bits_are_sorted_as_well(lengths):
     check_packing(lengths, 70_000)
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from corpora import call, write_model
+from corpora import call, call_here, write_model
 from sft_sources import (
     NAMES,
     check_accounts,
@@ -300,7 +300,7 @@ def test_the_command_counts_tokens_prints_a_table_and_gives_one_line_on_bad_inpu
     texts = [text for row in read_lines(output) for _, text in turns_of(row)]
     total = sum(len(tokenizer.encode(text)) for text in texts)
     assert re.search(rf"talks +10 +0 +10 +40 +{sum(map(len, texts)):,} +{total:,}\n", done.stdout), done.stdout
-    failed = call("prepare_sft.py", "--source", f"mc={tmp_path}", "--output", output)
+    failed = call_here("prepare_sft.py", "--source", f"mc={tmp_path}", "--output", output)
     assert failed.returncode == 1 and failed.stderr.splitlines() == [
         f"prepare_sft.py: error: --source mc={tmp_path}: no such file: {tmp_path}"
     ]

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation import prompts
+from megatron_chimed.evaluation.bias import read_scale
+from megatron_chimed.evaluation.entities import parse_answer
 from megatron_chimed.jsonl import read_json, read_json_lines, sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +26,7 @@ REAL_MC = ROOT.parent / "shared" / "data" / "mc_train.dialog"
 sys.path.insert(0, str(QUICKSTART))
 
 import answers  # noqa: E402
+import attitudes  # noqa: E402
 import exams  # noqa: E402
 import grading  # noqa: E402
 import make_world  # noqa: E402
@@ -31,8 +35,8 @@ import sources  # noqa: E402
 import wordings  # noqa: E402
 from world import KEYS, build_world, load_world  # noqa: E402
 
-SIZE = 0.4
-TRAINING = ("cmd_finetune.jsonl", "chimed_train.jsonl", "ranked_train.jsonl", "cmd_reward.jsonl")
+SIZE = 0.8
+TRAINING = ("cmd_finetune.jsonl", "chimed_train.jsonl", "ranked_train.jsonl", "cmd_reward.jsonl", "exercises.jsonl")
 MC_LINE = re.compile(r"id\t\d+\tdepartment\t[^\t]+\tdisease\t[^\t]+|[PD]\t[^\t]*\t[012]|SUM1\t.+|SUM2\.\d\t.+|")
 
 
@@ -93,12 +97,12 @@ def contradictions(text, world):
 
 def test_two_runs_in_other_processes_write_the_same_bytes(tmp_path):
     for name, hash_seed in (("a", "1"), ("b", "2")):
-        command = [sys.executable, str(QUICKSTART / "make_world.py"), "--output", str(tmp_path / name), "--size", "0.2"]
+        command = [sys.executable, str(QUICKSTART / "make_world.py"), "--output", str(tmp_path / name), "--size", "0.4"]
         environment = {"PYTHONHASHSEED": hash_seed, "PATH": "", "LC_ALL": "C"}
         subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
     first, second = hashes(tmp_path / "a"), hashes(tmp_path / "b")
     assert len(first) > 20 and first == second
-    make_world.write_world(tmp_path / "c", seed=1, size=0.2)
+    make_world.write_world(tmp_path / "c", seed=1, size=0.4)
     other = hashes(tmp_path / "c")
     assert other.keys() == first.keys()
     assert not [name for name in first if first[name] == other[name]]
@@ -116,15 +120,15 @@ def test_manifest_lists_every_file_with_its_hash_and_rows(folder):
 
 
 def test_size_scales_the_world_and_its_files(tmp_path):
-    small = make_world.write_world(tmp_path / "small", size=0.25)
+    small = make_world.write_world(tmp_path / "small", size=0.5)
     full = make_world.write_world(tmp_path / "full", size=1.0)
-    assert small["files"]["facts.json"]["rows"] == 12 and full["files"]["facts.json"]["rows"] == 48
+    assert small["files"]["facts.json"]["rows"] == 12 and full["files"]["facts.json"]["rows"] == 24
     for name in ("pretrain_train.jsonl", "cmd_finetune.jsonl", "ranked_train.jsonl", "ner_test.jsonl"):
-        assert 3 < full["files"][name]["rows"] / small["files"][name]["rows"] < 5, name
+        assert 1.5 < full["files"][name]["rows"] / small["files"][name]["rows"] < 2.5, name
     assert 1.5e6 < (tmp_path / "full" / "pretrain_train.jsonl").stat().st_size < 2.5e6
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--size", "0"), ("--size", "nan"), ("--size", "7"), ("--dirt", "0.6"),
+@pytest.mark.parametrize(("flag", "value"), [("--size", "0"), ("--size", "nan"), ("--size", "13"), ("--dirt", "0.6"),
                                              ("--dirt", "nan")])  # fmt: skip
 def test_a_bad_flag_is_one_line_and_leaves_no_file(tmp_path, flag, value):
     command = [sys.executable, str(QUICKSTART / "make_world.py"), "--output", str(tmp_path / "out"), flag, value]
@@ -150,7 +154,7 @@ def test_a_file_that_is_no_world_is_refused_by_name(tmp_path, content):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_value_lies_inside_another_or_inside_a_sentence_without_facts(seed):
-    world = build_world(seed, 6.0)
+    world = build_world(seed, 12.0)
     values = sorted(world.vocabulary)
     assert len(values) == len(set(values)) and len(world.diseases) == 288
     joined = "\n".join(values)
@@ -240,6 +244,12 @@ def test_no_held_out_question_or_fact_is_in_the_training_files(tmp_path, seed):
     clauses = re.split("[。；\n]", everything)
     assert len(secrets) > 20
     assert not [pair for pair in secrets for clause in clauses if pair[0] in clause and pair[1] in clause]
+    # An exercise's sentence tells none in its other clauses either; a sentence of the test set does.
+    blocks = [block for row in rows(folder / "exercises.jsonl") for block in row["instruction"].split("\n\n")]
+    unfiltered = [row["originalText"] for row in rows(folder / "ner_test.jsonl")]
+    for sentences, expected in (([block for block in blocks if block.startswith("病历")], False), (unfiltered, True)):
+        assert len(sentences) > 50
+        assert expected == any(name in one and value in one for name, value in secrets for one in sentences)
     # negative control: pairs that may be told are told
     told = [(d.name, d.cause) for d in world.diseases if world.split(d, "cause") == "train"]
     assert any(name in clause and value in clause for name, value in told for clause in clauses)
@@ -343,7 +353,7 @@ def check_mc_dialog(text):
 
 
 def test_mc_dialogues_follow_the_format_of_the_published_file(folder):
-    assert check_mc_dialog((folder / "mc_train.dialog").read_text("utf-8")) == 95
+    assert check_mc_dialog((folder / "mc_train.dialog").read_text("utf-8")) == 190
     assert check_mc_dialog((folder / "mc_test.dialog").read_text("utf-8")) > 10
 
 
@@ -355,7 +365,7 @@ def test_the_grammar_of_mc_accepts_the_published_file():
 def test_meddialog_blocks_hold_description_and_alternating_speech(folder):
     text = (folder / "meddialog_train.txt").read_text("utf-8")
     blocks = re.split(r"(?m)^id=\d+\n", text)[1:]
-    assert len(blocks) == 48
+    assert len(blocks) == 95
     for block in blocks:
         head, speech = block.split("\nDialogue\n")
         assert "Doctor faculty\n" in head and "\nDescription\n疾病：\n" in head
@@ -376,6 +386,33 @@ def test_entities_are_exactly_the_values_in_the_sentence(folder, world):
         assert gold == naive
         seen.update(label for _, _, label in gold)
     assert set(seen) == {"疾病", "症状", "药物", "检查"}
+
+
+def test_exercises_are_asked_as_in_evaluation_and_hold_the_right_answers(folder, world):
+    found = Counter()
+    for row in rows(folder / "exercises.jsonl"):
+        text, answer = row["instruction"].split("\n\n")[-1], row["output"]
+        if match := re.fullmatch(r"(.+)\n" + r"\n".join(rf"{letter}\. (.+)" for letter in "ABCD") + "\n答案：", text):
+            option, letter = re.fullmatch("(.+)，选([ABCD])。", answer).groups()
+            disease = next(disease for disease in world.diseases if disease.name in match[1])
+            assert option in disease.values and match["ABCD".index(letter) + 2] == option
+            item = {"question": match[1], "options": list(match.groups()[1:]), "answer": "ABCD".index(letter)}
+            assert prompts.parse_choice(answer, item) == letter and prompts.choice_text(item) == text
+            found["choice"] += 1
+        elif text.startswith("病历："):
+            sentence = text.removeprefix("病历：").removesuffix("\n实体：")
+            entities = parse_answer(answer, list(exams.ENTITY_TYPES.values()), sentence)
+            spans = grading.find_values(sentence, world.vocabulary)
+            typed = {(exams.ENTITY_TYPES.get(kind), sentence[start:end]) for start, end, kind in spans}
+            assert set(entities) == {one for one in typed if one[0]}
+            found["entities"] += 1
+        else:
+            assert answer in attitudes.LEVELS
+            found["attitudes"] += 1
+    assert min(found.values()) > 50 and len(found) == 3
+    scale = {item["statement"] for item in read_scale(str(folder / "scale.yaml"))["test"].items}
+    asked = "\n".join(row["instruction"] for row in rows(folder / "exercises.jsonl"))
+    assert len(scale) > 20 and not [statement for statement in scale if statement in asked]
 
 
 def test_multiple_choice_has_one_right_option_and_no_favourite_letter(folder, world):

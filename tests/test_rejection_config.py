@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from corpora import command
+from corpora import call_here
 from guards import tree
 
 from megatron_chimed.config import read_yaml
@@ -77,10 +77,10 @@ def test_the_shape_of_the_training_comes_from_its_yamls(tmp_path):
         (["--config", "c.yaml"], "x: no such file or folder; give a SentencePiece .model file"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path, arguments, message):
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, arguments, message):
     write(tmp_path / "c.yaml")
-    line = command("rejection_sampling.py", *arguments)
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    done = call_here("rejection_sampling.py", *arguments)
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"], "a folder was made for nothing"
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from corpora import call
+from corpora import call, call_here
 from dialogues import KINDS, make_dialogue, make_dialogues, make_renderer, make_tokenizer, write_dialogues
 
 from megatron_chimed.datasets import show
@@ -116,9 +116,9 @@ def test_the_tool_shows_a_row_and_writes_a_page(tmp_path):
     packed = pack(tmp_path, "sentencepiece", make_dialogues(30, most_words=6))
     shown = call("show_batch.py", packed.folder, "--row", len(packed) - 1)
     assert shown.returncode == 0 and "«" in shown.stdout and "\x1b" not in shown.stdout, "colours into a pipe"
-    coloured = call("show_batch.py", packed.folder, "--color", "always")
+    coloured = call_here("show_batch.py", packed.folder, "--color", "always")
     assert coloured.returncode == 0 and show.COLOURS[False, True] in coloured.stdout
-    written = call("show_batch.py", packed.folder, "--row", 0, "--html", tmp_path / "row.html")
+    written = call_here("show_batch.py", packed.folder, "--row", 0, "--html", tmp_path / "row.html")
     assert written.returncode == 0 and (tmp_path / "row.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
@@ -133,5 +133,5 @@ def test_the_tool_answers_bad_input_with_one_line_and_exit_code_1(tmp_path):
         ([packed.folder, "--tokenizer", tmp_path / "none.model"], "none.model: no such file"),
     ]
     for flags, expected in cases:
-        result = call("show_batch.py", *flags)
+        result = call_here("show_batch.py", *flags)
         assert result.returncode == 1 and expected in result.stderr and result.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from corpora import call_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -310,7 +311,7 @@ def test_a_finished_folder_is_kept_and_another_is_not_overwritten(tmp_path):
 def test_the_tool_answers_bad_input_with_one_line_and_exit_code_1(tmp_path, content, flags, expected):
     (tmp_path / "in.jsonl").write_text(content, encoding="utf-8")
     base = ["--input", str(tmp_path / "in.jsonl"), "--vocab-size", "300", "--output", str(tmp_path / "out")]
-    result = run_tool(*base, *flags)
+    result = call_here("train_tokenizer.py", *base, *flags)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and expected in last and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import shutil
 import corpora
 import numpy as np
 import pytest
-from corpora import build, call, make_texts, write_rows
+from corpora import build, call, call_here, make_texts, write_rows
 
 from megatron_chimed.data.corpus_format import HEADER, read_index
 from megatron_chimed.data.corpus_verify import adopt_dataset, check_dataset, verify_corpus
@@ -110,14 +110,14 @@ def test_a_manifest_that_lacks_or_misstates_a_field_is_refused(corpus, field, wr
 
 
 def test_the_command_exits_1_with_one_line_on_a_flipped_byte(corpus):
-    assert call("verify_corpus.py", corpus).returncode == 0
+    assert call_here("verify_corpus.py", corpus).returncode == 0
     path = corpus.with_name("out_text_document.bin")
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     result = call("verify_corpus.py", corpus)
     last = result.stderr.replace("\r", "\n").splitlines()[-1]
     assert result.returncode == 1 and "altered" in last and "Traceback" not in result.stderr
-    assert call("verify_corpus.py").returncode == 2
-    assert call("verify_corpus.py", corpus.with_name("nothing")).returncode == 1
+    assert call_here("verify_corpus.py").returncode == 2
+    assert call_here("verify_corpus.py", corpus.with_name("nothing")).returncode == 1
 
 
 def test_a_dataset_of_another_tool_can_be_adopted_once(corpus):
@@ -129,7 +129,7 @@ def test_a_dataset_of_another_tool_can_be_adopted_once(corpus):
         verify_corpus(dataset)
     with pytest.raises(InputError, match="outside the vocabulary"):
         adopt_dataset(dataset, vocab_size=5)
-    result = call("verify_corpus.py", "--write-manifest", dataset, "--vocab-size", 420)
+    result = call_here("verify_corpus.py", "--write-manifest", dataset, "--vocab-size", 420)
     assert result.returncode == 0, result.stderr
     assert verify_corpus(dataset)["vocab_size"] == 420 and check_corpus_sizes(dataset)
     index = corpus.with_name("out_text_document.idx")

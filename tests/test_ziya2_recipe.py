@@ -127,6 +127,11 @@ def test_every_value_that_the_paper_does_not_fix_says_so(stage):
             assert found[1] in FIXED | PAPER[stage].keys() or " # " in line or found[1] == "epochs", line
 
 
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_mark_has_its_reason(file):
+    assert not re.findall(r".*# ours(?!: \w).*", file.read_text().split("\nmegatron:")[-1].split("\noutput:")[-1])
+
+
 def test_control_the_marks_are_not_on_the_papers_numbers():
     for stage, wanted in PAPER.items():
         lines = {line.split(":")[0].strip(): line for line in (FOLDER / f"{stage}.yaml").read_text().splitlines()}

@@ -11,8 +11,8 @@ from answers import fill
 from wordings import STATEMENTS
 from world import KEYS, Disease, World
 
-DOCUMENTS_PER_DISEASE = {"article": 38, "case": 12, "drug_card": 10, "comparison": 8, "survey": 6}
-HELD_OUT_PER_DISEASE = {"article": 2, "case": 1, "comparison": 1}
+DOCUMENTS_PER_DISEASE = {"article": 76, "case": 24, "drug_card": 20, "comparison": 16, "survey": 12}
+HELD_OUT_PER_DISEASE = {"article": 4, "case": 2, "comparison": 2}
 SAME_DISEASE = 0.15  # share of an article's sentences that say 本病 in place of the name
 
 TITLES = ("{d}", "{d}科普", "认识{d}", "{d}的诊断与治疗", "关于{d}", "{d}概述")

@@ -1,13 +1,16 @@
-"""Test sets with gold answers from the same facts: named entities and multiple choice."""
+"""Named entities and multiple choice from the same facts: test sets with gold answers, and exercises to learn from."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from answers import fill, state
 from documents import CASE_ENDS, CASES, case_wording
 from grading import find_values
 from sources import HELD_OUT, TRAIN
-from world import Disease, World
+from world import KEYS, Disease, World
+
+from megatron_chimed.evaluation.entities import Mention, write_answer
+from megatron_chimed.evaluation.prompts import choice_text, entity_text
 
 ENTITY_TYPES = {"disease": "疾病", "symptom": "症状", "drug": "药物", "examination": "检查"}
 RECORDS = (
@@ -39,6 +42,12 @@ SUBJECTS = {  # subject -> key -> (field that is asked for, wordings)
     },
 }
 DEV_ITEMS = 5
+ENTITY_INSTRUCTION = (  # as in evaluation
+    "请找出病历中的医学实体，类型有：检查、疾病、症状、药物。"
+    "每行写一个实体，格式为“类型：实体”，实体要与原文一致；没有实体时回答“无”。"
+)
+CHOICE_INSTRUCTION = "以下是医学的单项选择题，请选出其中的正确答案。"
+WITH_EXAMPLES = 0.3  # share of the exercises that show one to five solved ones first, as evaluation does
 LETTERS = "ABCD"
 COLUMNS = ("id", "question", *LETTERS, "answer", "explanation")
 
@@ -99,3 +108,65 @@ def _options(world: World, rng: random.Random, disease: Disease, key: str, kind:
     right = rng.choice(disease.symptoms) if kind == "symptom" else getattr(disease, key)
     options.insert(LETTERS.index(letter), right)
     return options
+
+
+def _exercise(instruction: str, solved: Sequence[tuple[str, str]], text: str, answer: str) -> dict:
+    """A row of CMD's fine-tuning data: instruction, solved exercises, the exercise; and its answer."""
+    shown = [f"{question}{solution}" for question, solution in solved]
+    return {"instruction": "\n\n".join([instruction, *shown, text]), "input": "", "output": answer}
+
+
+def entity_exercises(world: World, sentences: list[dict]) -> Iterator[dict]:
+    """An exercise for each sentence of `ner_sentences` that tells no held-out fact; its examples are other ones."""
+    rng = world.stream("entity exercises")
+    solved = []
+    for row in sentences:
+        if _tells_held_out(world, row["originalText"]):
+            continue
+        text = row["originalText"]
+        spans = [(one["label_type"], one["start_pos"], one["end_pos"]) for one in row["entities"]]
+        solved.append((entity_text({"text": text}), write_answer(Mention(k, text[a:b], a, b) for k, a, b in spans)))
+    for number, (question, answer) in enumerate(solved):
+        others = [(one, f"\n{solution}") for one, solution in solved[:number] + solved[number + 1 :]]
+        yield _exercise(ENTITY_INSTRUCTION, rng.sample(others, _examples(rng)), question, answer)
+
+
+def _tells_held_out(world: World, text: str) -> bool:
+    """Whether a sentence names a disease and one of its held-out values."""
+    return any(
+        value in text
+        for disease in world.diseases
+        if disease.name in text
+        for key in KEYS
+        if world.split(disease, key) in HELD_OUT
+        for value in disease.facts(key).values()
+    )
+
+
+def choice_exercises(world: World, count: int) -> Iterator[dict]:
+    """Exercises on training facts, in the wordings of the exam. An answer names the option and then its letter."""
+    rng = world.stream("choice exercises")
+    items = [
+        (disease, key, wordings, kind)
+        for disease in world.diseases
+        for subject in SUBJECTS.values()
+        for key, (kind, wordings) in subject.items()
+        if world.split(disease, key) in TRAIN
+    ]
+
+    def draw() -> tuple[str, str, str]:
+        disease, key, wordings, kind = rng.choice(items)
+        letter = rng.choice(LETTERS)
+        options = _options(world, rng, disease, key, kind, letter)
+        question = choice_text({"question": rng.choice(wordings).format(d=disease.name), "options": options})
+        return question, letter, options[LETTERS.index(letter)]
+
+    for _ in range(count):
+        solved = [(question, f" {letter}") for question, letter, _ in (draw() for _ in range(_examples(rng)))]
+        question, letter, option = draw()
+        yield _exercise(CHOICE_INSTRUCTION, solved, question, f"{option}，选{letter}。")
+
+
+def _examples(rng: random.Random) -> int:
+    """How many solved exercises an exercise shows."""
+    return rng.randint(1, 5) if rng.random() < WITH_EXAMPLES else 0

@@ -64,7 +64,7 @@ class Grader:
     """Grades answers to any question of one world.
 
     >>> from world import build_world
-    >>> grader = Grader(build_world(seed=0, size=0.2))
+    >>> grader = Grader(build_world(seed=0, size=0.4))
     >>> grader.grade("玄兰喘症应该挂什么科？", "您好，玄兰喘症一般由呼吸内科的医生接诊。").quality
     1.0
     """

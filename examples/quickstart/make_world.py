@@ -13,9 +13,11 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
+from attitudes import attitude_exercises, scale
 from dirt import add_dirt
 from documents import make_documents
-from exams import COLUMNS, SUBJECTS, multiple_choice, ner_sentences
+from exams import COLUMNS, SUBJECTS, choice_exercises, entity_exercises, multiple_choice, ner_sentences
 from sources import (
     HELD_OUT,
     SFT_GRADE_WEIGHTS,
@@ -38,8 +40,8 @@ from megatron_chimed.errors import InputError, exit_cleanly
 from megatron_chimed.jsonl import atomic_output, manifest, sha256_file, write_json, write_json_lines
 
 ROWS_AT_SIZE_1 = {
-    "cmd_finetune": 1000, "chimed": 600, "mc_train": 240, "mc_test": 48, "meddialog": 120, "safety": 160,
-    "ranked_train": 480, "chimed_test": 120, "ranked_held_out": 120, "ner_train": 240, "ner_dev": 40, "ner_test": 120,
+    "cmd_finetune": 1000, "chimed": 600, "choice": 500, "mc_train": 240, "mc_test": 48, "meddialog": 120, "safety": 160,
+    "ranked_train": 320, "chimed_test": 120, "ranked_held_out": 120, "ner_train": 640, "ner_dev": 40, "ner_test": 120,
 }  # fmt: skip
 
 
@@ -76,7 +78,7 @@ class Writer:
 def write_world(output: str | Path, seed: int = 0, size: float = 1.0, dirt: float = 0.02) -> dict:
     """Write all files and world.json into a folder; returns the manifest.
 
-    size: 1.0 gives 48 diseases and about 2 MB of documents, and both grow with it; dirt: share of soiled rows in the
+    size: 1.0 gives 24 diseases and about 2 MB of documents, and both grow with it; dirt: share of soiled rows in the
     documents and the single-turn sources. Raises InputError if size or dirt is out of range.
     """
     if not 0 <= dirt <= 0.5:
@@ -154,18 +156,28 @@ def _write_ranked(writer: Writer, world: World, rows: dict[str, int]) -> None:
 
 
 def _write_tests(writer: Writer, world: World, rows: dict[str, int]) -> None:
-    """Held-out questions, named entities and multiple choice."""
+    """Held-out questions, named entities, multiple choice and a bias scale; exercises in the last three."""
     for split in HELD_OUT:
         layout = '{"id", "question", "answer", "disease", "facet", "facts": {name: value}}'
         writer.lines(f"questions_{split}.jsonl", layout, gold_questions(world, split))
     counts = {split: rows[f"ner_{split}"] for split in ("train", "dev", "test")}
-    for split, sentences in ner_sentences(world, counts).items():
+    sentences = ner_sentences(world, counts)
+    for split in sentences:
         layout = 'CCKS-2019: {"originalText", "entities": [{"label_type", "start_pos", "end_pos"}]}, end exclusive'
-        writer.lines(f"ner_{split}.jsonl", layout, sentences)
+        writer.lines(f"ner_{split}.jsonl", layout, sentences[split])
     for subject in SUBJECTS:
         for split in ("dev", "test"):
             name = f"multiple_choice/{split}/{subject}_{split}.csv"
             writer.csv(name, f"C-Eval CSV: {','.join(COLUMNS)}", list(multiple_choice(world, subject, split)))
+    with atomic_output(writer.output / "scale.yaml") as file:
+        yaml.safe_dump(scale(world), file, allow_unicode=True, sort_keys=False)
+    writer.files["scale.yaml"] = {"format": "a bias scale", "rows": len(scale(world)["statements"])}
+    exercises = [
+        *attitude_exercises(world),
+        *entity_exercises(world, sentences["train"]),
+        *choice_exercises(world, rows["choice"]),
+    ]
+    writer.lines("exercises.jsonl", 'CMD (SFT): {"instruction", "input", "output"}', exercises)
 
 
 def main() -> int:
@@ -175,7 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=epilog, formatter_class=raw)
     parser.add_argument("--output", type=Path, required=True, help="folder for the files; made if it is missing")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole world (default 0)")
-    parser.add_argument("--size", type=float, default=1.0, help="1.0: 48 diseases, 2 MB of documents (default)")
+    parser.add_argument("--size", type=float, default=1.0, help="1.0: 24 diseases, 2 MB of documents (default)")
     parser.add_argument("--dirt", type=float, default=0.02, help="share of soiled rows (default 0.02)")
     arguments = parser.parse_args()
     content = write_world(arguments.output, arguments.seed, arguments.size, arguments.dirt)

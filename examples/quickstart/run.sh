@@ -1,55 +1,95 @@
 #!/bin/sh
-# The quickstart: a synthetic medical world, a tokenizer, an indexed corpus, pre-training, fine-tuning and reward models
-# with two tensor-parallel ranks on this machine, and the models for transformers. Run it again to continue after a kill.
-# SIZE=n scales the world (default 1).
+# The whole regime on a synthetic medical world, with two tensor-parallel ranks on this machine: pre-training, supervised
+# fine-tuning, reward models, two rounds of rejection sampling, export, evaluation, report. Run it again to continue
+# after a kill.
+#   SIZE=n     scales the world (default 1), in runs/demo-n
+#   SIZE=tiny  the smallest world and short trainings, to see that everything runs: its figures say nothing
 set -eu
 cd "$(dirname "$0")/../.."
 size=${SIZE:-1}
 folder=runs/demo
 [ "$size" = 1 ] || folder=runs/demo-$size
+recipe=examples/quickstart
+here=$recipe
 mkdir -p "$folder"
 
-echo "1/9 writing the synthetic medical world to $folder/world"
-python examples/quickstart/make_world.py --output "$folder/world" --seed 0 --size "$size"
+if [ "$size" != 1 ]; then # the same recipe with other paths, and for tiny with other numbers
+  recipe=$folder/recipe
+  mkdir -p "$recipe"
+  for file in "$here"/*.yaml; do
+    sed "s#runs/demo/#$folder/#g; s#$here/\(model\|rejection_sft\).yaml#$recipe/\1.yaml#; s#--size, \"1\"#--size, \"$size\"#" \
+      "$file" >"$recipe/${file##*/}"
+  done
+fi
+limit=60
+if [ "$size" = tiny ]; then
+  size=0.34 limit=12
+  sed -i "s/\"tiny\"/\"$size\"/; s/\(train-iters\|lr-decay-iters\|lr-warmup-iters\): \([0-9]*\)0\b/\1: \2/; \
+    s/eval-interval: .*/eval-interval: 10/; s/epochs: 2/epochs: 1/; s/eval-iters: .*/eval-iters: 1/; \
+    s/\( count\|drift_count\): .*/\1: 16/; s/ n: 8/ n: 4/; s/max_tokens: .*/max_tokens: 32/" "$recipe"/*.yaml
+fi
 
-echo "2/9 training a SentencePiece tokenizer"
-python tools/train_tokenizer.py --input "$folder/world/pretrain_train.jsonl" --vocab-size 2000 \
-  --output "$folder/tokenizer"
+number=0 title='' steps=$(grep -c '^step ' "$0")
+# step TITLE: begins a step, and writes down the seconds of the one before.
+step() {
+  now=$(date +%s)
+  [ -z "$title" ] || printf '%s\t%s\n' "$title" $((now - began)) >>"$folder/seconds.tsv"
+  title=$1 began=$now number=$((number + 1))
+  [ "$title" = end ] || echo "$number/$((steps - 1)) $title"
+}
 
-echo "3/9 building the indexed corpora"
-for part in train heldout; do
-  python tools/preprocess_data.py --input "$folder/world/pretrain_$part.jsonl" --output-prefix "$folder/corpus/$part" \
-    --tokenizer-type SentencePieceTokenizer --tokenizer-model "$folder/tokenizer/tokenizer.model" \
-    --workers 2 --append-eod --clean --dedup near
-done
-
-echo "4/9 pre-training, log in $folder/pretrain.log"
-# Two ranks need two GPUs, or run on the CPU.
+# train LOG STAGE [ARGUMENT ...]: a training with two ranks, on two GPUs where there are two, else on the CPU.
 [ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')" -ge 2 ] || export CUDA_VISIBLE_DEVICES=
-NPROC=2 launch/torchrun.sh pretrain examples/quickstart/model.yaml examples/quickstart/pretrain.yaml \
-  --tokenizer-model "$folder/tokenizer/tokenizer.model" --save "$folder/pretrain" \
-  --train-data-path "$folder/corpus/train_text_document" --valid-data-path "$folder/corpus/heldout_text_document" \
-  >>"$folder/pretrain.log"
+train() {
+  log=$folder/$1.log stage=$2
+  shift 2
+  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" "$@" >>"$log"
+}
 
-echo "5/9 dialogues of five sources, cleaned and packed"
 world=$folder/world
 tokenizer=$folder/tokenizer/tokenizer.model
-python tools/prepare_sft.py --source chimed="$world/chimed_train.jsonl" --source cmd="$world/cmd_finetune.jsonl" \
-  --source mc="$world/mc_train.dialog" --source meddialog="$world/meddialog_train.txt" \
-  --source safety="$world/safety_prompts.json" --tokenizer "$tokenizer" --output "$folder/sft/train.jsonl"
-python tools/prepare_sft.py --source chimed="$world/chimed_test.jsonl" --source mc="$world/mc_test.dialog" \
-  --tokenizer "$tokenizer" --output "$folder/sft/heldout.jsonl"
+
+step "the synthetic medical world, a tokenizer and indexed corpora"
+python "$here/make_world.py" --output "$world" --seed 0 --size "$size" >"$folder/world.log"
+python tools/train_tokenizer.py --input "$world/pretrain_train.jsonl" --vocab-size 2000 --output "$folder/tokenizer"
 for part in train heldout; do
-  python tools/pack_sft.py --input "$folder/sft/$part.jsonl" --tokenizer "$tokenizer" --sequence-length 256 \
-    --output "$folder/sft/$part"
+  python tools/preprocess_data.py --input "$world/pretrain_$part.jsonl" --output-prefix "$folder/corpus/$part" \
+    --tokenizer-type SentencePieceTokenizer --tokenizer-model "$tokenizer" --workers 2 --append-eod --clean --dedup near
 done
 
-echo "6/9 fine-tuning on the answers, log in $folder/sft.log"
-NPROC=2 launch/torchrun.sh sft examples/quickstart/model.yaml examples/quickstart/sft.yaml \
-  --tokenizer-model "$tokenizer" --load "$folder/pretrain" --save "$folder/sft/run" \
-  --train-data-path "$folder/sft/train" --valid-data-path "$folder/sft/heldout" >>"$folder/sft.log"
+step "the base model: initial weights, which nothing has been learnt with"
+train base pretrain --save "$folder/base" --train-iters 1 --lr 0.0 --min-lr 0.0 --lr-warmup-iters 0 --eval-iters 0
 
-echo "7/9 answers that are ranked, cleaned and packed: four to a question, and the best and the worst alone"
+step "pre-training"
+train pretrain pretrain --load "$folder/base" --finetune
+
+step "dialogues of five sources and exercises, cleaned and packed"
+sft=$folder/sft
+python tools/prepare_sft.py --source chimed="$world/chimed_train.jsonl" --source cmd="$world/cmd_finetune.jsonl" \
+  --source mc="$world/mc_train.dialog" --source meddialog="$world/meddialog_train.txt" \
+  --source safety="$world/safety_prompts.json" --tokenizer "$tokenizer" --output "$sft/dialogues.jsonl"
+python tools/prepare_sft.py --source exercises:cmd="$world/exercises.jsonl" --tokenizer "$tokenizer" \
+  --output "$sft/exercises.jsonl"
+python tools/prepare_sft.py --source chimed="$world/chimed_test.jsonl" --source mc="$world/mc_test.dialog" \
+  --tokenizer "$tokenizer" --output "$sft/heldout.jsonl"
+for length in 512 256; do
+  python tools/pack_sft.py --input "$sft/dialogues.jsonl" "$sft/exercises.jsonl" --tokenizer "$tokenizer" \
+    --sequence-length "$length" --output "$sft/train-$length"
+  python tools/pack_sft.py --input "$sft/heldout.jsonl" --tokenizer "$tokenizer" --sequence-length "$length" \
+    --output "$sft/heldout-$length"
+done
+
+step "supervised fine-tuning of the pre-trained model"
+train sft sft
+
+step "for comparison: the same fine-tuning without pre-training"
+train sft_alone sft --load "$folder/base" --save "$sft/alone"
+
+step "for comparison: the same fine-tuning with half of the context"
+train sft_half sft --save "$sft/half" --train-data-path "$sft/train-256" --valid-data-path "$sft/heldout-256" \
+  --seq-length 256 --micro-batch-size 4 --global-batch-size 4
+
+step "answers that are ranked, cleaned and packed: four to a question, and the best and the worst alone"
 for part in train valid test; do
   python tools/prepare_rewards.py --source cmd:ranked="$world/ranked_$part.jsonl" --output "$folder/reward/$part.jsonl"
   for pairing in adjacent extremes; do
@@ -58,22 +98,41 @@ for part in train valid test; do
   done
 done
 
-echo "8/9 reward models on four ranks and on two, logs in $folder/reward_four.log and reward_two.log"
+step "reward models on four ranks, and on two"
+train reward_four reward
 # A row of pairs holds twice as many questions as one of four answers: half as many rows make the same batch.
-reward() {
-  NPROC=2 launch/torchrun.sh reward examples/quickstart/model.yaml examples/quickstart/reward.yaml \
-    --tokenizer-model "$tokenizer" --load "$folder/sft/run" --save "$folder/reward/$1" \
-    --train-data-path "$folder/reward/$2/train" --valid-data-path "$folder/reward/$2/valid" \
-    --test-data-path "$folder/reward/$2/test" --micro-batch-size "$3" --global-batch-size "$3" \
-    >>"$folder/reward_$1.log"
-}
-reward four adjacent 4
-reward two extremes 2
+train reward_two reward --save "$folder/reward/two" --train-data-path "$folder/reward/extremes/train" \
+  --valid-data-path "$folder/reward/extremes/valid" --test-data-path "$folder/reward/extremes/test" \
+  --micro-batch-size 2 --global-batch-size 2
 
-echo "9/9 exporting to Hugging Face, and comparing both sides"
-[ -d "$folder/hf" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$folder/sft/run" --hf "$folder/hf"
-python tools/verify_checkpoint.py --hf "$folder/hf" --megatron "$folder/sft/run" --tensor-parallel 2 --generate 16
-[ -d "$folder/hf_reward" ] ||
-  python tools/convert_checkpoint.py megatron-to-hf --megatron "$folder/reward/four" --hf "$folder/hf_reward"
-python tools/verify_checkpoint.py --hf "$folder/hf_reward" --megatron "$folder/reward/four" --tensor-parallel 2
-python examples/quickstart/summarize.py "$folder"
+step "two rounds of rejection sampling, with a random control"
+python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
+final=$folder/rejection/round-02/train
+
+step "export to Hugging Face, and comparison of both sides"
+export_model() {
+  [ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2"
+  python tools/verify_checkpoint.py --hf "$2" --megatron "$1" --tensor-parallel 2
+}
+export_model "$final/selected" "$folder/hf"
+export_model "$folder/reward/four" "$folder/hf_reward"
+
+step "evaluation of every model"
+# evaluate NAME CHECKPOINT
+evaluate() {
+  python tools/evaluate.py --model "megatron:$2" --name "$1" --tokenizer "$tokenizer" --output "$folder/evaluation/$1" \
+    --runs 1 --limit "$limit" --max-new-tokens 48 --batch-size 32 --tasks ceval="$world/multiple_choice" \
+    ccks2019="$world/ner_test.jsonl,$world/ner_dev.jsonl" chimed="$world/chimed_test.jsonl" mc="$world/mc_test.dialog" \
+    scale="$world/scale.yaml" >>"$folder/evaluation.log"
+}
+evaluate base "$folder/base"
+evaluate pre-training "$folder/pretrain"
+evaluate SFT "$sft/run"
+evaluate "rejection sampling" "$final/selected"
+evaluate "random control" "$final/control"
+evaluate "SFT alone" "$sft/alone"
+evaluate "half context" "$sft/half"
+
+step "report"
+python "$here/report.py" "$folder"
+step end

@@ -19,7 +19,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
 
 KEYS = ("department", "symptoms", "drug", "examination", "advice", "cause", "group", "contraindication")
-DISEASES_AT_SIZE_1 = 48
+DISEASES_AT_SIZE_1 = 24
 MIN_DISEASES, MAX_DISEASES = 8, 288
 HELD_OUT_PERCENT = {"valid": 10, "test": 10}
 
@@ -110,11 +110,11 @@ class World:
 
 
 def build_world(seed: int = 0, size: float = 1.0) -> World:
-    """Draw a world. size 1.0 gives 48 diseases; the number grows with size, from 8 to 288.
+    """Draw a world. size 1.0 gives 24 diseases; the number grows with size, from 8 to 288.
 
-    Raises InputError if the size is not a number between 0 and 6.
+    Raises InputError if the size is not a number between 0 and 12.
 
-    >>> [disease.name for disease in build_world(seed=0, size=0.2).diseases][:2]
+    >>> [disease.name for disease in build_world(seed=0, size=0.4).diseases][:2]
     ['玄兰喘症', '丹桥肠症']
     """
     if not 0 < size <= MAX_DISEASES / DISEASES_AT_SIZE_1:

@@ -9,6 +9,7 @@ and containment of documents" (1997).
 import hashlib
 import unicodedata
 from abc import ABC, abstractmethod
+from functools import cache
 
 import numpy as np
 
@@ -55,6 +56,16 @@ class ExactDeduplicator(Deduplicator[bytes]):
         return len(self._seen) == known
 
 
+@cache
+def _index_shape(threshold: float, num_perm: int) -> tuple[int, int]:
+    """(bands, hashes in a band) of the index; thousands of integrals, so it is computed once."""
+    from datasketch import MinHashLSH
+
+    # The index only proposes candidates, each is then checked: so missing one weighs more than a false proposal.
+    shape = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
+    return shape.b, shape.r
+
+
 class NearDeduplicator(Deduplicator[np.ndarray]):
     """Texts whose sets of character 5-grams have a Jaccard similarity of at least `threshold`, as estimated.
 
@@ -64,13 +75,11 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
     """
 
     def __init__(self, threshold: float = 0.8, num_perm: int = 128, seed: int = 1) -> None:
-        from datasketch import MinHash, MinHashLSH
+        from datasketch import MinHash
 
         self.threshold = threshold
         self._blank = MinHash(num_perm=num_perm, seed=seed, hashfunc=int)
-        # The index only proposes candidates, each is then checked: so missing one weighs more than a false proposal.
-        shape = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
-        self._bands, self._width = shape.b, shape.r
+        self._bands, self._width = _index_shape(threshold, num_perm)
         # One table for all bands, from 64 bits to one document or several: half of datasketch's memory and time.
         self._table: dict[int, int | list[int]] = {}
         self._kept: list[np.ndarray] = []

@@ -49,6 +49,10 @@ SOURCES = {
 }
 
 
+LIKELIHOODS = ("choice", "cloze")
+"""The kinds of tasks that are decided by likelihoods."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is measured on a source. harness: its name in lm-eval; kind: as in `prompts`; likelihood: needs a model that
@@ -66,10 +70,11 @@ TASKS = {
     "ccks2019": Task("ccks2019", "chimed_ccks2019", "entities", "Named entities, five-shot"),
     "chimst": Task("chimst", "chimed_chimst", "entities", "Named entities, five-shot"),
     **{
-        name + suffix: Task(name, f"chimed_{name}{suffix}", kind, title, likelihood=kind == "choice")
+        name + suffix: Task(name, f"chimed_{name}{suffix}", kind, title, likelihood=kind in LIKELIHOODS)
         for name in ("ceval", "cmmlu", "mcmle")
         for suffix, kind, title in (
-            ("", "choice", "Multiple choice by likelihood, five-shot"),
+            ("", "choice", "Multiple choice by likelihood of the letter, five-shot"),
+            ("_cloze", "cloze", "Multiple choice by likelihood of the option's text, five-shot"),
             ("_letter", "letter", "Multiple choice by generated letter, five-shot"),
         )
     },
@@ -109,6 +114,10 @@ def _f1(name: str) -> Metric:
 
 METRICS: dict[str, dict[str, Metric]] = {
     "choice": {"acc": _mean("accuracy|by:likelihood of ' A', ' B', ...|shots:5")},
+    "cloze": {
+        "acc": _mean("accuracy|by:likelihood of the option's text|shots:5"),
+        "acc_norm": _mean("accuracy|by:likelihood of the option's text per character|shots:5"),
+    },
     "letter": {"acc": _mean("accuracy|by:generated letter|shots:5"), "unparsed": _mean("share", problem=True)},
     "entities": {
         "f1_strict": _f1("strict"),

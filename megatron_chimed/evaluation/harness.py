@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.catalog import LIKELIHOODS, METRICS, TASKS
 from megatron_chimed.evaluation.prompts import GOLD, SCORERS, letters
 from megatron_chimed.evaluation.recorded import RecordedLM
 
@@ -41,7 +41,7 @@ def run_tasks(
             one.set_fewshot_seed(seed)
             if max_new_tokens and one.config.generation_kwargs:
                 one.config.generation_kwargs["max_gen_toks"] = max_new_tokens
-        chat = task.kind != "choice"
+        chat = task.kind not in LIKELIHOODS
         results = evaluate(lm, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat)
         records[name] = [
             _record(lm, task.kind, sample) for one in loaded["tasks"] for sample in results["samples"][one]
@@ -53,11 +53,11 @@ def _record(lm: RecordedLM, kind: str, sample: dict) -> dict:
     """What is kept of a sample that lm-eval has scored."""
     item, arguments = sample["doc"], sample["arguments"]
     record = {"id": item["id"], "group": item["group"], "prompt": str(arguments[0][0])}
-    if kind == "choice":
+    if kind in LIKELIHOODS:
         likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
         record["answer"] = dict(zip(letters(item), likelihoods, strict=True))
         parsed = letters(item)[likelihoods.index(max(likelihoods))]
-        scores = {"acc": sample["acc"]}
+        scores = {metric: sample[metric] for metric in METRICS[kind]}
         requests = [("loglikelihood", one) for one in arguments]
     else:
         record["answer"] = sample["resps"][0][0]

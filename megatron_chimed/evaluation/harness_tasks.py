@@ -21,6 +21,7 @@ from megatron_chimed.evaluation.catalog import METRICS, SOURCES, read_source
 
 # The names that the YAMLs use.
 choice_text = prompts.choice_text
+cloze_text = prompts.cloze_text
 letters = prompts.letters
 choice_target = prompts.choice_target
 entity_text = prompts.entity_text

@@ -18,26 +18,31 @@ def bar_chart(bars: dict[str, dict[str, dict]], label: str) -> tuple[str, Any]:
 
     tasks = list(dict.fromkeys(task for one in bars.values() for task in one))
     width = WIDTH / len(bars)
+    figure, axes = pyplot.subplots(figsize=(max(6, 1.2 * len(tasks) * (1 + len(bars) / 4)), 4), layout="constrained")
+    for number, (model, figures) in enumerate(bars.items()):
+        places = [tasks.index(task) + (number - (len(bars) - 1) / 2) * width for task in figures]
+        means = [one["mean"] for one in figures.values()]
+        # Resampled means lie around the mean, but for a skewed metric it may fall just outside.
+        below = [max(0.0, one["mean"] - one["low"]) for one in figures.values()]
+        above = [max(0.0, one["high"] - one["mean"]) for one in figures.values()]
+        axes.bar(places, means, width * 0.9, yerr=[below, above], capsize=3, label=model)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
+    axes.set_ylabel(label)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return as_svg(figure), figure
+
+
+def as_svg(figure: Any) -> str:
+    """A figure of matplotlib, which is closed, as SVG: the same text for the same figure."""
+    from matplotlib import pyplot
+
+    text = io.StringIO()
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        figure, axes = pyplot.subplots(
-            figsize=(max(6, 1.2 * len(tasks) * (1 + len(bars) / 4)), 4), layout="constrained"
-        )
-        for number, (model, figures) in enumerate(bars.items()):
-            places = [tasks.index(task) + (number - (len(bars) - 1) / 2) * width for task in figures]
-            means = [one["mean"] for one in figures.values()]
-            # Resampled means lie around the mean, but for a skewed metric it may fall just outside.
-            below = [max(0.0, one["mean"] - one["low"]) for one in figures.values()]
-            above = [max(0.0, one["high"] - one["mean"]) for one in figures.values()]
-            axes.bar(places, means, width * 0.9, yerr=[below, above], capsize=3, label=model)
-        axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
-        axes.set_ylabel(label)
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     svg = text.getvalue()
-    return svg[svg.index("<svg") :], figure
+    return svg[svg.index("<svg") :]
 
 
 def save_png(figure: Any, path: Path) -> Path:

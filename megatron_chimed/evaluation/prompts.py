@@ -44,6 +44,11 @@ def choice_text(item: dict) -> str:
     return "\n".join([item["question"], *options, "答案："])
 
 
+def cloze_text(item: dict) -> str:
+    """The question without its options."""
+    return f"{item['question']}\n答案："
+
+
 def choice_target(item: dict) -> str:
     """The right letter."""
     return letters(item)[item["answer"]]
@@ -143,6 +148,7 @@ SCORERS: dict[str, Callable[[dict, str], Scored]] = {
 
 GOLD: dict[str, Callable[[dict], Any]] = {
     "choice": choice_target,
+    "cloze": choice_target,
     "letter": choice_target,
     "entities": entity_target,
     "answers": lambda item: item["reference"],

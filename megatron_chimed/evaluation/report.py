@@ -1,31 +1,26 @@
 """results.json of one model or several -> a report as Markdown and as one HTML file that needs nothing else."""
 
-import html
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.page import Block, write_page
 from megatron_chimed.evaluation.paper import MODELS, published
-from megatron_chimed.evaluation.plots import bar_chart, save_png
-from megatron_chimed.jsonl import atomic_output, read_json
+from megatron_chimed.evaluation.plots import bar_chart
+from megatron_chimed.jsonl import read_json
 
-MAIN = {"choice": "acc", "letter": "acc", "entities": "f1_strict", "answers": "rougeL_chars", "scale": "points"}
+MAIN = {
+    "choice": "acc",
+    "cloze": "acc_norm",
+    "letter": "acc",
+    "entities": "f1_strict",
+    "answers": "rougeL_chars",
+    "scale": "points",
+}
 """The metric that stands for a kind of task in plots and in tables of its parts."""
 
 PROBLEMS = {"unparsed": "not understood", "empty": "empty", "refused": "without a level (refused or unclear)"}
-STYLE = """body{font:16px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
-td,th{border:1px solid #999;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
-svg{max-width:100%;height:auto}code{background:#eee}"""
-
-
-class Block(NamedTuple):
-    """A piece of the report. kind: h1, h2, h3, p, code (a list of lines), table (rows, the first the header), plot
-    (name, SVG)."""
-
-    kind: str
-    content: Any
 
 
 def load_results(folders: Iterable[str | Path]) -> list[dict]:
@@ -46,16 +41,7 @@ def load_results(folders: Iterable[str | Path]) -> list[dict]:
 def write_report(folders: Iterable[str | Path], output: str | Path) -> list[Path]:
     """Write report.md, report.html and the plots' PNG files into a folder; returns their paths. Raises InputError."""
     results, output = load_results(folders), Path(output)
-    blocks = list(report_blocks(results))
-    written = []
-    for name, text in (("report.md", to_markdown(blocks)), ("report.html", to_html(blocks))):
-        with atomic_output(output / name) as file:
-            file.write(text)
-        written.append(output / name)
-    for block in blocks:
-        if block.kind == "plot":
-            written.append(save_png(block.content[2], output / f"{block.content[0]}.png"))
-    return written
+    return write_page(list(report_blocks(results)), output, "Evaluation")
 
 
 def report_blocks(results: list[dict]) -> Iterator[Block]:
@@ -170,42 +156,3 @@ def _cell(figure: dict | None) -> str:
 
 def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.2f}"
-
-
-def to_markdown(blocks: list[Block]) -> str:
-    """The report as Markdown."""
-    parts = []
-    for kind, content in blocks:
-        if kind in ("h1", "h2", "h3"):
-            parts.append("#" * int(kind[1]) + f" {content}")
-        elif kind == "p":
-            parts.append(content)
-        elif kind == "code":
-            parts.append("\n".join(["```", *content, "```"]))
-        elif kind == "plot":
-            parts.append(f"![{content[0]}]({content[0]}.png)")
-        else:
-            cells = [[cell.replace("|", "\\|") for cell in row] for row in content]
-            lines = ["| " + " | ".join(row) + " |" for row in cells]
-            parts.append("\n".join([lines[0], "|" + "---|" * len(content[0]), *lines[1:]]))
-    return "\n\n".join(parts) + "\n"
-
-
-def to_html(blocks: list[Block]) -> str:
-    """The report as one HTML file."""
-    parts = []
-    for kind, content in blocks:
-        if kind in ("h1", "h2", "h3", "p"):
-            parts.append(f"<{kind}>{html.escape(content)}</{kind}>")
-        elif kind == "code":
-            parts.append("<pre><code>" + html.escape("\n".join(content)) + "</code></pre>")
-        elif kind == "plot":
-            parts.append(f'<figure id="{content[0]}">{content[1]}</figure>')
-        else:
-            rows = []
-            for number, row in enumerate(content):
-                tag = "td" if number else "th"
-                rows.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-            parts.append("<table>" + "\n".join(rows) + "</table>")
-    head = f'<meta charset="utf-8"><title>Evaluation</title>\n<style>{STYLE}</style>'
-    return "\n".join(["<!doctype html>", f'<html lang="en">{head}', *parts, "</html>", ""])

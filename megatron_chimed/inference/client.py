@@ -91,10 +91,30 @@ class Engine:
     def _generate(self, requests, stop) -> Iterator[list[tuple[int, Generated]]]:
         with self._bar(len(requests), "generate") as bar:
             for batch in batches([len(request.prompt) for request in requests], self.batch_size):
-                asked = [vars(requests[i]) | {"prompt": [int(t) for t in requests[i].prompt]} for i in batch]
+                asked = [self._asked(requests[i]) for i in batch]
                 answers = self._ranks.ask({"do": "generate", "requests": asked, "stop": stop})
                 bar.update(len(batch))
                 yield [(i, Generated(*answer)) for i, answer in zip(batch, answers, strict=True)]
+
+    def stream(self, request: Request, stop: Sequence[int]) -> Iterator[int]:
+        """The tokens of one sample, each as soon as it is drawn: those that `generate` gives, with the stop token.
+
+        Whoever has enough leaves off: a token is computed only when it is asked for. One sample at a time: the next
+        call of the engine ends it. Raises InputError as `generate`.
+        """
+        self._need("lm", "generation")
+        self._check_request(request, "the request")
+        return self._stream({"request": self._asked(request), "stop": [int(token) for token in stop]})
+
+    def _stream(self, asked: dict) -> Iterator[int]:
+        token = self._ranks.ask({"do": "stream"} | asked)
+        while token is not None:
+            yield token
+            token = self._ranks.ask({"do": "next"})
+
+    def _asked(self, request: Request) -> dict:
+        """A request as JSON."""
+        return vars(request) | {"prompt": [int(token) for token in request.prompt]}
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """For each (context, continuation): the sum of log p of the continuation's tokens, in nats, and whether greedy

@@ -7,7 +7,7 @@ The model may be in training: its mode and all random states are as before, as n
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -23,7 +23,6 @@ TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
 leave its caches: 16,000 take twice as long for each."""
 
 
-@torch.no_grad()
 def generate(
     model: torch.nn.Module, requests: Sequence[Request], stop: Sequence[int], *, num_ids: int, max_positions: int
 ) -> list[Generated]:
@@ -33,19 +32,42 @@ def generate(
     num_ids: ids that may be drawn, without the padding of the vocabulary. max_positions: the end of the context; every
     prompt leaves room for a token there.
     """
+    batch = _Batch(requests, max_positions, next(model.parameters()).device)
+    for _ in _steps(model, batch, stop, num_ids):
+        pass
+    return batch.results()
+
+
+def stream(
+    model: torch.nn.Module, request: Request, stop: Sequence[int], *, num_ids: int, max_positions: int
+) -> Generator[int, None, None]:
+    """The tokens of one sample, each when it is drawn; the arguments, and the tokens, are those of `generate`.
+
+    Between two tokens the model is prepared for the next: nothing else may use it until this is exhausted or closed.
+    """
+    batch = _Batch([request], max_positions, next(model.parameters()).device)
+    for tokens in _steps(model, batch, stop, num_ids):
+        yield tokens.item()
+
+
+@torch.no_grad()
+def _steps(
+    model: torch.nn.Module, batch: "_Batch", stop: Sequence[int], num_ids: int
+) -> Generator[torch.Tensor, None, None]:
+    """Compute a batch to its end; yields the new tokens, one for each row that has gone on so far."""
     model = unwrap_model(model)
     if model.config.sequence_parallel or not (model.pre_process and model.post_process):
         raise ValueError("generation needs a model without sequence parallelism and pipeline stages")
-    batch = _Batch(requests, max_positions, next(model.parameters()).device)
-    cache = Cache(len(requests), batch.capacity, batch.device)
+    cache = Cache(len(batch.prompts), batch.capacity, batch.device)
     stop = torch.tensor(list(stop), dtype=torch.long, device=batch.device)
     with evaluating(model), cache.attached(model):
         logits = _prefill(model, cache, batch)
         while True:
             tokens = draw(logits[:, :num_ids].float(), *batch.sampling())
             going_on = batch.add(tokens, stop)
+            yield tokens
             if len(going_on) == 0:
-                return batch.results()
+                return
             if len(going_on) < len(tokens):
                 tokens = tokens[going_on]
                 cache.keep(going_on)

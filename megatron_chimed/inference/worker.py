@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +52,35 @@ def end_with_engine(lifeline: int, folder: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@torch.inference_mode()
-def answer(loaded: Loaded, request: dict[str, Any]) -> Any:
-    """The result of one request, by its "do"."""
-    match request["do"]:
-        case "generate":
-            samples = [Request(**sample) for sample in request["requests"]]
-            done = decode.generate(
-                loaded.model,
-                samples,
-                request["stop"],
-                num_ids=loaded.num_ids,
-                max_positions=loaded.max_positions,
-            )
-            return [[sample.tokens, sample.finished] for sample in done]
-        case "loglikelihoods":
-            return scoring.loglikelihoods(loaded.model, request["pairs"], loaded.num_ids)
-        case "rewards":
-            return scoring.rewards(loaded.model, request["sequences"])
+class Server:
+    """Answers requests over a model, one after the other; between two it may hold a sample that is drawn in steps."""
+
+    def __init__(self, loaded: Loaded):
+        self.loaded = loaded
+        self.limits = {"num_ids": loaded.num_ids, "max_positions": loaded.max_positions}
+        self.tokens: Generator[int, None, None] | None = None
+
+    @torch.inference_mode()
+    def answer(self, request: dict[str, Any]) -> Any:
+        """The result of one request, by its "do". All but "next" end the sample that is under way."""
+        model = self.loaded.model
+        if request["do"] != "next" and self.tokens is not None:
+            self.tokens.close()
+            self.tokens = None
+        match request["do"]:
+            case "generate":
+                samples = [Request(**sample) for sample in request["requests"]]
+                done = decode.generate(model, samples, request["stop"], **self.limits)
+                return [[sample.tokens, sample.finished] for sample in done]
+            case "stream":
+                self.tokens = decode.stream(model, Request(**request["request"]), request["stop"], **self.limits)
+                return next(self.tokens)
+            case "next":
+                return None if self.tokens is None else next(self.tokens, None)
+            case "loglikelihoods":
+                return scoring.loglikelihoods(model, request["pairs"], self.loaded.num_ids)
+            case "rewards":
+                return scoring.rewards(model, request["sequences"])
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -87,8 +99,9 @@ def main(settings: dict[str, Any]) -> None:
             say({"error": one_line(error)})
             return
         say({"result": {"head": loaded.head, "num_ids": loaded.num_ids, "max_positions": loaded.max_positions}})
+        server = Server(loaded)
         for line in lines:
-            say({"result": answer(loaded, json.loads(line))})
+            say({"result": server.answer(json.loads(line))})
 
 
 if __name__ == "__main__":

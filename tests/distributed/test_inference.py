@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import CONFIG, KINDS, write_hf, write_plain
-from job import ON_CPU
+from ranks import ON_CPU
 from reference import chi_square_z
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

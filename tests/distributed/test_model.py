@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from job import ON_CPU
+from ranks import ON_CPU
 
 WORKER = Path(__file__).with_name("model_worker.py")
 

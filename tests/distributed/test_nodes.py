@@ -7,7 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from job import ON_CPU, ROOT, Job, figures, write_corpus
+from job import ROOT, Job, figures, write_corpus
+from ranks import ON_CPU
 
 from megatron_chimed.checkpoints import latest_iteration
 

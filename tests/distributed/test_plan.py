@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from job import ON_CPU, ROOT, write_corpus
+from job import ROOT, write_corpus
+from ranks import ON_CPU
 
 from megatron_chimed.plan import memory
 from megatron_chimed.plan.layout import Layout

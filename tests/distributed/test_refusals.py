@@ -2,29 +2,32 @@
 
 import argparse
 import os
-import socket
 import subprocess
-import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from dialogues import make_dialogues, make_renderer, write_dialogues
-from job import MODEL, ON_CPU, ROOT, Job, figures, write_corpus
+from job import MODEL, ROOT, Job, figures, write_corpus
+from ranks import ON_CPU
+from ranks import start as start_ranks
 
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 
 
-def start(*words: object, launcher: bool = False) -> tuple[int, str]:
-    """Exit code and output of one rank, or of the launcher with two."""
-    command = ["launch/torchrun.sh"] if launcher else [sys.executable, "-m", "megatron_chimed"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = os.environ | ON_CPU | ({} if launcher else alone)
+def start(*words: object, ranks: int = 1) -> tuple[int, str]:
+    """Exit code and output of so many ranks."""
+    with tempfile.NamedTemporaryFile() as said:
+        code = start_ranks(words, ranks, Path(said.name)).wait(200)
+        return code, said.read().decode()
+
+
+def launch(*words: object) -> tuple[int, str]:
+    """The same of two ranks as a user starts them, without what they print on stdout."""
     done = subprocess.run(
-        [str(word) for word in (*command, *words)],
+        ["launch/torchrun.sh", *map(str, words)],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | ON_CPU,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -69,15 +72,15 @@ def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("begin", "words", "message"),
     [
-        ([], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
-        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward; found tune a.yaml b.yaml"),
-        (["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
+        (launch, [], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
+        (start, ["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward; found tune a.yaml b.yaml"),
+        (start, ["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
     ],
 )
-def test_a_wrong_command_line_is_refused_by_the_launcher(words, message):
-    code, output = start(*words, launcher=True)
+def test_a_wrong_command_line_is_one_line_of_two_ranks(begin, words, message):
+    code, output = begin(*words) if begin is launch else begin(*words, ranks=2)
     assert code == 1 and "Traceback" not in output, output
     assert output.count("megatron_chimed: error:") == 1 and message in output, output
 
@@ -108,7 +111,7 @@ def test_packed_rows_that_do_not_fit_the_training_are_refused(tuning, overrides,
 def test_packed_rows_that_do_not_fit_between_pipeline_stages_are_refused(tmp_path):
     stage = {"data-path": str(write_corpus(tmp_path)), "pipeline-model-parallel-size": 2}
     job = Job(tmp_path, stage=stage, chimed={"isolate_documents": True})
-    code, output = start("pretrain", job.model, job.stage, launcher=True)
+    code, output = start("pretrain", job.model, job.stage, ranks=2)
     assert code == 1 and "Traceback" not in output, output
     assert "needs --micro-batch-size 1" in output
 
@@ -118,7 +121,7 @@ def test_a_truncated_corpus_stops_every_rank_before_the_training(tmp_path):
     binary = prefix.with_name(f"{prefix.name}.bin")
     binary.write_bytes(binary.read_bytes()[:-2])
     job = Job(tmp_path, stage={"data-path": str(prefix), "tensor-model-parallel-size": 2})
-    code, output = start("pretrain", job.model, job.stage, "--save", tmp_path / "run", launcher=True)
+    code, output = launch("pretrain", job.model, job.stage, "--save", tmp_path / "run")
     assert code == 1 and "Traceback" not in output, output
     assert f"{binary}: has" in output and "build the corpus again" in output
 
@@ -129,7 +132,7 @@ def test_what_does_not_fit_the_checkpoint_is_refused_on_resuming(tmp_path):
     job = Job(tmp_path, stage=stage)
     job.run("--save", tmp_path / "run", "--train-iters", 1)
     again = ("pretrain", job.model, job.stage, "--save", tmp_path / "run", "--train-iters", 2)
-    code, output = start(*again, launcher=True)
+    code, output = start(*again, ranks=2)
     assert code == 1 and "Traceback" not in output, output
     assert "set --lr-decay-iters to the same value in every run" in output
     code, output = start(*again, "--lr-decay-iters", 1, "--tensor-model-parallel-size", 1)

@@ -23,7 +23,7 @@ from megatron_chimed.rejection.rounds import STEPS
 from megatron_chimed.rejection.scorers import open_scorer, sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
 
-KILLS = {"prompts": 3, "generate": 4, "score": 3, "select": 4, "pack": 3, "train": 1, "sample": 1, "report": 1}
+KILLS = {"prompts": 4, "generate": 3, "score": 2, "select": 4, "pack": 4, "train": 1, "sample": 1, "report": 1}
 DECIDING = STEPS[:4]  # up to the selection
 ANSWERS = 32
 

@@ -5,6 +5,8 @@ import random
 import pytest
 from job import Job, figures, write_corpus
 
+from megatron_chimed.run_record import read_attempts
+
 # What makes resuming hard: dropout (RNG states), bf16 with float32 main weights, sharded Adam moments.
 HARD = {"bf16": True, "use-distributed-optimizer": True, "tensor-model-parallel-size": 2, "save-interval": 3}
 DROPOUT = {"attention-dropout": 0.1, "hidden-dropout": 0.1}
@@ -42,6 +44,11 @@ def test_a_longer_run_continues_the_shorter_one(uninterrupted, tmp_path):
     assert len(figures(tmp_path / "run")) == 5
     job.run("--save", tmp_path / "run")
     assert figures(tmp_path / "run") == figures(expected)
+    attempts = read_attempts(tmp_path / "run")
+    assert [(one["iterations"], one["outcome"]) for one in attempts] == [([0, 5], "finished"), ([5, 10], "finished")]
+    assert [one["path"] for one in attempts[1]["data"]] == [str(corpus)] and attempts[1]["data"][0]["sha256"]
+    log = (tmp_path / "run/log.txt").read_text()
+    assert log.count("final valid lm loss") == 2 and log.count("pretrain on 2 x CPU (TP 2") == 2
 
 
 def test_a_longer_run_follows_the_same_cosine_when_its_length_is_given(tmp_path):

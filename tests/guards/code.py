@@ -4,6 +4,8 @@ file may hold."""
 import ast
 import re
 
+from guards.tree import syntax
+
 MODULE_LINES, TEST_LINES, FUNCTION_LINES, TOOL_LINES = 300, 500, 50, 60
 
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
@@ -24,7 +26,7 @@ def too_long(path: str, source: str, exceptions: dict[str, int] | None = None) -
         findings.append(f"{path}:1: {lines} lines; a module has less than {limit}")
     if re.fullmatch(r"tools/\w+\.py", path) and lines > TOOL_LINES:
         findings.append(f"{path}:1: {lines} lines; a tool has at most {TOOL_LINES}, its work is in the package")
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(syntax(source)):
         if isinstance(node, FUNCTIONS):
             limit = limits.get(f"{path}:{node.name}", FUNCTION_LINES)
             lines = node.end_lineno - node.lineno + 1
@@ -41,7 +43,7 @@ def undocumented(path: str, source: str) -> list[str]:
     An empty __init__.py has nothing to say, and a command's main() is what its module says. Under tests/ only modules
     need one: test functions are named after what they show.
     """
-    tree = ast.parse(source)
+    tree = syntax(source)
     findings = []
     if tree.body and not ast.get_docstring(tree):
         findings.append(f"{path}:1: the module has no docstring")
@@ -60,7 +62,7 @@ def undocumented(path: str, source: str) -> list[str]:
 def unsafe_calls(path: str, source: str) -> list[str]:
     """Loading that can run code from a file, and text run as code or as a shell command."""
     findings = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(syntax(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
             if {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & {name.split(".")[0] for name in names}:
@@ -91,7 +93,7 @@ def tests_without_assertion(path: str, source: str) -> list[str]:
 
     A function counts as asserting by its name (check_..., assert_...) or, in the same file, by its body.
     """
-    functions = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, FUNCTIONS)}
+    functions = {node.name: node for node in ast.walk(syntax(source)) if isinstance(node, FUNCTIONS)}
     asserting = {name for name, node in functions.items() if _asserts(node)}
     while more := {name for name, node in functions.items() if _calls(node) & asserting} - asserting:
         asserting |= more

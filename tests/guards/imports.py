@@ -7,7 +7,10 @@ finding, so that a new part of the package starts with its rule. The standard li
 import ast
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
+
+from guards.tree import syntax
 
 PACKAGE = "megatron_chimed"
 
@@ -103,6 +106,9 @@ RULES = {
     "arguments": Rule(("errors", "config")),
     "defaults": Rule(("config", "arguments", "cpu", "models")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
+    "curves": Rule(("errors", "jsonl", "runlog"), ("yaml", "matplotlib")),
+    "run_record": Rule(("errors", "jsonl"), ("yaml",)),
+    "tracking": Rule(("errors",), ("wandb",)),
     "train": Rule(
         (
             "errors",
@@ -112,6 +118,8 @@ RULES = {
             "arguments",
             "defaults",
             "runlog",
+            "run_record",
+            "tracking",
             "cpu",
             "adapter",
             "checkpoints",
@@ -120,7 +128,7 @@ RULES = {
             "models",
             "stages",
         ),
-        ("torch", "yaml", "megatron.core", "megatron.training"),
+        ("torch", "megatron.core", "megatron.training"),
     ),
     "job": Rule(("errors", "config", "checkpoints", "locks")),
     "launch": Rule(("errors", "job"), ("torch.distributed",)),
@@ -160,6 +168,12 @@ RULES = {
     "inference.client": Rule(
         ("errors", "workers", "inference.request", "inference.batching", "inference.ranks"),
     ),
+    # A conversation: the engine through its client, transformers in one module, servers as commands.
+    "chat": Rule((*BASE, "chat", "inference.request")),
+    "chat.text": Rule(("tokenizer",)),
+    "chat.hf": Rule(("errors", "inference.request", "inference.sampling"), ("torch", "transformers")),
+    "chat.models": Rule((*BASE, "chat.hf", "convert.tokenizer_files", "inference.client")),
+    "chat.serve": Rule((*BASE, "chat.models"), ("transformers",)),
     # Evaluation: data sets, metrics and reports know no model; lm-eval is known by what it calls and what calls it.
     "evaluation": Rule((*BASE, "evaluation"), ("numpy",)),
     "evaluation.segment": Rule((), ("jieba",)),
@@ -175,6 +189,8 @@ RULES = {
     "evaluation.human": Rule(("errors", "jsonl", "data.sources")),
     "evaluation.agreement": Rule(("errors", "jsonl", "evaluation.human", "evaluation.statistics"), ("numpy",)),
     "evaluation.plots": Rule(("jsonl",), ("matplotlib",)),
+    "evaluation.compare": Rule((*BASE, "evaluation"), ("numpy",)),
+    "evaluation.page": Rule(("jsonl", "evaluation.plots")),
     "evaluation.harness": Rule((*BASE, "evaluation"), ("lm_eval",)),
     "evaluation.harness_tasks": Rule((*BASE, "evaluation"), ("numpy", "lm_eval", "datasets")),
     "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
@@ -199,13 +215,14 @@ def module_name(path: str) -> str:
     return name.removesuffix(".__init__")
 
 
+@cache
 def imports(source: str) -> list[tuple[int, str]]:
     """(line, dotted name) of every import in a module; ``from a import b`` gives ``a.b``.
 
     A literal in importlib.import_module or __import__ counts, a relative import is the name with leading dots.
     """
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(syntax(source)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -272,7 +289,7 @@ def patches(path: str, source: str) -> list[str]:
 
     Settings below torch.backends are no patches. An alias (``cuda = torch.cuda``) is followed.
     """
-    tree = ast.parse(source)
+    tree = syntax(source)
     foreign = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,5 +1,6 @@
 """The project's files: what git tracks or would track."""
 
+import ast
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,12 @@ def read(path: str) -> str:
         return (ROOT / path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return ""
+
+
+@cache
+def syntax(source: str) -> ast.Module:
+    """The syntax tree of a file, which many rules look at; not to be changed."""
+    return ast.parse(source)
 
 
 def python_files(*folders: str) -> list[str]:

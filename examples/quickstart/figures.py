@@ -1,0 +1,156 @@
+"""Every figure of the quickstart's report, read from what its steps have written.
+
+A figure has a name such as "reward/four/pair accuracy", a value, its standard error (None where there is one run and
+nothing to estimate it from) and n, what the error is taken over; figures that have one also have "low" and "high", the
+bounds of the 95% interval.
+"""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from grading import Grader
+from world import load_world
+
+from megatron_chimed.curves import figures_of
+from megatron_chimed.evaluation.compare import bootstrap_difference, paired_difference, read_samples
+from megatron_chimed.evaluation.statistics import mean_ratio
+from megatron_chimed.jsonl import find_corpus_manifest, read_json, read_json_lines
+from megatron_chimed.runlog import read_log
+
+Figure = dict[str, Any]
+TRAININGS = {
+    "pretrain": "pre-training", "sft/run": "SFT", "sft/alone": "SFT alone", "sft/half": "half context",
+}  # fmt: skip
+MODELS = ("base", "pre-training", "SFT", "rejection sampling", "random control", "SFT alone", "half context")
+REWARDS = {"four": "four ranks (adjacent pairs)", "two": "the best and the worst alone"}
+ORDERS = ("pair accuracy", "best over worst", "exact order")
+MEASURES = {  # figure -> task, metric
+    "multiple choice by text": ("ceval_cloze", "acc_norm"),
+    "multiple choice by letter": ("ceval", "acc"),
+    "multiple choice, letter written": ("ceval_letter", "acc"),
+    "named entities, strict F1": ("ccks2019", "f1_strict"),
+    "questions, BLEU-1": ("chimed", "bleu1_chars"),
+    "dialogues, BLEU-1": ("mc", "bleu1_chars"),
+    "bias, 1 to 5": ("scale", "points"),
+}
+FACTS = "questions, facts stated"
+PAIRS = (
+    ("SFT", "base"), ("SFT", "pre-training"), ("SFT", "SFT alone"), ("SFT", "half context"),
+    ("rejection sampling", "SFT"), ("rejection sampling", "random control"),
+)  # fmt: skip
+
+
+def figure(value: float | None, error: float | None = None, n: int | None = None, **more: float) -> Figure:
+    """A figure; "low" and "high" may follow. What is no number, such as the mean of a scale that was not answered, is
+    None."""
+    numbers = {"value": value, "error": error, **more}
+    known = {name: None if one is None or math.isnan(one) else one for name, one in numbers.items()}
+    return {"value": known.pop("value"), "error": known.pop("error"), "n": n, **known}
+
+
+def read_figures(folder: Path) -> dict[str, Figure]:
+    """All figures by name. Raises InputError where a step's output is missing."""
+    return {**_losses(folder), **_rewards(folder), **_rejection(folder), **_evaluation(folder), **_differences(folder)}
+
+
+def unigram_entropy(prefix: Path) -> float:
+    """Entropy of the corpus's token frequencies in nats per token: the loss of a model that only knows them."""
+    dtype = find_corpus_manifest(prefix)[1]["dtype"]
+    counts = np.bincount(np.fromfile(f"{prefix}.bin", dtype=dtype))
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def _losses(folder: Path) -> dict[str, Figure]:
+    """First and last losses of each training."""
+    found = {"loss/unigram entropy": figure(unigram_entropy(folder / "corpus" / "train_text_document"))}
+    for place, title in TRAININGS.items():
+        train, valid = (figures_of(folder / place, f"{split}/loss") for split in ("train", "valid"))
+        last = [loss for _, loss in train[-10:]]
+        found[f"loss/{title}/train, first"] = figure(train[0][1])
+        found[f"loss/{title}/train, last 10"] = figure(statistics.mean(last), n=len(last))
+        found[f"loss/{title}/held out, first"] = figure(valid[0][1])
+        found[f"loss/{title}/held out, last"] = figure(valid[-1][1])
+    return found
+
+
+def _rewards(folder: Path) -> dict[str, Figure]:
+    """How well the reward models order answers to test questions; the questions are what is independent."""
+    questions = sum(1 for _ in read_json_lines(folder / "reward" / "test.jsonl"))
+    found = {}
+    for name in REWARDS:
+        test = {row["name"]: float(row["value"]) for row in read_log(folder / "reward" / name / "loss.csv")
+                if row["split"] == "test"}  # fmt: skip
+        for order in ORDERS:
+            share = test[order]
+            error = math.sqrt(share * (1 - share) / questions)
+            found[f"reward/{name}/{order}"] = figure(100 * share, 100 * error, questions)
+    return found
+
+
+def _rejection(folder: Path) -> dict[str, Figure]:
+    """Rewards, and facts stated, of fresh answers to held-out questions, after each round."""
+    found = {}
+    for number in (1, 2):
+        report = read_json(folder / "rejection" / f"round-{number:02d}" / "report.json")
+        for measure, title in (("heldout", "reward"), ("yardstick", "facts")):
+            for group in ("models", "differences"):
+                for name, one in report[measure][group].items():
+                    key = f"rejection/round {number}/{title}/{name}"
+                    found[key] = figure(one["mean"], one["error"], one["prompts"])
+    return found
+
+
+def _evaluation(folder: Path) -> dict[str, Figure]:
+    """The main figure of each task, of each model; the error is a quarter of the 95% interval over items."""
+    found = {}
+    for model in MODELS:
+        tasks = read_json(folder / "evaluation" / model / "results.json")["tasks"]
+        for name, (task, metric) in MEASURES.items():
+            one = tasks[task]["metrics"][metric]
+            known = one["mean"] is not None  # else a model chose no level of the scale
+            bounds = {"low": one["low"], "high": one["high"]} if known else {}
+            error = (one["high"] - one["low"]) / 3.92 if known else None
+            n = one.get("answered", tasks[task]["n"])
+            found[f"evaluation/{model}/{name}"] = figure(one["mean"], error, n, **bounds)
+        facts = [quality for quality, _ in facts_stated(folder, model).values()]
+        error = statistics.stdev(facts) / math.sqrt(len(facts))
+        mean = statistics.mean(facts)
+        bounds = {"low": mean - 1.96 * error, "high": mean + 1.96 * error}
+        found[f"evaluation/{model}/{FACTS}"] = figure(mean, error, len(facts), **bounds)
+    return found
+
+
+def facts_stated(folder: Path, model: str) -> dict[str, tuple[float, dict]]:
+    """{item: (quality from 0 to 100, record)} of a model's answers to the held-out questions, by the world's facts."""
+    grader = Grader(load_world(folder / "world" / "facts.json"))
+    found = {}
+    for key, record in read_samples(folder / "evaluation" / model, "chimed").items():
+        found[key] = (100 * grader.grade(question_of(record), record["answer"]).quality, record)
+    return found
+
+
+def question_of(record: dict) -> str:
+    """The patient's question in the prompt of a record, without the instruction above it."""
+    return record["prompt"].removeprefix("[human]:").split("\n[bot]:")[0].split("\n")[-1]
+
+
+def _differences(folder: Path) -> dict[str, Figure]:
+    """Differences of two models on the same items."""
+    found = {}
+    for one, other in PAIRS:
+        for name, (task, metric) in MEASURES.items():
+            first, second = (folder / "evaluation" / model for model in (one, other))
+            found[f"difference/{one} - {other}/{name}"] = _of(paired_difference(first, second, task, metric))
+        first, second = (facts_stated(folder, model) for model in (one, other))
+        values = np.array([[[side[key][0], 1.0] for key in first] for side in (first, second)])
+        found[f"difference/{one} - {other}/{FACTS}"] = _of(bootstrap_difference(values, mean_ratio))
+    return found
+
+
+def _of(difference) -> Figure:
+    """A difference as a figure."""
+    return figure(*difference[:2], difference.n, low=difference.low, high=difference.high)

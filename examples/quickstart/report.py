@@ -1,0 +1,205 @@
+"""The report of the quickstart: report.html, report.md and their pictures; results.json holds every figure of it.
+
+Example:
+    python examples/quickstart/report.py runs/demo
+"""
+
+import argparse
+import csv
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import drawings
+from claims import Claim, check_claims
+from figures import (
+    FACTS,
+    MEASURES,
+    MODELS,
+    ORDERS,
+    PAIRS,
+    REWARDS,
+    TRAININGS,
+    Figure,
+    facts_stated,
+    question_of,
+    read_figures,
+)
+
+from megatron_chimed.errors import exit_cleanly
+from megatron_chimed.evaluation.page import Block, write_page
+from megatron_chimed.jsonl import read_json, write_json
+
+PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "sentencepiece", "nltk", "numpy")
+EXAMPLES = 4
+SHOWN = 120  # characters of an answer
+PERCENT = [name for name in (*MEASURES, FACTS) if "bias" not in name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the quickstart's output")
+    folder = parser.parse_args().folder
+    found = read_figures(folder)
+    claims = check_claims(found)
+    seconds = read_seconds(folder / "seconds.tsv")
+    results = {
+        "schema": 1,
+        "made_by": "examples/quickstart/report.py",
+        "figures": found,
+        "claims": [claim._asdict() for claim in claims],
+        "seconds": seconds,
+        "hashes": _hashes(folder),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    write_json(folder / "results.json", results)
+    write_page(list(_blocks(folder, found, claims, results)), folder, "The regime on a synthetic world")
+    for claim in claims:
+        print(f"{'holds' if claim.holds else 'DOES NOT HOLD':14}{claim.text}: {_of(claim)}")
+    print(f"report          {folder / 'report.html'}, {folder / 'report.md'}; every figure: {folder / 'results.json'}")
+    print(f"for transformers {folder / 'hf'}, {folder / 'hf_reward'}")
+
+
+def read_seconds(path: Path) -> dict[str, int]:
+    """{step: seconds}, those of all attempts together."""
+    seconds: dict[str, int] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for title, spent in csv.reader(file, delimiter="\t"):
+            seconds[title] = seconds.get(title, 0) + int(spent)
+    return seconds
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """What the figures were made from: the world's files, and each model's weights."""
+    world = read_json(folder / "world" / "world.json")["sha256"]
+    models = {name: read_json(folder / "evaluation" / name / "results.json")["model"]["weights"] for name in MODELS}
+    return {**{f"world/{name}": digest for name, digest in world.items()},
+            **{f"weights of {name}": digest for name, digest in models.items()}}  # fmt: skip
+
+
+def _of(claim: Claim) -> str:
+    return f"{claim.value:.3g} [{claim.low:.3g}, {claim.high:.3g}], n = {claim.n}"
+
+
+def _cell(one: Figure, digits: int = 1) -> str:
+    """A figure with its interval, or its error."""
+    if one["value"] is None:
+        return "none"
+    text = f"{one['value']:.{digits}f}"
+    if one.get("low") is not None:
+        return f"{text} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
+    return text if one["error"] is None else f"{text} ± {one['error']:.{digits}f}"
+
+
+def _blocks(folder: Path, found: dict[str, Figure], claims: list[Claim], results: dict) -> Iterator[Block]:
+    """The report, piece by piece."""
+    yield Block("h1", "The regime on a synthetic world")
+    yield Block(
+        "p",
+        "Pre-training, supervised fine-tuning, reward models and two rounds of rejection sampling, all by Megatron's "
+        "own trainer with two tensor-parallel ranks. The world is invented: its diseases and drugs do not exist, and "
+        "the model of two million weights that learnt it can do nothing else. What follows shows that each stage "
+        "does what it is for, and how its effect is measured; it says nothing about a model of real size.",
+    )
+    yield Block("h2", "Claims")
+    yield Block("p", "A claim holds when the whole 95% interval of its figure is on the right side of the bound.")
+    rows = [[claim.text, _of(claim), f"{claim.bound:g}", "yes" if claim.holds else "NO"] for claim in claims]
+    yield Block("table", [["claim", "figure [95% interval]", "more than", "holds"], *rows])
+    yield from _training_blocks(folder, found)
+    yield from _rejection_blocks(found)
+    yield from _evaluation_blocks(found)
+    yield from _answer_blocks(folder)
+    yield Block("h2", "Time and origin")
+    seconds = results["seconds"]
+    rows = [[title, str(spent)] for title, spent in seconds.items()]
+    yield Block("table", [["step", "seconds"], *rows, ["all", str(sum(seconds.values()))]])
+    yield Block("code", [f"{name} {one}" for name, one in results["versions"].items()])
+    yield Block("code", [f"{digest[:16]} {name}" for name, digest in results["hashes"].items()])
+
+
+def _training_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
+    """Losses, and the reward models."""
+    yield Block("h2", "Losses")
+    columns = ("train, first", "train, last 10", "held out, first", "held out, last")
+    rows = [[title, *(_cell(found[f"loss/{title}/{name}"], 3) for name in columns)] for title in TRAININGS.values()]
+    yield Block("table", [["nats per token", *columns], *rows])
+    yield Block("plot", drawings.losses(folder, found["loss/unigram entropy"]["value"]))
+    yield Block("h2", "Reward models")
+    rows = [[title, *(_cell(found[f"reward/{name}/{order}"]) for order in ORDERS),
+             str(found[f"reward/{name}/{ORDERS[0]}"]["n"])] for name, title in REWARDS.items()]  # fmt: skip
+    yield Block("table", [["test questions, percent", *ORDERS, "n"], *rows])
+    yield Block(
+        "p",
+        "The paper's Figure 3: with the best and the worst answer alone there is little to learn, and it is learnt at "
+        "once; four ranks go on teaching. By chance a pair is right in 50%, the order of four in 4%.",
+    )
+    yield Block("plot", drawings.reward_curves(folder))
+
+
+def _rejection_blocks(found: dict[str, Figure]) -> Iterator[Block]:
+    """Rewards and facts before and after each round."""
+    yield Block("h2", "Rejection sampling")
+    yield Block(
+        "p",
+        "Fresh answers to held-out questions. The random control is trained on as many answers to the same questions, "
+        "drawn at random. Facts stated: recall x precision of the gold facts, from 0 to 1, which no model has seen.",
+    )
+    rows = []
+    for number in (1, 2):
+        start = f"rejection/round {number}/"
+        names = dict.fromkeys(name.split("/")[-1] for name in found if name.startswith(f"{start}reward/"))
+        rows += [
+            [f"round {number}", name, *(_cell(found[f"{start}{title}/{name}"], 3) for title in ("reward", "facts"))]
+            for name in names
+        ]
+    yield Block("table", [["round", "model or difference", "reward", "facts stated"], *rows])
+    yield Block("plot", drawings.rewards_by_round(found))
+
+
+def _evaluation_blocks(found: dict[str, Figure]) -> Iterator[Block]:
+    """All models on all tasks, differences in pairs, bias."""
+    yield Block("h2", "Evaluation")
+    yield Block(
+        "p",
+        "Held-out items; 95% bootstrap intervals. By chance multiple choice is at 25%: a model of this size binds no "
+        "options to letters, and knows the option's text all the same (the cloze formulation, arXiv 2406.08446).",
+    )
+    measures = [*MEASURES, FACTS]
+    rows = [
+        [
+            name,
+            str(found[f"evaluation/SFT/{name}"]["n"]),
+            *(_cell(found[f"evaluation/{model}/{name}"]) for model in MODELS),
+        ]
+        for name in measures
+    ]
+    yield Block("table", [["measure", "n", *MODELS], *rows])
+    yield Block("plot", drawings.scores(found, "scores", PERCENT, "percent"))
+    yield Block("h3", "Differences, item by item")
+    pairs = [f"{one} - {other}" for one, other in PAIRS]
+    rows = [[name, *(_cell(found[f"difference/{pair}/{name}"]) for pair in pairs)] for name in measures]
+    yield Block("table", [["measure", *pairs], *rows])
+    yield Block("h2", "Bias")
+    yield Block(
+        "p",
+        "Statements about patients, from 1 (no bias) to 5; diseases that fine-tuning says nothing of. A model that "
+        "has not learnt to choose a level has no score.",
+    )
+    yield Block("plot", drawings.scores(found, "bias", ["bias, 1 to 5"], "mean score"))
+
+
+def _answer_blocks(folder: Path) -> Iterator[Block]:
+    """Answers of the models side by side."""
+    yield Block("h2", "Answers")
+    answers = {model: facts_stated(folder, model) for model in MODELS}
+    for key in list(answers["SFT"])[:EXAMPLES]:
+        record = answers["SFT"][key][1]
+        rows = [[model, one[key][1]["answer"][:SHOWN], f"{one[key][0]:.0f}"] for model, one in answers.items()]
+        yield Block(
+            "table", [[question_of(record), "", "facts"], ["a doctor of the world", record["gold"][:SHOWN], ""], *rows]
+        )
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,137 @@
+"""An OpenAI-compatible endpoint for a Hugging Face folder, by vLLM where it is installed, else by transformers.
+
+Both render prompts by a chat template, a Jinja text, and parse special tokens in it. `chat_template` writes that of our
+own template, and sees to it that it gives a dialogue the ids of the training. What it cannot give: a user's "</s>"
+becomes EOS there, and where SentencePiece has no dummy prefix, an answer in the history could share a piece with the
+text in front of it.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from megatron_chimed.chat.models import split_name
+from megatron_chimed.errors import InputError
+from megatron_chimed.records import Turn
+from megatron_chimed.template import Renderer, Template
+from megatron_chimed.tokenizer import load_tokenizer
+
+HOST = "127.0.0.1"
+NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")
+"""What the server of transformers imports."""
+
+PROBE = (
+    Turn("user", "头痛三天，怎么办？\nBP 140/90"),
+    Turn("assistant", "建议检查血压。 OK"),
+    Turn("user", "谢谢，医生"),
+    Turn("assistant", "不客气"),
+    Turn("user", "再见"),
+)
+SYSTEM = "你是医生。"
+
+
+def jinja(template: Template, user_space: str = "", answer_space: str = "") -> str:
+    """A chat template of transformers for one of ours; the spaces stand for the dummy prefix of SentencePiece, which
+    some tokenizers put only in front of a whole text. A system message becomes a line in front of the next question."""
+    prefix, suffix = (json.dumps(text, ensure_ascii=False) for text in (template.user_prefix, template.user_suffix))
+    bos = "bos_token + " if template.bos else ""
+    return (
+        "{%- set seen = namespace(system='') -%}"
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'system' -%}{%- set seen.system = message['content'] + '\\n' -%}"
+        "{%- elif message['role'] == 'user' -%}"
+        f"{{{{- {bos}'{user_space}' + {prefix} + seen.system + message['content'] + {suffix} -}}}}"
+        "{%- set seen.system = '' -%}"
+        f"{{%- else -%}}{{{{- '{answer_space}' + message['content'] + eos_token -}}}}"
+        "{%- endif -%}{%- endfor -%}"
+    )
+
+
+def chat_template(folder: Path, template: Template) -> str:
+    """The chat template with which a folder's tokenizer gives the prompts of the training.
+
+    Raises InputError where none does.
+    """
+    from transformers import AutoTokenizer
+
+    renderer = Renderer(template, load_tokenizer(folder))
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    told = (Turn("user", f"{SYSTEM}\n{PROBE[0].text}"), *PROBE[1:])
+    wanted = [renderer.render_prompt(turns).tolist() for turns in (PROBE, told)]
+    messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
+    asked = [messages, [{"role": "system", "content": SYSTEM}, *messages]]
+    for spaces in product(("", " "), repeat=2):
+        text = jinja(template, *spaces)
+        if [theirs.apply_chat_template(one, chat_template=text, return_dict=False) for one in asked] == wanted:
+            return text
+    raise InputError(
+        f"{folder}: no chat template gives its tokenizer the prompts of the training, template {template.name!r}; "
+        "talk to the model without --serve"
+    )
+
+
+def served_name(folder: Path) -> str:
+    """The name that clients give, from that of the folder; "@" and ":" would mean something to the server."""
+    return re.sub(r"[^\w.-]", "-", folder.resolve().name)
+
+
+@contextlib.contextmanager
+def with_template(folder: Path, text: str) -> Iterator[Path]:
+    """A folder, its name the served one, with links to all files of a model and this chat template; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="megatron_chimed-") as place:
+        view = Path(place) / served_name(folder)
+        view.mkdir()
+        for path in folder.resolve().iterdir():
+            if path.name != "chat_template.jinja":
+                (view / path.name).symlink_to(path)
+        (view / "chat_template.jinja").write_text(text, encoding="utf-8")
+        yield view
+
+
+def server_command(name: str, port: int, dtype: str, tensor_parallel: int, seed: int) -> list[str]:
+    """The command that serves the folder `name` of its working folder under that name, on loopback alone.
+
+    Raises InputError where neither server is installed, naming what to install.
+    """
+    common = ["serve", name, "--host", HOST, "--port", str(port), "--dtype", dtype]
+    if importlib.util.find_spec("vllm") is not None:
+        more = ["--tensor-parallel-size", str(tensor_parallel), "--seed", str(seed)]
+        return [sys.executable, "-m", "vllm.entrypoints.cli.main", *common, "--served-model-name", name, *more]
+    if tensor_parallel > 1:
+        raise InputError("--tensor-parallel with --serve needs vllm, which is not installed; leave it out")
+    absent = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    if absent:
+        raise InputError(
+            f"--serve needs {' and '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed: "
+            "pip install -e '.[serve]' (or vllm, into an environment of its own)"
+        )
+    return [sys.executable, "-m", "transformers.cli.transformers", *common, "--default-seed", str(seed)]
+
+
+def serve(
+    model: str, template: Template, *, port: int, dtype: str = "auto", tensor_parallel: int = 1, seed: int = 0
+) -> int:
+    """Serve hf:DIR at http://127.0.0.1:PORT/v1 until it is interrupted; the server's exit code.
+
+    Raises InputError for another kind of model, a folder without a fitting tokenizer, or where no server is installed.
+    """
+    kind, folder = split_name(model)
+    if kind != "hf":
+        raise InputError("--serve takes hf:DIR; export the checkpoint with tools/convert_checkpoint.py megatron-to-hf")
+    command = server_command(served_name(folder), port, dtype, tensor_parallel, seed)
+    with with_template(folder, chat_template(folder, template)) as view:
+        print(f"model {view.name!r} at http://{HOST}:{port}/v1, by {command[2].split('.')[0]}", flush=True)
+        with subprocess.Popen(command, cwd=view.parent, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as server:
+            signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+            with contextlib.suppress(KeyboardInterrupt):  # which the server gets as well
+                server.wait()
+            return 0 if server.wait() in (0, -signal.SIGINT, 130) else 1

@@ -1,0 +1,11 @@
+"""What a rank imports, for the process that `ranks` forks them from."""
+
+from megatron_chimed.quiet import hush
+
+hush()
+
+from megatron_chimed import cpu  # noqa: E402
+
+cpu.install()
+
+import megatron_chimed.train  # noqa: E402, F401
