@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from job import ON_CPU, ROOT, Job, figures, kill, write_corpus
+from job import ROOT, Job, LaunchedJob, figures, kill, write_corpus
+from ranks import ON_CPU
 
 from megatron_chimed import checkpoints
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
@@ -41,7 +42,7 @@ class Run:
 
     def __init__(self, folder: Path, corpus: Path):
         self.save = folder / "run"
-        self.job = Job(folder, MODEL, STAGE | {"data-path": str(corpus)}, CHIMED)
+        self.job = LaunchedJob(folder, MODEL, STAGE | {"data-path": str(corpus)}, CHIMED)
         self.expected: Path | None = None
 
     def start(self, **fault) -> subprocess.Popen:
@@ -228,7 +229,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_a_second_job_is_refused(run):
     shard.write_bytes(content)
     process = run.start()
     run.wait_for(process, 1)  # the log is there, so its ranks are, and the lock
-    other = Job(run.job.folder / "other", MODEL, {}).start("--save", run.save)
+    other = LaunchedJob(run.job.folder / "other", MODEL, {}).start("--save", run.save)
     assert other.wait(timeout=120) == 1
     refusal = (run.job.folder / "other/output.txt").read_text()
     assert re.search(rf"error: {run.save}: another job is running there \(process {process.pid} on ", refusal)
