@@ -1,15 +1,15 @@
 """What megatron-core 0.19.2 needs so that a pip-only install trains and resumes to the bit, in one place.
 
 Each function names the upstream fault that it mends; with Transformer Engine or apex installed their optimizer is used,
-and the mends of torch's Adam do nothing. Together with train.py the only importer of megatron.training.
+and the mends of torch's Adam do nothing. What the trainer does about faults is in saving.py and supervision.py.
 """
 
 import argparse
 import dataclasses
+import errno
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -20,11 +20,8 @@ from megatron.core.utils import unwrap_model
 from megatron.training import checkpointing, initialize, training
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
-from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.errors import InputError, LostRank
 from megatron_chimed.starting_weights import start_anew
-
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def install(*, without_cuda: bool, log: "Log") -> None:
@@ -50,32 +47,16 @@ class Log:
         """Called after each evaluation; split is "valid", "final_valid" or "test"."""
 
 
-def latest_iteration(folder: str | Path) -> int:
-    """The iteration of the newest whole checkpoint in a folder, 0 when there is none.
-
-    Upstream rewrites its tracker file in place, so that a kill can leave it empty; then the checkpoints themselves
-    tell, of which metadata.json is written last, and the tracker is mended. Raises InputError when it holds anything
-    else than a number.
-    """
-    tracker = Path(folder) / TRACKER
-    if not tracker.is_file():
-        return 0
-    text = tracker.read_text(encoding="utf-8").strip()
-    if text == "release":
-        return 0
-    if not text:
-        whole = [path.parent.name for path in Path(folder).glob("iter_*/metadata.json")]
-        text = str(int(max(whole, default="iter_0").removeprefix("iter_")))
-        with atomic_output(tracker) as file:
-            file.write(text)
-    if not text.isdecimal():
-        raise InputError(f"{tracker}: holds {text!r}; expected an iteration number. Remove it or write the right one")
-    return int(text)
-
-
 def explain(error: Exception, args: argparse.Namespace) -> InputError | None:
     """What the user can do about one of the trainer's own errors; None when it is none that we know."""
     text, place = str(error), inspect.trace()[-1]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return InputError(f"--save {args.save}: cannot be written ({error.strerror}); make space and run it again")
+    if isinstance(error, torch.distributed.DistError) or "gloo/transport" in text:
+        return LostRank(
+            f"another rank has ended or does not answer ({text[:200]}); the same command continues from the newest "
+            "checkpoint"
+        )
     if text.startswith("OptimizerParamScheduler"):
         return InputError(
             f"the learning-rate schedule differs from that of the checkpoint in {args.load} ({text}); set "

@@ -10,6 +10,7 @@ from megatron_chimed.models.gpt import has
 def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
     """Arguments that follow from what is installed here, for those that the user does not give."""
     chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
+    chosen["no-check-for-nan-in-loss-and-grad"] = True  # upstream's raises on one rank; supervision.py does it on all
     has_te = has("transformer_engine") and not cpu.is_needed()
     chosen["transformer-impl"] = "transformer_engine" if has_te else "local"
     if "vocab-size" in settings:

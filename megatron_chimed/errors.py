@@ -8,9 +8,16 @@ import os
 import sys
 from collections.abc import Callable
 
+STOPPED = os.EX_TEMPFAIL
+"""Exit code 75 of a training that was asked to stop: it has saved, and the same command continues."""
+
 
 class InputError(ValueError):
     """Bad input: a file, a flag or a value that the user can mend. The message is one full line."""
+
+
+class LostRank(InputError):
+    """Another rank of the job has ended or hangs; what that one has said is more to the point."""
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> None:

@@ -2,19 +2,69 @@
 
 ``python -m megatron_chimed.launch [torchrun options] -m megatron_chimed STAGE ...``
 
-With MEGATRON_CHIMED_END_WITH_STDIN set, the job ends when its standard input does: whoever holds the other end of that
-pipe takes the job along, even when killed.
+SIGTERM or SIGUSR1, to this process or to any rank, lets the ranks finish their iteration, save and end with code 75;
+the same command continues. A second signal, or MEGATRON_CHIMED_STOP_SECONDS (600) after the first, kills them.
+
+With MEGATRON_CHIMED_END_WITH_STDIN set, the job ends so when its standard input does: whoever holds the other end of
+that pipe takes the job along, even when killed.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
+
+from megatron_chimed.errors import STOPPED, InputError, one_line
+from megatron_chimed.job import prepare
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+OWN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's share: it ends its ranks within 30 seconds
+STOP_SECONDS = "MEGATRON_CHIMED_STOP_SECONDS"
+
+
+class Stop:
+    """Passes the first signal on to the ranks; the second one, or the deadline, kills them."""
+
+    def __init__(self, seconds: int):
+        self.seconds = seconds
+        self.first: int | None = None
+        self.killed = False
+        for number in (*STOP_SIGNALS, signal.SIGALRM):
+            signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: object) -> None:
+        """A signal's handler."""
+        if self.first is None:
+            self.first = number
+            _say(f"{signal.Signals(number).name}: waiting up to {self.seconds} s for the ranks to save")
+            signal.alarm(self.seconds)
+        else:
+            self.killed = True
+        for rank in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL if self.killed else number)
+
+    def code(self, failure: int) -> int:
+        """The job's exit code after a rank has ended with `failure` (negative: by that signal)."""
+        if self.killed:
+            return 128 + self.first
+        if self.first is not None and -failure in STOP_SIGNALS:
+            _say("stopped before the first iteration; nothing new to save")
+            return STOPPED
+        return failure if failure > 0 else 128 - failure
+
+
+def children() -> list[int]:
+    """Process ids of this process's children: the ranks."""
+    lists = (path.read_text() for path in Path("/proc/self/task").glob("*/children"))
+    return [int(number) for text in lists for number in text.split()]
 
 
 def end_with_stdin() -> None:
@@ -29,15 +79,41 @@ def main() -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     if os.environ.get("MEGATRON_CHIMED_END_WITH_STDIN"):
         threading.Thread(target=end_with_stdin, daemon=True).start()
+    words = sys.argv[1:]
     try:
-        torchrun()
+        stop = Stop(_stop_seconds())
+        lock = _prepare(words)  # noqa: F841  held as long as this process lives
+    except InputError as error:
+        _say(f"error: {one_line(error)}")
+        sys.exit(1)
+    try:
+        torchrun(["--signals-to-handle", OWN_SIGNALS, *words])
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode != 1:  # a rank that exits with 1 has said why
-            print(f"megatron_chimed: rank {rank} ended with code {failure.exitcode}", file=sys.stderr)
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+        code = stop.code(failure.exitcode)
+        if code not in (1, STOPPED):  # a rank that exits with 1 has said why
+            _say(f"rank {rank} ended with code {failure.exitcode}")
+        sys.exit(code)
+
+
+def _stop_seconds() -> int:
+    """The time that ranks get to save. Raises InputError."""
+    text = os.environ.get(STOP_SECONDS, "600")
+    if not text.isdecimal() or not int(text):
+        raise InputError(f"{STOP_SECONDS} is {text!r}; expected a whole number of seconds above 0")
+    return int(text)
+
+
+def _prepare(words: list[str]) -> int | None:
+    """Settle what is settled once, on the first machine: torchrun starts no rank before all machines are ready."""
+    node = words[words.index("--node-rank") + 1] if "--node-rank" in words else "0"
+    return prepare(words[words.index("-m") + 2 :]) if node == "0" and "-m" in words else None
+
+
+def _say(line: str) -> None:
+    print(f"megatron_chimed: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_chimed import adapter, arguments, config, cpu, tracking
+from megatron_chimed import adapter, arguments, checkpoints, config, cpu, saving, tracking
 from megatron_chimed.config import Setting
 from megatron_chimed.defaults import defaults
 from megatron_chimed.errors import InputError
@@ -35,6 +35,7 @@ from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
+from megatron_chimed.supervision import Supervisor
 from megatron_chimed.tracking import Tracker
 
 STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE, reward_stage.STAGE)}
@@ -55,12 +56,14 @@ def train(words: list[str]) -> None:
 
 def run(stage: Stage, settings: config.Settings) -> None:
     """The same from settings that are read already. Raises InputError."""
-    options, stage_config = config.fill(settings.chimed, config.ModelOptions, stage.config_class)
+    kinds = (config.ModelOptions, config.JobOptions, stage.config_class)
+    options, job, stage_config = config.fill(settings.chimed, *kinds)
+    job.check()
     args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
     if stage.new_weights and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:
         # Upstream's other optimizer cannot save the state of a float32 weight among 16-bit ones.
         raise InputError(f"the {stage.name} stage with --bf16 or --fp16 needs --use-distributed-optimizer")
-    done = adapter.latest_iteration(args.save) if args.save else 0
+    done = checkpoints.latest_iteration(args.save) if args.save else 0
     total = args.train_iters or args.train_samples // args.global_batch_size
     if done >= total:
         _say(f"{args.save} is trained to iteration {done}; raise --train-iters to continue")
@@ -77,19 +80,18 @@ def run(stage: Stage, settings: config.Settings) -> None:
     _say(line)
     adapter.install(without_cuda=cpu.is_needed(), log=log)
     adapter.check_weights(stage.new_weights, stage.unused_weights)
-    container = pretrain_cfg_container_from_args(args, model)
+    saving.install(job.keep_checkpoints, in_background=args.async_save)
     datasets: list = []  # filled by the provider, before the first forward step
+    supervisor = Supervisor(job, datasets, _say)
+    supervisor.install()
     try:
-        pretrain(
-            container,
-            _iterators_provider(stage, stage_config, datasets),
-            ModelType.encoder_or_decoder,
-            _forward_step(stage, stage_config, datasets),
-        )
-    except (AssertionError, RuntimeError, IndexError) as error:
-        if known := adapter.explain(error, args):
-            raise known from None
-        raise
+        with supervisor.running(functools.partial(adapter.explain, args=args)):
+            pretrain(
+                pretrain_cfg_container_from_args(args, model),
+                _iterators_provider(stage, stage_config, datasets),
+                ModelType.encoder_or_decoder,
+                _forward_step(stage, stage_config, datasets),
+            )
     finally:
         record.end(sys.exception())
         if torch.distributed.is_initialized():
@@ -143,16 +145,16 @@ def _refuse(parsed: argparse.Namespace) -> None:
     if not parsed.micro_batch_size:
         raise InputError("no --micro-batch-size is given; give the rows that a rank takes at a time")
     for folder in (parsed.load, parsed.pretrained_checkpoint):
-        if folder and folder != parsed.save and not (Path(folder) / adapter.TRACKER).is_file():
+        if folder and folder != parsed.save and not (Path(folder) / checkpoints.TRACKER).is_file():
             raise InputError(
-                f"--load {folder}: no checkpoint there ({adapter.TRACKER} is missing); give a run's --save"
+                f"--load {folder}: no checkpoint there ({checkpoints.TRACKER} is missing); give a run's --save"
             )
 
 
 def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
     """The same command again continues: a checkpoint in --save wins over --load and what belongs to a first start."""
     save = settings.get("save")
-    if save is None or not adapter.latest_iteration(str(save.value)):
+    if save is None or not checkpoints.latest_iteration(str(save.value)):
         return settings
     first_start = ("load", "finetune", "pretrained-checkpoint", "no-load-optim", "no-load-rng")
     kept = {key: setting for key, setting in settings.items() if key not in first_start}

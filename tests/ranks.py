@@ -88,11 +88,8 @@ def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Pat
 
 def _be_rank(rank: int, words: list[str]) -> int:
     """Run a rank; its exit code."""
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
-
     from megatron_chimed.__main__ import main
 
-    get_write_results_queue(mp_mode="fork")  # a process that would import everything anew, were it not there already
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     sys.argv = ["megatron_chimed", *words]
     try:

@@ -88,9 +88,18 @@ def test_a_job_that_fails_ends_with_its_code_and_is_not_queued_again(tmp_path):
     assert not [call for call in calls(tmp_path) if "requeue" in call]
 
 
+def test_a_job_whose_ranks_were_asked_to_stop_is_queued_again(tmp_path):
+    recorder(tmp_path, "srun", "exit 75")
+    recorder(tmp_path, "scontrol", "echo n1; echo n2")
+    done = run(tmp_path, "sh", "launch/slurm.sbatch", "pretrain", "m", "s", **SLURM)
+    assert done.returncode == 0
+    assert calls(tmp_path)[-1] == "scontrol requeue 7"
+
+
 def test_the_signal_before_the_time_limit_stops_the_ranks_and_queues_the_job_again(tmp_path):
     recorder(tmp_path, "scontrol", "echo n1; echo n2")
-    recorder(tmp_path, "srun", f'trap "echo stopped >>{tmp_path}/calls.txt; exit 0" TERM\nwhile :; do sleep 0.05; done')
+    saving = f'trap "sleep 0.5; echo saved >>{tmp_path}/calls.txt; exit 75" USR1\nwhile :; do sleep 0.05; done'
+    recorder(tmp_path, "srun", saving)
     environment = os.environ | SLURM | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     command = ["sh", "launch/slurm.sbatch", "sft", "m", "s"]
     job = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
@@ -105,7 +114,7 @@ def test_the_signal_before_the_time_limit_stops_the_ranks_and_queues_the_job_aga
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
-    assert calls(tmp_path)[-2:] == ["stopped", "scontrol requeue 7"]
+    assert calls(tmp_path)[-2:] == ["saved", "scontrol requeue 7"]
 
 
 def pipeline(folder: Path, **environment: str) -> subprocess.CompletedProcess:

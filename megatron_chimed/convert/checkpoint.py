@@ -17,6 +17,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from megatron_chimed.checkpoints import check_whole, has_manifest
 from megatron_chimed.convert import architecture as arch
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.family import Entry
@@ -117,7 +118,7 @@ def megatron_to_hf(
 
     Raises InputError listing all that does not fit, before anything is written.
     """
-    source = TorchDistCheckpoint(find_iteration(megatron, iteration))
+    source = _open_whole(megatron, iteration)
     args = source.args()
     head = "reward" if "reward_head.weight" in source.tensors else "lm"
     model = arch.from_megatron_args(args, head, str(source.folder))
@@ -148,6 +149,14 @@ def megatron_to_hf(
         trained_with = getattr(args, "tokenizer_model", None) or "none that has files"
         print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)
     return model
+
+
+def _open_whole(megatron: str | Path, iteration: int | None) -> TorchDistCheckpoint:
+    """A checkpoint whose bytes are those of its manifest, if it has one. Raises InputError."""
+    place = find_iteration(megatron, iteration)
+    if has_manifest(place):
+        check_whole(place)
+    return TorchDistCheckpoint(place)
 
 
 def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Planned]:

@@ -27,11 +27,11 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.convert.plan import Planned
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output, read_json
 
-TRACKER = "latest_checkpointed_iteration.txt"
 COMMON = "common_state/shard_0_1"
 
 

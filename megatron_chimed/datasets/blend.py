@@ -23,6 +23,10 @@ class StreamBlend(BlendedDataset):
     left half written, and refuses short runs of many corpora; here corpora never run out.
     """
 
+    def place(self, index: int) -> tuple[str, int]:
+        """(path, number in it) of a sample."""
+        return self.datasets[self.dataset_index[index]].place(int(self.dataset_sample_index[index]))
+
     def _build_indices(self) -> tuple[np.ndarray, np.ndarray]:
         def build() -> tuple[np.ndarray, np.ndarray]:
             corpus, sample = np.zeros(self.size, np.int16), np.zeros(self.size, np.int64)

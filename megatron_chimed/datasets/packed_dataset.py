@@ -83,14 +83,18 @@ class PackedDataset(MegatronDataset, abc.ABC):
         return self.num_samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        arrays = self.sample(self.place(index)[1])
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def place(self, index: int) -> tuple[str, int]:
+        """(folder, row) of a sample."""
         if index < 0 or not len(self.indices):
             raise IndexError(index)
         epoch, place = divmod(int(index), len(self.indices))
         if self._epoch[0] != epoch:
             seed = self.config.random_seed
             self._epoch = (epoch, rows.permutation(len(self.indices), seed, epoch, rows.SAMPLE_ORDER))
-        arrays = self.sample(int(self.indices[self._epoch[1][place]]))
-        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return self.dataset_path, int(self.indices[self._epoch[1][place]])
 
 
 def build_packed_datasets(

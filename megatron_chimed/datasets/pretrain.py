@@ -97,6 +97,10 @@ class PretrainDataset(MegatronDataset):
         }
         return {name: torch.from_numpy(values) for name, values in sample.items()}
 
+    def place(self, index: int) -> tuple[str, int]:
+        """(corpus, sample of its stream) of a sample: the stream is all epochs, each cut every S tokens."""
+        return self.dataset_path, self._shuffled(index)
+
     def _shuffled(self, index: int) -> int:
         """The sample of the stream that is drawn at `index`."""
         if index < 0 or self.num_tokens == 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.convert.tokenizer_files import tokenizer_folder
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file, sha256_json
@@ -107,7 +108,7 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
 
 def _iteration_folder(folder: Path, iteration: int | None) -> Path:
     """The folder of one checkpoint. Raises InputError."""
-    tracker = folder / "latest_checkpointed_iteration.txt"
+    tracker = folder / TRACKER
     if not tracker.is_file():
         raise InputError(f"{folder}: no {tracker.name}; expected a folder of Megatron checkpoints")
     latest = tracker.read_text(encoding="utf-8").strip()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.config import Settings
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import memory
@@ -21,7 +22,6 @@ from megatron_chimed.plan.layout import Layout, problems
 from megatron_chimed.plan.model import Model
 from megatron_chimed.plan.settings import Plan, read_plan
 
-TRACKER = "latest_checkpointed_iteration.txt"
 PATIENCE = 600  # seconds
 ERROR, RESULT = "megatron_chimed: error: ", "dry run: "
 LEFT_OUT = ("load", "finetune", "save", "transformer-impl", "distributed-backend", "rampup-batch-size")

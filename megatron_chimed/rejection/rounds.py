@@ -11,6 +11,7 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
+from megatron_chimed.checkpoints import latest_iteration
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json_lines
@@ -25,7 +26,7 @@ from megatron_chimed.rejection.scorers import open_scorer, score_into
 from megatron_chimed.rejection.select import filter_candidates, random_control, select
 from megatron_chimed.rejection.steps import Made, Step
 from megatron_chimed.rejection.store import CandidateStore, count_stored, read_candidates, write_candidates
-from megatron_chimed.rejection.training import fine_tune, trained_iterations
+from megatron_chimed.rejection.training import fine_tune
 from megatron_chimed.template import Renderer
 
 STEPS = ("prompts", "generate", "score", "select", "pack", "train", "sample", "report")
@@ -193,7 +194,7 @@ class Round:
             return Made(done[0], {}, {"iterations": dict(zip(self.sets, done, strict=True))})
 
         def progress() -> str:
-            done = {folder.name: trained_iterations(folder) for folder in folders if folder.exists()}
+            done = {folder.name: latest_iteration(folder) for folder in folders if folder.exists()}
             return ", ".join(f"{name}: iteration {count}" for name, count in done.items())
 
         paths = self.config.paths

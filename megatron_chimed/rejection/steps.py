@@ -5,7 +5,6 @@ lies there now: the same parents (hashes of all that goes in, settings too) and 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import sys
@@ -15,11 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import manifest, read_json, sha256_file, sha256_json, write_json
+from megatron_chimed.locks import lock_folder
 
 MADE_BY = "tools/rejection_sampling.py"
-TRACKER = "latest_checkpointed_iteration.txt"
 SAMPLED = 1 << 20  # bytes at each end of a file of weights
 
 
@@ -158,13 +158,8 @@ def run_step(step: Step, where: str) -> bool:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other jobs out of a folder as long as this process lives. Raises InputError when another one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    handle = lock_folder(folder, "output")
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another job is running there; wait for it, or name another output") from None
         yield
     finally:
         os.close(handle)

@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_chimed.checkpoints import latest_iteration
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json
 from megatron_chimed.rejection.config import LoopConfig
-from megatron_chimed.rejection.steps import TRACKER
 
 ENDING = 60  # seconds for the ranks of a killed job to end
 
@@ -31,13 +31,7 @@ def fine_tune(config: LoopConfig, start: str | Path, packed: Path, folder: Path,
         _launch(config, start, packed, folder, lock)
     finally:
         os.close(lock)
-    return trained_iterations(folder)
-
-
-def trained_iterations(folder: Path) -> int:
-    """The newest checkpoint's iteration in a run's folder; 0 without one."""
-    tracker = folder / TRACKER
-    return int(tracker.read_text()) if tracker.is_file() else 0
+    return latest_iteration(folder)
 
 
 def _begin(marker: Path, folder: Path, made_from: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import rejection_loop as loop
 from rejection_loop import ITERATIONS
 
+from megatron_chimed.checkpoints import latest_iteration
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import ScorerOptions, read_config
@@ -21,7 +22,6 @@ from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.rounds import STEPS
 from megatron_chimed.rejection.scorers import open_scorer, sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
-from megatron_chimed.rejection.training import trained_iterations
 
 KILLS = {"prompts": 4, "generate": 3, "score": 2, "select": 4, "pack": 4, "train": 1, "sample": 1, "report": 1}
 DECIDING = STEPS[:4]  # up to the selection
@@ -65,7 +65,7 @@ def moment(draw: random.Random, step: str, round_folder: Path, seconds: dict):
     """A condition that comes true at a random place of a step."""
     if step == "train":
         folder = round_folder / "train/selected"
-        return lambda: trained_iterations(folder) >= 1 and (running(folder) or not Path("/proc/self").exists())
+        return lambda: latest_iteration(folder) >= 1 and (running(folder) or not Path("/proc/self").exists())
     stores = {"generate": "candidates.store", "score": "scored.store", "sample": "heldout.selected.sampled.store"}
     if step in stores:
         path = round_folder / stores[step]
@@ -94,13 +94,13 @@ def test_killed_twenty_times_in_all_steps_the_same_answers_are_selected(world):
                 while running(round_folder / "train/selected") and time.monotonic() < ends:
                     time.sleep(0.1)
                 assert not running(round_folder / "train/selected"), "ranks outlived the job"
-                assert trained_iterations(round_folder / "train/selected") < ITERATIONS, "they ended by themselves"
+                assert latest_iteration(round_folder / "train/selected") < ITERATIONS, "they ended by themselves"
         loop.run(config, "--round", "1", "--step", step)
     assert {"generate", "score"} <= set(partial), f"no kill left a part of the answers (seed {seed})"
     for name in ("prompts", "candidates", "scored", "selected", "selected.dialogues"):
         whole, killed = (folder / run / f"round-01/{name}.jsonl" for run in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), f"{name} (seed {seed})"
-    assert trained_iterations(round_folder / "train/selected") == ITERATIONS
+    assert latest_iteration(round_folder / "train/selected") == ITERATIONS
     check_finished(config, settings)
 
 

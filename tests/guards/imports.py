@@ -33,6 +33,8 @@ RULES = {
     "jsonl": Rule(("errors",)),
     "quiet": Rule(),
     "records": Rule(("errors",)),
+    "checkpoints": Rule(("errors", "jsonl")),
+    "locks": Rule(("errors",)),
     "config": Rule(("errors",), ("yaml",)),
     "template": Rule(BASE, ("numpy",)),
     "tokenizer": Rule(("errors", "jsonl"), ("numpy", *TOKENIZERS)),
@@ -65,7 +67,7 @@ RULES = {
     "ranking_metrics": Rule(("losses",), ("torch",)),
     # Checkpoints: data in, data out; model and verify also build what they have read.
     "convert": Rule(
-        (*BASE, "convert"),
+        (*BASE, "checkpoints", "convert"),
         ("torch", "safetensors", "yaml", "tqdm", "megatron.core.dist_checkpointing", "megatron.core.safe_globals"),
     ),
     "convert.tensors": Rule((), ("torch",)),
@@ -95,7 +97,12 @@ RULES = {
     # Above the stages: the trainer and what adapts Megatron.
     "cpu": Rule(("errors",), ("torch", "megatron.core")),
     "starting_weights": Rule(("errors",), ("torch", "megatron.core.dist_checkpointing")),
-    "adapter": Rule(("errors", "jsonl", "cpu", "starting_weights"), ("torch", "megatron.core", "megatron.training")),
+    "adapter": Rule(("errors", "cpu", "starting_weights"), ("torch", "megatron.core", "megatron.training")),
+    "loss_watch": Rule(),
+    "saving": Rule(("errors", "checkpoints"), ("torch", "megatron.core.dist_checkpointing", "megatron.training")),
+    "supervision": Rule(
+        ("errors", "jsonl", "config", "checkpoints", "loss_watch"), ("numpy", "torch", "megatron.training")
+    ),
     "arguments": Rule(("errors", "config")),
     "defaults": Rule(("config", "arguments", "cpu", "models")),
     "runlog": Rule(("errors", "jsonl"), ("tqdm",)),
@@ -115,14 +122,18 @@ RULES = {
             "tracking",
             "cpu",
             "adapter",
+            "checkpoints",
+            "saving",
+            "supervision",
             "models",
             "stages",
         ),
         ("torch", "megatron.core", "megatron.training"),
     ),
-    "launch": Rule(("errors",), ("torch.distributed",)),
+    "job": Rule(("errors", "config", "checkpoints", "locks")),
+    "launch": Rule(("errors", "job"), ("torch.distributed",)),
     # Before the cluster is asked: arithmetic without torch; the rank of a dry run is the trainer itself.
-    "plan": Rule((*BASE, "stages.schedule", "plan")),
+    "plan": Rule((*BASE, "checkpoints", "stages.schedule", "plan")),
     "plan.model": Rule(),
     "plan.layout": Rule(("plan.model",)),
     "plan.memory": Rule(("plan.model", "plan.layout")),
@@ -135,7 +146,16 @@ RULES = {
     "rejection.store": Rule(("errors", "jsonl", "records")),
     "rejection.prompts": Rule((*BASE, "data", "rejection.keys")),
     "rejection": Rule(
-        (*BASE, "chat_api", "datasets.pack_dialogues", "convert.checkpoint", "inference.client", "rejection"),
+        (
+            *BASE,
+            "checkpoints",
+            "locks",
+            "chat_api",
+            "datasets.pack_dialogues",
+            "convert.checkpoint",
+            "inference.client",
+            "rejection",
+        ),
         ("torch", "transformers", "vllm", "matplotlib"),
     ),
     # A checkpoint at work: the client's side is without torch and Megatron.
@@ -174,7 +194,9 @@ RULES = {
     "evaluation.harness": Rule((*BASE, "evaluation"), ("lm_eval",)),
     "evaluation.harness_tasks": Rule((*BASE, "evaluation"), ("numpy", "lm_eval", "datasets")),
     "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
-    "evaluation.models": Rule((*BASE, "evaluation", "convert.tokenizer_files", "inference.client", "chat_api")),
+    "evaluation.models": Rule(
+        (*BASE, "checkpoints", "evaluation", "convert.tokenizer_files", "inference.client", "chat_api")
+    ),
     "evaluation.hf_model": Rule((*BASE, "evaluation.encoding"), ("torch", "transformers", "lm_eval")),
     "evaluation.engine_model": Rule(
         (*BASE, "evaluation.encoding", "evaluation.vllm_engine", "inference.client"), ("lm_eval",)
@@ -183,8 +205,8 @@ RULES = {
     "evaluation.chat_model": Rule((*BASE, "evaluation.engine_model", "chat_api"), ("lm_eval",)),
 }
 
-TRAINING = ("train", "adapter")
-"""The importers of megatron.training: the trainer and one sibling."""
+TRAINING = ("train", "adapter", "saving", "supervision")
+"""The importers of megatron.training: the trainer, what mends it, and what it does about faults."""
 
 
 def module_name(path: str) -> str:

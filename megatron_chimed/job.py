@@ -1,0 +1,46 @@
+"""What is settled once for a whole job, before its ranks start: who may write --save, and which checkpoint is whole."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed import checkpoints
+from megatron_chimed.config import load_settings
+from megatron_chimed.errors import InputError
+from megatron_chimed.locks import lock_folder
+
+
+def prepare(words: list[str]) -> int | None:
+    """Lock --save and see that the checkpoint that will be loaded is whole; on the first machine, before the ranks.
+
+    words: ``[stage, model YAML, stage YAML, overrides ...]``. A damaged checkpoint in --save is set aside with a
+    warning, and the one before it is the latest then; of --load it is refused. Returns the lock's handle, to be kept as
+    long as the job runs; None without --save. Raises InputError. What else is wrong with the words the ranks say.
+    """
+    try:
+        settings = load_settings(words[1], words[2], words[3:]).megatron
+    except (InputError, IndexError):
+        return None
+    save, load = _path(settings, "save"), _path(settings, "load")
+    if load is not None and load != save and not (save and checkpoints.latest_iteration(save)):
+        _check_load(load)
+    if save is None:
+        return None
+    try:
+        handle = lock_folder(save, "--save")
+        if warning := checkpoints.fall_back(save):
+            print(f"megatron_chimed: warning: {warning}", file=sys.stderr, flush=True)
+    except OSError as error:
+        raise InputError(f"--save {save}: cannot be written ({error.strerror}); name another folder") from None
+    return handle
+
+
+def _path(settings: dict[str, Any], key: str) -> Path | None:
+    """The folder that a setting names."""
+    return Path(str(settings[key].value)) if key in settings else None
+
+
+def _check_load(folder: Path) -> None:
+    """Raise InputError when the newest checkpoint of another run is damaged. The folder is not ours to mend."""
+    if latest := checkpoints.latest_iteration(folder):
+        checkpoints.check_whole(checkpoints.path_of(folder, latest))

@@ -1,0 +1,192 @@
+"""How a training stops: on a signal with a checkpoint, on a loss that is lost with what it takes to find out why.
+
+All ranks agree in each iteration, by one small sum, taken when the gradients are there and the weights are not yet
+changed. Together with train.py, adapter.py and saving.py the only importer of megatron.training.
+"""
+
+import contextlib
+import functools
+import json
+import shutil
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.training import checkpointing, get_args, training
+
+from megatron_chimed import checkpoints
+from megatron_chimed.config import JobOptions
+from megatron_chimed.errors import STOPPED, InputError, LostRank
+from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.loss_watch import LossWatch
+
+SHOWN = 8  # rows of a source in a message; all of them are in the file
+
+
+class Supervisor:
+    """Watches one training. datasets: filled before the first step with (train, ...); say: prints a line on rank 0."""
+
+    def __init__(self, options: JobOptions, datasets: Sequence, say: Callable[[str], None]):
+        self.datasets, self.say = datasets, say
+        self.watch = LossWatch(options.loss_limit, options.loss_limit_iterations)
+        self.listening = False
+        self.signalled = False  # this rank
+        self.stopping = False  # all ranks, agreed
+        self.stopped = False
+
+    def install(self) -> None:
+        """Put itself into the trainer. Once per process, before `pretrain`."""
+        train_step, decide = training.train_step, training.checkpoint_and_decide_exit
+
+        @functools.wraps(train_step)
+        def step(forward_step, iterator, model, optimizer, scheduler, config, forward_backward, *args, **kwargs):
+            def watched(*a, **k):
+                losses = forward_backward(*a, **k)
+                self._agree(losses, model, kwargs["iteration"] + 1)
+                return losses
+
+            self._listen()
+            return train_step(forward_step, iterator, model, optimizer, scheduler, config, watched, *args, **kwargs)
+
+        @functools.wraps(decide)
+        def save_or_decide(model, optimizer, scheduler, iteration, *args):
+            if self.stopping and iteration < get_args().train_iters:
+                self._stop(model, optimizer, scheduler, iteration, *args)
+                return True
+            return decide(model, optimizer, scheduler, iteration, *args)
+
+        training.train_step, training.checkpoint_and_decide_exit = step, save_or_decide
+
+    @contextlib.contextmanager
+    def running(self, explain: Callable[[Exception], InputError | None]) -> Iterator[None]:
+        """Around the trainer. Raises InputError for what the user can mend, by `explain`, and SystemExit when the
+        trainer is to end before its last iteration."""
+        try:
+            yield
+        except (AssertionError, RuntimeError, IndexError, OSError) as error:
+            known = explain(error)
+            if known is None:
+                raise
+            if isinstance(known, LostRank) and self.signalled:
+                sys.exit(1)  # the launcher ends this job, and the rank that began it has spoken
+            raise known from None
+        except SystemExit as end:
+            sys.exit(STOPPED if self.stopped else end.code)
+
+    def _listen(self) -> None:
+        """Note signals from now on. Before the first step they end the process: there is nothing new to save."""
+        if not self.listening:
+            self.listening = True
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signalled = True
+
+    def _agree(self, losses: list[dict[str, torch.Tensor]], model: list, iteration: int) -> None:
+        """Sum over all ranks: signals, gradients that are no numbers, and the loss with its count.
+
+        Raises InputError on every rank when the training must not go on.
+        """
+        if get_args().fake_process_group:
+            return  # a dry run's collectives leave what was in memory
+        parts = [next(iter(figures.values())).double().view(-1) for figures in losses if figures]
+        total, count = torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
+        for part in parts:
+            total = total + part[0].cpu()
+            count = count + (part[1].cpu() if part.numel() == 2 else 1)
+        lost = 0.0 if get_args().fp16 else float(not _are_finite(model))  # loss scaling expects infinite gradients
+        summed = torch.tensor([float(self.signalled), lost, total, count], dtype=torch.double, device="cuda")
+        torch.distributed.all_reduce(summed)
+        signals, lost, total, count = summed.tolist()
+        self.stopping = signals > 0
+        reason = self.watch.judge(total / count) if count else None
+        if reason is None and lost:
+            reason = "a gradient is not a finite number"
+        if reason is not None:
+            self._give_up(reason, model, iteration)
+
+    def _stop(self, model, optimizer, scheduler, iteration, num_operations, context, iterator) -> None:
+        """Save and say so."""
+        saved = get_args().save
+        if saved:
+            training.save_checkpoint_and_time(
+                iteration, model, optimizer, scheduler, num_operations, context, train_data_iterator=iterator
+            )
+        self.stopped = True
+        where = f"saved in {saved}; the same command continues" if saved else "nothing is saved, as there is no --save"
+        self.say(f"stopped by a signal after iteration {iteration}: {where}")
+
+    def _give_up(self, reason: str, model: list, iteration: int) -> None:
+        """Save the weights that this iteration began with and its batch, and raise InputError with all of it."""
+        args = get_args()
+        batch = range(args.consumed_train_samples, args.consumed_train_samples + args.global_batch_size)
+        rows = _rows(self.datasets[0], batch)
+        text = f"iteration {iteration}: {reason}; its batch: {_short(rows)}"
+        if not args.save:
+            raise InputError(f"{text}. There is no --save to put weights and batch into")
+        folder = Path(args.save) / f"stopped_at_{iteration:07d}"
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            _write_batch(folder, self.datasets[0], batch, {"iteration": iteration, "reason": reason, "rows": rows})
+        torch.distributed.barrier()
+        _save_weights(folder, model, iteration - 1)
+        raise InputError(
+            f"{text}. The weights before it and the batch are in {folder}; the newest checkpoint is that of iteration "
+            f"{checkpoints.latest_iteration(args.save)}"
+        )
+
+
+def _are_finite(model: list) -> bool:
+    """Whether all of this rank's gradients are finite numbers."""
+    for part in model:
+        for buffer in [*getattr(part, "buffers", []), *getattr(part, "expert_parallel_buffers", [])]:
+            if not torch.isfinite(torch.linalg.vector_norm(buffer.grad_data, ord=torch.inf)):
+                return False
+    return True
+
+
+def _rows(dataset: Any, batch: range) -> dict[str, list[int]]:
+    """{path of a source: its rows} of samples of a run, in their order."""
+    rows = defaultdict(list)
+    for sample in batch:
+        path, row = dataset.place(sample)
+        rows[str(path)].append(row)
+    return dict(rows)
+
+
+def _short(rows: dict[str, list[int]]) -> str:
+    """Rows for a message."""
+    parts = []
+    for path, numbers in rows.items():
+        more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+        parts.append(f"{path} rows {', '.join(map(str, numbers[:SHOWN]))}{more}")
+    return "; ".join(parts)
+
+
+def _write_batch(folder: Path, dataset: Any, batch: range, facts: dict[str, Any]) -> None:
+    """batch.json with the facts, and batch.npz with the samples' arrays [samples, tokens], as plain arrays."""
+    with atomic_output(folder / "batch.json") as file:
+        json.dump(facts, file, ensure_ascii=False)
+    samples = [dataset[number] for number in batch]
+    arrays = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in samples[0]}
+    with atomic_output(folder / "batch.npz", "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _save_weights(folder: Path, model: list, iteration: int) -> None:
+    """The weights alone, as a run's folder of its own that every tool for checkpoints takes."""
+    args = get_args()
+    changed = {"save": str(folder), "no_save_optim": True, "async_save": False, "save_retain_interval": None}
+    before = {name: getattr(args, name) for name in changed}
+    vars(args).update(changed)
+    try:
+        checkpointing.save_checkpoint(iteration, model, None, None, 0)
+    finally:
+        vars(args).update(before)
