@@ -144,6 +144,13 @@ def _refuse(parsed: argparse.Namespace) -> None:
         raise InputError("no length of the run is given; give --train-iters or --train-samples")
     if not parsed.micro_batch_size:
         raise InputError("no --micro-batch-size is given; give the rows that a rank takes at a time")
+    decay = parsed.lr_decay_iters or parsed.train_iters
+    if decay and parsed.lr_warmup_iters >= decay:
+        raise InputError(
+            f"--lr-warmup-iters {parsed.lr_warmup_iters}: the schedule ends after {decay} iterations; give fewer"
+        )
+    if parsed.eval_iters and not parsed.eval_interval:
+        raise InputError("no --eval-interval is given; give the iterations between evaluations, or --eval-iters 0")
     for folder in (parsed.load, parsed.pretrained_checkpoint):
         if folder and folder != parsed.save and not (Path(folder) / checkpoints.TRACKER).is_file():
             raise InputError(

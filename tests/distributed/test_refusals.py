@@ -60,6 +60,8 @@ def job(tmp_path_factory):
         (["--load", "/no/such"], "--load /no/such: no checkpoint there"),
         (["--save", "/proc/none"], "--save /proc/none: cannot be written"),
         (["--full-validation"], "--full-validation is not supported; give --eval-iters"),
+        (["--lr-warmup-iters", 500], "--lr-warmup-iters 500: the schedule ends after"),
+        (["--eval-interval", 0], "no --eval-interval is given; give the iterations between evaluations"),
         (["--dataloader-type", "single"], "the stages bring their own loader"),
         (["--data-path", "/no/such_document"], "/no/such_document: no manifest lists such_document.bin"),
     ],
