@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_chimed.config import ModelOptions
 from megatron_chimed.models import norm
 from megatron_chimed.models.attention import CoreAttention, choose_kernel
+from megatron_chimed.models.rotary import take_packed_positions
 
 
 def check_llama_shape(config: TransformerConfig, position_embedding_type: str) -> None:
@@ -107,6 +108,7 @@ def build_gpt(
         pg_collection=pg_collection,
         vp_stage=vp_stage,
     )
+    take_packed_positions(model)
     if post_process and config.num_ids is not None and model_class is GPTModel:
         hide_padding(model, config.num_ids, vocab_size, pg_collection.tp.rank())
     return model
