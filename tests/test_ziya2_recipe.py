@@ -6,7 +6,7 @@ import pytest
 import yaml
 from guards import tree
 
-from megatron_chimed.config import ModelOptions, PretrainConfig, RewardConfig, SftConfig, fill, load_settings
+from megatron_chimed.config import JobOptions, ModelOptions, PretrainConfig, RewardConfig, SftConfig, fill, load_settings
 from megatron_chimed.rejection.config import read_config, training_shape
 
 FOLDER = tree.ROOT / "examples/ziya2_13b"
@@ -85,7 +85,7 @@ def test_a_run_sees_the_papers_tokens_once():
 
 
 def test_the_reward_model_takes_two_epochs_with_the_papers_warm_up():
-    filled = fill(load_settings(MODEL, FOLDER / "reward.yaml", []).chimed, ModelOptions, RewardConfig)[1]
+    filled = fill(load_settings(MODEL, FOLDER / "reward.yaml", []).chimed, ModelOptions, RewardConfig, JobOptions)[1]
     given = settings("reward")
     assert filled.epochs == 2 and filled.margin == 0 and filled.centring == 0
     assert not [key for key in given if key.startswith("lr-warmup") or key in ("train-iters", "lr-decay-iters")]
@@ -93,7 +93,10 @@ def test_the_reward_model_takes_two_epochs_with_the_papers_warm_up():
 
 @pytest.mark.parametrize(("stage", "kind"), STAGES.items())
 def test_every_stage_fills_its_dataclass(stage, kind):
-    model, options = fill(load_settings(MODEL, FOLDER / f"{stage}.yaml", []).chimed, ModelOptions, kind)
+    given = load_settings(MODEL, FOLDER / f"{stage}.yaml", []).chimed
+    model, options, job = fill(given, ModelOptions, kind, JobOptions)
+    job.check()
+    assert job.keep_checkpoints >= 2 or stage == "rejection_sft"  # a damaged one has one before it
     assert model.attention == "auto"
     assert getattr(options, "isolate_instances", False) is False  # the paper's plain concatenation
 
