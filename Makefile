@@ -12,7 +12,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-demo: .venv/.installed ## corpus, tokenizer and training with two ranks on this machine; SIZE=n scales the world
+demo: .venv/.installed ## the whole regime with two ranks on this machine, and a report; SIZE=tiny to see that it runs
 	@$(IN_VENV) sh examples/quickstart/run.sh
 
 test: .venv/.installed ## all tests that this machine can run
@@ -30,6 +30,10 @@ bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools
 	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER))
 	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
 	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(TRL),--peer $(TRL))
+	@[ -f runs/demo/results.json ] || { echo "make bench: the steps and generation need the models of make demo" >&2; exit 1; }
+	@$(IN_VENV) $(PYTHON) benchmarks/sft_step.py --rows 64 --micro-batch 4
+	@$(IN_VENV) $(PYTHON) benchmarks/reward_step.py --questions 96 --runs 5 --sequence-length 2048
+	@$(IN_VENV) $(PYTHON) benchmarks/generation.py --runs 5 --new-tokens 64
 
 bench-gpu: .venv/.installed ## training on one GPU against Megatron's layers and transformers; CPU=1 for its small twin
 	@$(IN_VENV) $(PYTHON) benchmarks/gpu/throughput.py --output runs/throughput $(if $(CPU),--shape tiny --device cpu)

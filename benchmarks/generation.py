@@ -91,7 +91,8 @@ def main() -> None:
         epilog="example:\n  python benchmarks/generation.py --batch-sizes 1 16 64 --new-tokens 96",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--megatron", type=Path, default=ROOT / "runs/demo/sft/run", help="Megatron checkpoint")
+    final = ROOT / "runs/demo/rejection/round-02/train/selected"
+    parser.add_argument("--megatron", type=Path, default=final, help="Megatron checkpoint")
     parser.add_argument("--hf", type=Path, default=ROOT / "runs/demo/hf", help="the same model for transformers")
     parser.add_argument("--dialogues", type=Path, default=ROOT / "runs/demo/sft/heldout.jsonl", help="prompts")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64], help="(1 16 64)")

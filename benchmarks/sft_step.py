@@ -98,10 +98,10 @@ def timed(step, model, batches) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python benchmarks/sft_step.py --packed runs/demo/sft/train --rows 64 --micro-batch 4",
+        epilog="example:\n  python benchmarks/sft_step.py --packed runs/demo/sft/train-256 --rows 64 --micro-batch 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--packed", type=Path, default=ROOT / "runs/demo/sft/train", help="folder of tools/pack_sft.py")
+    parser.add_argument("--packed", type=Path, default=ROOT / "runs/demo/sft/train-256", help="folder of tools/pack_sft.py")
     parser.add_argument("--rows", type=int, default=16, help="rows of a pass (16)")
     parser.add_argument("--micro-batch", type=int, default=1, help="rows of a packed step (1)")
     parser.add_argument("--batch", type=int, default=16, help="instances of a padded batch (16, the paper's)")
