@@ -101,7 +101,9 @@ def main() -> None:
         epilog="example:\n  python benchmarks/sft_step.py --packed runs/demo/sft/train-256 --rows 64 --micro-batch 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--packed", type=Path, default=ROOT / "runs/demo/sft/train-256", help="folder of tools/pack_sft.py")
+    parser.add_argument(
+        "--packed", type=Path, default=ROOT / "runs/demo/sft/train-256", help="folder of tools/pack_sft.py"
+    )
     parser.add_argument("--rows", type=int, default=16, help="rows of a pass (16)")
     parser.add_argument("--micro-batch", type=int, default=1, help="rows of a packed step (1)")
     parser.add_argument("--batch", type=int, default=16, help="instances of a padded batch (16, the paper's)")

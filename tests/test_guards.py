@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from guards import code, docs, imports, tree
+from guards import code, docs, graph, imports, tree
 
 from megatron_chimed import config
 from megatron_chimed.rejection.config import read_config
@@ -82,10 +82,19 @@ def _training(name: str) -> bool:
     return imports.is_under(name, ["megatron.training"])
 
 
+def test_the_picture_of_the_imports_is_that_of_the_code():
+    document, boxes = tree.read("CONTRIBUTING.md"), graph.boxes(PACKAGE)
+    assert graph.drawn(document, boxes) == document and len(boxes) > 20
+    boxes["errors"] = {"train"}
+    with pytest.raises(ValueError, match="a cycle among"):
+        graph.drawn(document, boxes)
+    assert graph.drawn(document, {"new": set()}) != document
+
+
 def test_the_imports_have_no_cycle():
     known = {imports.module_name(path) for path in PACKAGE}
-    graph = {imports.module_name(path): imports.own_modules(tree.read(path), known) for path in PACKAGE}
-    assert not imports.import_cycles(graph)
+    needs = {imports.module_name(path): imports.own_modules(tree.read(path), known) for path in PACKAGE}
+    assert not imports.import_cycles(needs)
     assert imports.import_cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
         f"{name}: imports itself through others" for name in "abc"
     ]

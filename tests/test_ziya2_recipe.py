@@ -6,7 +6,15 @@ import pytest
 import yaml
 from guards import tree
 
-from megatron_chimed.config import JobOptions, ModelOptions, PretrainConfig, RewardConfig, SftConfig, fill, load_settings
+from megatron_chimed.config import (
+    JobOptions,
+    ModelOptions,
+    PretrainConfig,
+    RewardConfig,
+    SftConfig,
+    fill,
+    load_settings,
+)
 from megatron_chimed.rejection.config import read_config, training_shape
 
 FOLDER = tree.ROOT / "examples/ziya2_13b"
