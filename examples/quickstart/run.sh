@@ -68,7 +68,7 @@ sft=$folder/sft
 python tools/prepare_sft.py --source chimed="$world/chimed_train.jsonl" --source cmd="$world/cmd_finetune.jsonl" \
   --source mc="$world/mc_train.dialog" --source meddialog="$world/meddialog_train.txt" \
   --source safety="$world/safety_prompts.json" --tokenizer "$tokenizer" --output "$sft/dialogues.jsonl"
-python tools/prepare_sft.py --source exercises:cmd="$world/exercises.jsonl" --tokenizer "$tokenizer" \
+python tools/prepare_sft.py --source exercises:cmd="$world/exercises.jsonl" --dedup exact --tokenizer "$tokenizer" \
   --output "$sft/exercises.jsonl"
 python tools/prepare_sft.py --source chimed="$world/chimed_test.jsonl" --source mc="$world/mc_test.dialog" \
   --tokenizer "$tokenizer" --output "$sft/heldout.jsonl"
