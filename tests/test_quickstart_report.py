@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 
 import claims  # noqa: E402
-import figures  # noqa: E402
+import demo_figures as figures  # noqa: E402
 import make_world  # noqa: E402
 import report  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from figures import FACTS, Figure
+from demo_figures import FACTS, Figure
 
 
 class Claim(NamedTuple):

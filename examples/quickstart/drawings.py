@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from figures import MODELS, REWARDS, TRAININGS, Figure
+from demo_figures import MODELS, REWARDS, TRAININGS, Figure
 
 from megatron_chimed.curves import Panel, figures_of, picture
 from megatron_chimed.evaluation.plots import as_svg, bar_chart

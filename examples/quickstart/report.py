@@ -13,7 +13,7 @@ from pathlib import Path
 
 import drawings
 from claims import Claim, check_claims
-from figures import (
+from demo_figures import (
     FACTS,
     MEASURES,
     MODELS,
