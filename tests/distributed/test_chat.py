@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -13,7 +14,6 @@ import termios
 from pathlib import Path
 
 import pytest
-import torch
 from checkpoints import CONFIG, write_hf
 from corpora import command
 from dialogues import make_tokenizer
@@ -32,19 +32,9 @@ from megatron_chimed.records import Turn
 from megatron_chimed.template import Renderer, Template
 from megatron_chimed.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUESTIONS = ["头痛三次", "</s>服用什么", "血压 37.5℃？", "医生"]
 POSITIONS = 20_000  # an answer that runs to their end takes minutes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small models gain nothing by more, and lose much where other programs run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +115,17 @@ class Person:
         os.close(theirs)
         self.shown = b""
 
-    def sees(self, what: str) -> str:
-        """Wait until it is shown; all that was shown up to its end, which is then behind us."""
+    def sees(self, what: str, after: str = "") -> str:
+        """Wait until it is shown; all that was shown up to its end, which is then behind us.
+
+        after: keys that should bring it about, pressed again as long as nothing happens: a key that comes between the
+        moment when a prompt is shown and that when the program waits for keys can be lost.
+        """
+        self.types(after)
         while what.encode() not in self.shown:
+            if after and not select.select([self.ours], [], [], 5)[0]:
+                self.types(after)
+                continue
             chunk = os.read(self.ours, 4096)
             assert chunk, self.shown.decode(errors="replace")
             self.shown += chunk
@@ -157,8 +155,8 @@ def test_control_c_stops_an_answer_of_the_ranks_and_not_the_program(models, fold
         person.types("/undo\n")
         person.sees("forgotten")
         person.sees("> ")
-    person.types("\x03")
-    person.sees("Ctrl-D or /exit leaves")
+    person.sees("Ctrl-D or /exit leaves", after="\x03")
+    person.sees("> ")  # before it, the terminal is not yet the prompt's, and a Ctrl-D is lost
     person.types("\x04")
     assert person.program.wait() == 0
     os.close(person.ours)
