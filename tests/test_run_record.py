@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 
@@ -59,7 +60,7 @@ def test_an_attempt_holds_code_packages_configuration_and_data(tmp_path):
     assert packages["pytest"] == pytest.__version__ and packages["python"] == sys.version.split()[0]
     assert (tmp_path / "run" / attempt["config"]).read_text() == (tmp_path / "run/config.yaml").read_text()
     assert attempt["world"] == "sft on 1 x CPU" and attempt["code"].keys() == {"version", "git", "dirty"}
-    assert "python" in attempt["command"]
+    assert attempt["command"] == shlex.join(sys.orig_argv)
 
 
 def test_what_attempts_share_is_kept_once_and_what_has_changed_beside_it(tmp_path):

@@ -7,6 +7,7 @@ bounds of the 95% interval.
 
 import math
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def _evaluation(folder: Path) -> dict[str, Figure]:
     return found
 
 
+@cache
 def facts_stated(folder: Path, model: str) -> dict[str, tuple[float, dict]]:
     """{item: (quality from 0 to 100, record)} of a model's answers to the held-out questions, by the world's facts."""
     grader = Grader(load_world(folder / "world" / "facts.json"))

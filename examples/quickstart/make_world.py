@@ -66,6 +66,12 @@ class Writer:
         write_json(self.output / name, content)
         self.files[name] = {"format": layout, "rows": rows}
 
+    def yaml(self, name: str, layout: str, content: dict, rows: int) -> None:
+        """One YAML mapping that holds so many rows."""
+        with atomic_output(self.output / name) as file:
+            yaml.safe_dump(content, file, allow_unicode=True, sort_keys=False)
+        self.files[name] = {"format": layout, "rows": rows}
+
     def csv(self, name: str, layout: str, rows: list[dict]) -> None:
         """A CSV file with a header."""
         with atomic_output(self.output / name) as file:
@@ -169,9 +175,8 @@ def _write_tests(writer: Writer, world: World, rows: dict[str, int]) -> None:
         for split in ("dev", "test"):
             name = f"multiple_choice/{split}/{subject}_{split}.csv"
             writer.csv(name, f"C-Eval CSV: {','.join(COLUMNS)}", list(multiple_choice(world, subject, split)))
-    with atomic_output(writer.output / "scale.yaml") as file:
-        yaml.safe_dump(scale(world), file, allow_unicode=True, sort_keys=False)
-    writer.files["scale.yaml"] = {"format": "a bias scale", "rows": len(scale(world)["statements"])}
+    attitudes = scale(world)
+    writer.yaml("scale.yaml", "a bias scale", attitudes, len(attitudes["statements"]))
     exercises = [
         *attitude_exercises(world),
         *entity_exercises(world, sentences["train"]),

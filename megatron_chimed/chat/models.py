@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.convert.tokenizer_files import tokenizer_folder
+from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.client import Engine
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -46,7 +46,7 @@ def open_model(
     else:
         if tokenizer is None:
             raise InputError(f"--model {name}: give the checkpoint's tokenizer, --tokenizer MODEL_OR_FOLDER")
-        ids = load_tokenizer(tokenizer_folder(tokenizer) or tokenizer)  # as the export of the checkpoint has it
+        ids = checkpoint_tokenizer(tokenizer)
         model = Engine(
             folder,
             iteration=iteration,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json
-from megatron_chimed.tokenizer import HF_FILES, HF_OPTIONAL_FILES, load_tokenizer
+from megatron_chimed.tokenizer import HF_FILES, HF_OPTIONAL_FILES, Tokenizer, load_tokenizer
 
 FILES = (*HF_FILES, *HF_OPTIONAL_FILES, "chat_template.jinja")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -20,6 +20,11 @@ def tokenizer_folder(path: str | Path | None) -> Path | None:
     if path.is_file() and (path.parent / "tokenizer.json").is_file():
         return path.parent
     return path
+
+
+def checkpoint_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a Megatron checkpoint as its export has it. Raises InputError."""
+    return load_tokenizer(tokenizer_folder(source) or source)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_chimed.checkpoints import TRACKER
+from megatron_chimed.checkpoints import TRACKER, path_of
 from megatron_chimed.convert.plan import Planned
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output, read_json
@@ -64,11 +64,11 @@ def find_iteration(folder: str | Path, iteration: int | None = None) -> Path:
     if iteration is None:
         tracker = folder / TRACKER
         text = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else ""
-        name = "release" if text == "release" else f"iter_{int(text):07d}" if text.isdecimal() else None
+        name = "release" if text == "release" else path_of(folder, int(text)).name if text.isdecimal() else None
         if name is None:
             raise InputError(f"{tracker}: holds no iteration; give --iteration, one of {', '.join(there) or 'none'}")
     else:
-        name = f"iter_{iteration:07d}"
+        name = path_of(folder, iteration).name
     if name not in there:
         raise InputError(f"{folder}: has no {name}; there is {', '.join(there) or 'no checkpoint'}")
     return folder / name

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.checkpoints import TRACKER
-from megatron_chimed.convert.tokenizer_files import tokenizer_folder
+from megatron_chimed.checkpoints import TRACKER, path_of
+from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file, sha256_json
 from megatron_chimed.template import Template
@@ -85,7 +85,7 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
     folder, source = Path(place), options.tokenizer
     if source is None:
         raise InputError(f"--model {name}: give the checkpoint's tokenizer, --tokenizer MODEL_OR_FOLDER")
-    tokenizer = load_tokenizer(tokenizer_folder(source) or source)  # as the export of the checkpoint has it
+    tokenizer = checkpoint_tokenizer(source)
     iteration = _iteration_folder(folder, options.iteration)
     dtype = "float32" if options.dtype == "auto" else options.dtype
 
@@ -115,7 +115,7 @@ def _iteration_folder(folder: Path, iteration: int | None) -> Path:
     if iteration is None and not latest.isdecimal():
         found = folder / latest
     else:
-        found = folder / f"iter_{int(latest) if iteration is None else iteration:07d}"
+        found = path_of(folder, int(latest) if iteration is None else iteration)
     if not found.is_dir():
         raise InputError(f"{found}: no such checkpoint")
     return found

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_chimed.checkpoints import TRACKER
+from megatron_chimed.checkpoints import TRACKER, path_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import manifest, read_json, sha256_file, sha256_json, write_json
 from megatron_chimed.locks import lock_folder
@@ -96,7 +96,7 @@ def fingerprint(folder: Path) -> str:
     tracker = folder / TRACKER
     if tracker.is_file():
         iteration = tracker.read_text().strip()
-        folder = folder / (f"iter_{int(iteration):07}" if iteration.isdigit() else iteration)
+        folder = path_of(folder, int(iteration)) if iteration.isdigit() else folder / iteration
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         raise InputError(f"{folder}: no model there")

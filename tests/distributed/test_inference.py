@@ -21,6 +21,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.client import Engine, Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, POSITIONS = CONFIG["vocab_size"], CONFIG["max_position_embeddings"]
 
 
@@ -30,17 +31,6 @@ def sequences(number: int, shortest: int, longest: int, seed: int = 0) -> list[l
 
 
 PROMPTS = sequences(12, 1, 40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small models gain nothing by more, and lose much where other programs run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=[(1, "tied", "linear rope"), (2, "gqa")], ids=["TP1", "TP2"])
