@@ -10,7 +10,7 @@ import sys
 import time
 
 from megatron_chimed.errors import InputError, LostRank, one_line
-from megatron_chimed.quiet import hush
+from megatron_chimed.quiet import hush, quick_imports
 
 hush()  # here, because processes that write checkpoints import this module too
 
@@ -26,11 +26,12 @@ def main() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_launcher()
     try:
-        from megatron_chimed import cpu
+        with quick_imports():
+            from megatron_chimed import cpu
 
-        if cpu.is_needed():
-            cpu.install()
-        from megatron_chimed.train import train
+            if cpu.is_needed():
+                cpu.install()
+            from megatron_chimed.train import train
 
         train(sys.argv[1:])
     except InputError as error:

@@ -108,13 +108,22 @@ def install() -> None:
     global _installed
     if _installed is not None:
         return
-    # Megatron compiles a few elementwise functions; for a CPU that takes 15 seconds at each start and saves nothing.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    _leave_out_compiler()
     _replace_devices()
     _replace_generator()
     _installed = CudaMeansCpu()
     _installed.__enter__()
     _replace_megatron_generator()
+
+
+def _leave_out_compiler() -> None:
+    """Megatron compiles a few elementwise functions: on a CPU that takes 15 s at each start and saves nothing, and
+    to import the compiler alone takes one."""
+
+    def as_it_is(model: Any = None, **options: Any) -> Any:
+        return as_it_is if model is None else model
+
+    torch.compile = as_it_is
 
 
 def _replace_devices() -> None:

@@ -1,10 +1,26 @@
-"""Silence about what is absent on purpose: a machine without CUDA, Transformer Engine or apex is a supported one."""
+"""The start of a process that imports torch and Megatron: quickly, without notes about what is absent on purpose."""
 
+import contextlib
+import gc
 import logging
 import warnings
+from collections.abc import Iterator
 
 
 def hush() -> None:
-    """Drop torch's and Megatron's notes about missing GPU libraries. Call it before they are imported."""
+    """Drop torch's and Megatron's notes about missing GPU libraries: a machine without CUDA, Transformer Engine or apex
+    is a supported one. Call it before they are imported."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"megatron\.")
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import here what stays to the end: the garbage collector, which would go through all of it again and again and
+    take a fifth of the time, neither looks at it now nor later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -6,7 +6,7 @@ The optimizer's state is not converted: a converted checkpoint is a start, not a
 import argparse
 
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import hush
+from megatron_chimed.quiet import hush, quick_imports
 
 EXAMPLE = """examples:
   python tools/convert_checkpoint.py hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2
@@ -35,7 +35,8 @@ def main() -> None:
     args = parser.parse_args()
 
     hush()
-    from megatron_chimed.convert import checkpoint  # takes seconds, which --help need not wait for
+    with quick_imports():  # they take seconds, which --help need not wait for
+        from megatron_chimed.convert import checkpoint
 
     if args.command == "hf-to-megatron":
         model = checkpoint.hf_to_megatron(args.hf, args.megatron, args.dtype)

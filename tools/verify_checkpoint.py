@@ -3,7 +3,7 @@
 import argparse
 
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import hush
+from megatron_chimed.quiet import hush, quick_imports
 
 EXAMPLE = """example:
   python tools/verify_checkpoint.py --hf Ziya2-13B-Base --megatron runs/ziya2 --tensor-parallel 2
@@ -29,7 +29,8 @@ def main() -> int:
     if args.tensor_parallel < 1 or args.generate < 0:
         raise InputError("--tensor-parallel takes a number from 1, --generate one from 0")
     hush()
-    from megatron_chimed.convert.verify import verify  # takes seconds, which --help need not wait for
+    with quick_imports():  # they take seconds, which --help need not wait for
+        from megatron_chimed.convert.verify import verify
 
     options = {"iteration": args.iteration, "dtype": args.dtype, "generate": args.generate}
     report = verify(args.hf, args.megatron, tensor_parallel=args.tensor_parallel, **options)

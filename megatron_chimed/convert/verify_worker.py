@@ -9,25 +9,25 @@ import functools
 import sys
 from pathlib import Path
 
-from megatron_chimed.quiet import hush
+from megatron_chimed.quiet import hush, quick_imports
 
 hush()
 
-import torch  # noqa: E402
+with quick_imports():
+    import torch
+    from safetensors.torch import load_file, save_file
 
-from megatron_chimed import cpu  # noqa: E402
+    from megatron_chimed import cpu
 
-cpu.install()  # the check runs on CPUs wherever it runs: its arithmetic is then the same everywhere
+    cpu.install()  # the check runs on CPUs wherever it runs: its arithmetic is then the same everywhere
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from megatron_chimed.convert import architecture as arch  # noqa: E402
-from megatron_chimed.convert.family import Entry  # noqa: E402
-from megatron_chimed.convert.model import build_model, load_weights  # noqa: E402
-from megatron_chimed.convert.plan import DTYPES  # noqa: E402
-from megatron_chimed.convert.tensors import join_qkv  # noqa: E402
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint  # noqa: E402
-from megatron_chimed.jsonl import read_json  # noqa: E402
+    from megatron_chimed.convert import architecture as arch
+    from megatron_chimed.convert.family import Entry
+    from megatron_chimed.convert.model import build_model, load_weights
+    from megatron_chimed.convert.plan import DTYPES
+    from megatron_chimed.convert.tensors import join_qkv
+    from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
+    from megatron_chimed.jsonl import read_json
 
 
 def logits(gpt: torch.nn.Module, tokens: torch.Tensor, vocab: int) -> torch.Tensor:

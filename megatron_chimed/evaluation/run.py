@@ -24,6 +24,7 @@ from megatron_chimed.evaluation.contamination import contaminated, find_training
 from megatron_chimed.evaluation.models import Model
 from megatron_chimed.evaluation.summary import summarize
 from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
+from megatron_chimed.quiet import quick_imports
 from megatron_chimed.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
@@ -105,14 +106,14 @@ def _run_all(
     progress: bool,
 ) -> dict[str, list[list[dict]]]:
     """{task: records of each run}, written as they are made."""
-    # lm-eval takes seconds to load; by now the flags are checked.
-    from megatron_chimed.evaluation.harness import run_tasks
-    from megatron_chimed.evaluation.recorded import RecordedLM
+    with quick_imports():  # lm-eval takes seconds to load; by now the flags are checked
+        from megatron_chimed.evaluation.harness import run_tasks
+        from megatron_chimed.evaluation.recorded import RecordedLM
 
     decoding = {"temperature": settings.temperature, "top_p": settings.top_p}
     identity = {"model": model.identity, "max_new_tokens": settings.max_new_tokens, **decoding}
     log = AnswersLog(output / "answers.jsonl", identity)
-    lm = RecordedLM(model.make, log, template, **decoding, progress=progress)
+    lm = RecordedLM(model.make, log, template, model.name, **decoding, progress=progress)
     runs: dict[str, list[list[dict]]] = {name: [] for name in names}
     try:
         for seed in range(settings.runs):

@@ -15,22 +15,23 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.quiet import hush
+from megatron_chimed.quiet import hush, quick_imports
 
 hush()
 
-import torch  # noqa: E402
+with quick_imports():
+    import torch
 
-from megatron_chimed import cpu  # noqa: E402
+    from megatron_chimed import cpu
 
-ON_CPU = cpu.is_needed()  # the one place that chooses the device: below, "cuda" is what this machine has
-if ON_CPU:
-    cpu.install()
+    ON_CPU = cpu.is_needed()  # the one place that chooses the device: below, "cuda" is what this machine has
+    if ON_CPU:
+        cpu.install()
 
-from megatron_chimed.errors import InputError, one_line  # noqa: E402
-from megatron_chimed.inference import decode, scoring  # noqa: E402
-from megatron_chimed.inference.model import Loaded, load  # noqa: E402
-from megatron_chimed.inference.request import Request  # noqa: E402
+    from megatron_chimed.errors import InputError, one_line
+    from megatron_chimed.inference import decode, scoring
+    from megatron_chimed.inference.model import Loaded, load
+    from megatron_chimed.inference.request import Request
 
 
 def join_ranks(rank: int, ranks: int, store: str) -> None:

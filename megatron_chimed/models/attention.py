@@ -16,7 +16,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from torch.nn.attention.bias import causal_lower_right
 
 KERNELS = ("flash", "varlen", "sdpa")
 
@@ -97,6 +96,8 @@ class CoreAttention(MegatronModule):
         if mask is not None:
             mask = ~mask
         elif 1 < length < context:  # a prefill after a cached prefix; one new token sees all of the cache
+            from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: half a second
+
             mask = causal_lower_right(length, context)
         return F.scaled_dot_product_attention(
             query,

@@ -194,6 +194,7 @@ RULES = {
     "evaluation.harness": Rule((*BASE, "evaluation"), ("lm_eval",)),
     "evaluation.harness_tasks": Rule((*BASE, "evaluation"), ("numpy", "lm_eval", "datasets")),
     "evaluation.recorded": Rule((*BASE, "evaluation.answers_log"), ("lm_eval",)),
+    "evaluation.run": Rule((*BASE, "quiet", "evaluation"), ("numpy",)),
     "evaluation.models": Rule(
         (*BASE, "checkpoints", "evaluation", "convert.tokenizer_files", "inference.client", "chat_api")
     ),
