@@ -1,6 +1,7 @@
 """Samples from packed rows, on Megatron's dataset builder: every epoch its own order, without an end.
 
 The order of an epoch depends on (seed, epoch) alone, so that a longer run repeats a shorter one and goes on from there.
+An evaluation that asks for more samples than its set has rows gets each row once, and then blank ones.
 """
 
 import abc
@@ -33,12 +34,18 @@ class PackedDatasetConfig(BlendedMegatronDatasetConfig):
     min_cached_entries: int = 100_000
     """A blend of fewer samples is computed anew and not kept in path_to_cache."""
 
+    evaluation_samples: int = 0
+    """What one evaluation asks for; filled in when datasets are built."""
+
 
 class PackedDataset(MegatronDataset, abc.ABC):
     """Rows of one split of one packed folder; a kind of rows says what a sample of them holds."""
 
     made_by: str
     """The command that packs rows of this kind."""
+
+    blank: dict[str, int]
+    """Arrays of a sample, and the values with which it counts for nothing."""
 
     def __init__(
         self, dataset: PackedRows, dataset_path: str, indices: np.ndarray, num_samples: int | None,
@@ -47,6 +54,10 @@ class PackedDataset(MegatronDataset, abc.ABC):
         super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
         if num_samples is None:
             self.num_samples = len(indices)
+        self._period = len(indices)
+        """Samples of an epoch: its rows, and what is blank behind them."""
+        if index_split is not Split.train and not self._is_mixed():
+            self._period = max(self._period, config.evaluation_samples)
         self._epoch = (-1, np.zeros(0, np.int64))
 
     @abc.abstractmethod
@@ -79,22 +90,31 @@ class PackedDataset(MegatronDataset, abc.ABC):
             )
         return packed
 
+    def _is_mixed(self) -> bool:
+        """Whether this folder is one of several, which are drawn by weight, each as often as that takes."""
+        splits = self.config.blend_per_split
+        folders, _ = splits[self.index_split.value] if splits else self.config.blend
+        return len(folders) > 1
+
     def __len__(self) -> int:
         return self.num_samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         arrays = self.sample(self.place(index)[1])
+        if index % self._period >= len(self.indices):
+            for name, value in self.blank.items():
+                arrays[name] = np.full_like(arrays[name], value)
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def place(self, index: int) -> tuple[str, int]:
-        """(folder, row) of a sample."""
+        """(folder, row) of a sample; a blank one has the tokens of some row."""
         if index < 0 or not len(self.indices):
             raise IndexError(index)
-        epoch, place = divmod(int(index), len(self.indices))
+        epoch, place = divmod(int(index), self._period)
         if self._epoch[0] != epoch:
             seed = self.config.random_seed
             self._epoch = (epoch, rows.permutation(len(self.indices), seed, epoch, rows.SAMPLE_ORDER))
-        return self.dataset_path, int(self.indices[self._epoch[1][place]])
+        return self.dataset_path, int(self.indices[self._epoch[1][place % len(self.indices)]])
 
 
 def build_packed_datasets(
@@ -102,8 +122,9 @@ def build_packed_datasets(
 ) -> tuple[Dataset | None, ...]:
     """Build train, valid and test sets of at least `num_samples` each; None for 0, or for a split without a share.
 
-    Call it on all ranks, or without torch.distributed. Folders without weights are mixed by their numbers of rows.
-    Raises InputError, on all ranks if on one, before anything is built.
+    num_samples: that of test is what one evaluation asks for. Call it on all ranks, or without torch.distributed.
+    Folders without weights are mixed by their numbers of rows. Raises InputError, on all ranks if on one, before
+    anything is built.
     """
     folders = {folder: None for prefixes, _ in _blends(config) for folder in prefixes}
     problems = [] if folders else [f"no packed rows given; name at least one folder of {dataset_class.made_by}"]
@@ -118,6 +139,7 @@ def build_packed_datasets(
         sources=tuple(dict.fromkeys(name for packed in folders.values() for name in packed.sources)),
         blend=config.blend and _with_weights(config.blend, folders),
         blend_per_split=config.blend_per_split and [_with_weights(blend, folders) for blend in config.blend_per_split],
+        evaluation_samples=num_samples[2],
     )
     built = StreamBuilder(dataset_class, list(num_samples), lambda: True, config).build()
     return tuple(dataset if wanted else None for dataset, wanted in zip(built, num_samples, strict=True))

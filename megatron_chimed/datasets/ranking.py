@@ -21,6 +21,7 @@ class RankingDataset(PackedDataset):
     """
 
     made_by = "tools/pack_rewards.py"
+    blank = dict.fromkeys(("rank", "group", "length", "pairing"), -1)
 
     @cached_property
     def num_ranks(self) -> int:

@@ -22,10 +22,11 @@ class SftDataset(PackedDataset):
 
     Each is a dict of tensors of S = sequence_length elements: tokens int64, labels int64 (the next token of the same
     instance), loss_mask float32 (1 where that label is to be learnt), position_ids int64, and source int64: number of
-    the instance's source in config.sources, -1 in the padding at the row's end.
+    the instance's source in config.sources, -1 in the padding at the row's end, -2 in a blank row.
     """
 
     made_by = "tools/pack_sft.py"
+    blank = {"loss_mask": 0, "source": -2}
 
     @cached_property
     def _source_numbers(self) -> np.ndarray:

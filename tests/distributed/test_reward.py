@@ -166,6 +166,19 @@ def test_a_reward_model_starts_from_a_language_model_learns_and_resumes_to_the_d
     assert "lm_head.weight" not in kept
 
 
+def test_an_evaluation_counts_every_question_once_however_many_rows_it_asks_for(tmp_path, world):
+    found = []
+    rows = len(PackedRows(world / "packed")) // 5
+    for iterations in (-(-rows // ROWS), rows // ROWS + 3):
+        save = tmp_path / str(iterations)
+        job = make_job(tmp_path, world, "reward", **{"split": "60,20,20", "eval-iters": iterations, "eval-interval": 1})
+        job.run(*start(world, "reward"), "--save", save, "--train-iters", 1, ranks=1)
+        names = ("ranking loss", "pair accuracy", "top-1", "Kendall's tau", "reward of rank 0", "calibration error")
+        values = [figures(save, split, name)[-1][1] for split in ("valid", "test") for name in names]
+        found.append([float(value) for value in values])
+    assert found[0] == pytest.approx(found[1], abs=1e-6) and len(set(found[0])) > 8
+
+
 @pytest.mark.parametrize(
     ("stage", "kind", "words", "message"),
     [

@@ -1,5 +1,6 @@
 """Fine-tuning on packed rows: the loss of its instances apart, at any layout; it learns, and resumes to the digit."""
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -16,6 +17,7 @@ from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
+from megatron_chimed.losses import response_metrics
 
 LENGTH, ROWS = 128, 4
 STAGE = {
@@ -191,3 +193,33 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_its_own(world):
     assert Counter(first) == Counter(second) and len(set(first)) == size and first != second
     assert rows(size + 3) == two[: size + 3], "a longer run goes on where a shorter one ends"
     assert rows(size, seed=8) != first
+
+
+@pytest.mark.parametrize("split", [1, 2], ids=["valid", "test"])
+def test_an_evaluation_larger_than_its_set_counts_every_row_once(world, split):
+    config = SftDatasetConfig(
+        random_seed=7, sequence_length=LENGTH, blend=([str(world[0])], None), split="80,10,10", vocab_size=10**6
+    )
+
+    def evaluations(samples, extra=(), number=2):
+        """The samples of evaluations, and what each counts: learnt tokens, filled positions, positions."""
+        folders = dataclasses.replace(config, blend=([*config.blend[0], *extra], None))
+        dataset = build_packed_datasets(SftDataset, folders, (0, 2 * samples, samples))[split]
+        every = [[dataset[n + samples * e] for n in range(samples)] for e in range(number)]
+        return every, [torch.stack([counted(sample) for sample in one]).sum(0).tolist() for one in every]
+
+    def counted(sample):
+        report = response_metrics(*(sample[name] for name in ("labels", "loss_mask", "source")), None, (), zeros)
+        return torch.cat([report["targets"][:1], report["fill"]])
+
+    zeros = torch.zeros(LENGTH)
+    size = len(PackedRows(world[0])) // 10
+    (first, second), exact = evaluations(size)
+    (more, again), counts = evaluations(size + 5)
+    assert counts == exact and exact[0] == exact[1] and exact[0][2] == size * LENGTH
+    rows = [[tuple(sample["tokens"].tolist()) for sample in one[:size]] for one in (first, second, more, again)]
+    assert rows[0] == rows[2] and rows[1] == rows[3] and Counter(rows[0]) == Counter(rows[1]) and rows[0] != rows[1]
+    assert not any(sample["loss_mask"].any() for one in (more, again) for sample in one[size:])
+    assert evaluations(size - 5)[1][0][2] == (size - 5) * LENGTH, "a smaller one has no blank rows"
+    mixture = evaluations(size + 5, config.blend[0], number=1)
+    assert mixture[1][0][2] == (size + 5) * LENGTH, "nor has a mixture, which has no end"
