@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light lint bench bench-gpu setup clean
+.PHONY: help demo test test-light test-demo lint bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,6 +20,10 @@ test: .venv/.installed ## all tests that this machine can run
 
 test-light: .venv/.installed ## the tests that need no torch, in seconds
 	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not cpu and not gpu"
+
+test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 10 minutes
+	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \
+		tests/test_quickstart_killed.py
 
 lint: .venv/.installed ## ruff: style and formatting
 	@$(PYTHON) -m ruff check .

@@ -4,16 +4,18 @@
 # after a kill.
 #   SIZE=n     scales the world (default 1), in runs/demo-n
 #   SIZE=tiny  the smallest world and short trainings, to see that everything runs: its figures say nothing
+#   OUTPUT=dir in place of runs/demo
 set -eu
 cd "$(dirname "$0")/../.."
 size=${SIZE:-1}
 folder=runs/demo
 [ "$size" = 1 ] || folder=runs/demo-$size
+folder=${OUTPUT:-$folder}
 recipe=examples/quickstart
 here=$recipe
 mkdir -p "$folder"
 
-if [ "$size" != 1 ]; then # the same recipe with other paths, and for tiny with other numbers
+if [ "$folder" != runs/demo ]; then # the same recipe with other paths, and for tiny with other numbers
   recipe=$folder/recipe
   mkdir -p "$recipe"
   for file in "$here"/*.yaml; do
@@ -24,6 +26,7 @@ fi
 limit=60
 if [ "$size" = tiny ]; then
   size=0.34 limit=12
+  sed -i "s/train-iters: .*/train-iters: 300/" "$recipe/pretrain.yaml"
   sed -i "s/\"tiny\"/\"$size\"/; s/\(train-iters\|lr-decay-iters\|lr-warmup-iters\): \([0-9]*\)0\b/\1: \2/; \
     s/eval-interval: .*/eval-interval: 10/; s/epochs: 2/epochs: 1/; s/eval-iters: .*/eval-iters: 1/; \
     s/\( count\|drift_count\): .*/\1: 16/; s/ n: 8/ n: 4/; s/max_tokens: .*/max_tokens: 32/" "$recipe"/*.yaml
@@ -38,12 +41,16 @@ step() {
   [ "$title" = end ] || echo "$number/$((steps - 1)) $title"
 }
 
-# train LOG STAGE [ARGUMENT ...]: a training with two ranks, on two GPUs where there are two, else on the CPU.
+# train NAME STAGE [ARGUMENT ...]: a training with two ranks, on two GPUs where there are two, else on the CPU. One that
+# was finished with these settings is not started again.
 [ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')" -ge 2 ] || export CUDA_VISIBLE_DEVICES=
 train() {
-  log=$folder/$1.log stage=$2
+  name=$1 stage=$2
   shift 2
-  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" "$@" >>"$log"
+  settings=$(cat "$recipe/model.yaml" "$recipe/$stage.yaml" && echo "$@")
+  [ "$(cat "$folder/$name.done" 2>/dev/null)" != "$settings" ] || return 0
+  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" "$@" >>"$folder/$name.log"
+  echo "$settings" >"$folder/$name.done"
 }
 
 world=$folder/world
@@ -110,6 +117,7 @@ python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
 final=$folder/rejection/round-02/train
 
 step "export to Hugging Face, and comparison of both sides"
+# export_model CHECKPOINT FOLDER
 export_model() {
   [ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2"
   python tools/verify_checkpoint.py --hf "$2" --megatron "$1" --tensor-parallel 2
@@ -117,21 +125,20 @@ export_model() {
 export_model "$final/selected" "$folder/hf"
 export_model "$folder/reward/four" "$folder/hf_reward"
 
-step "evaluation of every model"
-# evaluate NAME CHECKPOINT
-evaluate() {
-  python tools/evaluate.py --model "megatron:$2" --name "$1" --tokenizer "$tokenizer" --output "$folder/evaluation/$1" \
-    --runs 1 --limit "$limit" --max-new-tokens 48 --batch-size 32 --tasks ceval="$world/multiple_choice" \
-    ccks2019="$world/ner_test.jsonl,$world/ner_dev.jsonl" chimed="$world/chimed_test.jsonl" mc="$world/mc_test.dialog" \
-    scale="$world/scale.yaml" >>"$folder/evaluation.log"
-}
-evaluate base "$folder/base"
-evaluate pre-training "$folder/pretrain"
-evaluate SFT "$sft/run"
-evaluate "rejection sampling" "$final/selected"
-evaluate "random control" "$final/control"
-evaluate "SFT alone" "$sft/alone"
-evaluate "half context" "$sft/half"
+step "evaluation of every model, two at a time"
+# A line for each model. Each has one rank, and starting takes as long as answering.
+OMP_NUM_THREADS=1 xargs -P 2 -L 1 python tools/evaluate.py --tokenizer "$tokenizer" --runs 1 --limit "$limit" \
+  --max-new-tokens 48 --batch-size 32 --tasks ceval="$world/multiple_choice" \
+  ccks2019="$world/ner_test.jsonl,$world/ner_dev.jsonl" chimed="$world/chimed_test.jsonl" mc="$world/mc_test.dialog" \
+  scale="$world/scale.yaml" <<END >>"$folder/evaluation.log"
+--name base --model megatron:$folder/base --output $folder/evaluation/base
+--name pre-training --model megatron:$folder/pretrain --output $folder/evaluation/pre-training
+--name SFT --model megatron:$sft/run --output $folder/evaluation/SFT
+--name "rejection sampling" --model megatron:$final/selected --output "$folder/evaluation/rejection sampling"
+--name "random control" --model megatron:$final/control --output "$folder/evaluation/random control"
+--name "SFT alone" --model megatron:$sft/alone --output "$folder/evaluation/SFT alone"
+--name "half context" --model megatron:$sft/half --output "$folder/evaluation/half context"
+END
 
 step "report"
 python "$here/report.py" "$folder"

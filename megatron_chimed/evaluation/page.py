@@ -1,6 +1,7 @@
 """A page of headings, paragraphs, tables and plots, as Markdown and as one HTML file that needs nothing else."""
 
 import html
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from megatron_chimed.evaluation.plots import save_png
 from megatron_chimed.jsonl import atomic_output
 
 STYLE = """body{font:16px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
-td,th{border:1px solid #999;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
+td,th{border:1px solid #999;padding:.2em .6em}th{text-align:left}.number{text-align:right}
 svg{max-width:100%;height:auto}code{background:#eee}"""
 
 
@@ -65,8 +66,13 @@ def to_html(blocks: list[Block], title: str) -> str:
         else:
             rows = []
             for number, row in enumerate(content):
-                tag = "td" if number else "th"
-                rows.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
+                rows.append("<tr>" + "".join(_cell(cell, "td" if number else "th") for cell in row) + "</tr>")
             parts.append("<table>" + "\n".join(rows) + "</table>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>\n<style>{STYLE}</style>'
     return "\n".join(["<!doctype html>", f'<html lang="en">{head}', *parts, "</html>", ""])
+
+
+def _cell(text: str, tag: str) -> str:
+    """A cell of a table; numbers stand at its right."""
+    kind = ' class="number"' if re.match(r"[-+±]?\d", text) else ""
+    return f"<{tag}{kind}>{html.escape(text)}</{tag}>"

@@ -7,6 +7,7 @@ from typing import Any
 from megatron_chimed.jsonl import atomic_output
 
 WIDTH = 0.8  # of all bars of a task together; the tasks are 1 apart
+WIDEST = 12  # inches, which a page shows without making the letters small
 
 
 def bar_chart(bars: dict[str, dict[str, dict]], label: str) -> tuple[str, Any]:
@@ -18,18 +19,19 @@ def bar_chart(bars: dict[str, dict[str, dict]], label: str) -> tuple[str, Any]:
 
     tasks = list(dict.fromkeys(task for one in bars.values() for task in one))
     width = WIDTH / len(bars)
-    figure, axes = pyplot.subplots(figsize=(max(6, 1.2 * len(tasks) * (1 + len(bars) / 4)), 4), layout="constrained")
+    inches = min(max(6, 1.2 * len(tasks) * (1 + len(bars) / 4)), WIDEST)
+    figure, axes = pyplot.subplots(figsize=(inches, 5), layout="constrained")
     for number, (model, figures) in enumerate(bars.items()):
         places = [tasks.index(task) + (number - (len(bars) - 1) / 2) * width for task in figures]
         means = [one["mean"] for one in figures.values()]
         # Resampled means lie around the mean, but for a skewed metric it may fall just outside.
         below = [max(0.0, one["mean"] - one["low"]) for one in figures.values()]
         above = [max(0.0, one["high"] - one["mean"]) for one in figures.values()]
-        axes.bar(places, means, width * 0.9, yerr=[below, above], capsize=3, label=model)
+        axes.bar(places, means, width * 0.9, yerr=[below, above], capsize=2, label=model)
     axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
     axes.set_ylabel(label)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(loc="outside lower center", ncols=4)
     return as_svg(figure), figure
 
 

@@ -54,7 +54,8 @@ class RecordedLM(LM):
     """Answers from the log; what is not there is asked for in batches, each of them written as soon as it is answered.
 
     make: makes the backend, when the first answer is missing. batch: requests between two writes. temperature, top_p:
-    of all generation; at temperature 0 an answer does not depend on `seed`, and is asked for once.
+    of all generation; at temperature 0 an answer does not depend on `seed`, and is asked for once. name: of the model,
+    for the progress bar.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RecordedLM(LM):
         make: Callable[[], Backend],
         log: AnswersLog,
         template: Template,
+        name: str,
         *,
         batch: int = 64,
         temperature: float = 0.0,
@@ -69,7 +71,8 @@ class RecordedLM(LM):
         progress: bool = True,
     ):
         super().__init__()
-        self.make, self.log, self.template, self.batch, self.progress = make, log, template, batch, progress
+        self.make, self.log, self.template, self.name = make, log, template, name
+        self.batch, self.progress = batch, progress
         self.sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
         self.seed = 0
         self._backend: Backend | None = None
@@ -132,7 +135,8 @@ class RecordedLM(LM):
         answered already, so that a run that was killed draws the same samples."""
         ordered = sorted(requests.items(), key=lambda pair: (-len(pair[1].args[0]), pair[1].args[0], pair[0]))
         todo = sum(key not in self.log for key in requests)
-        with Bar(total=todo, desc=request_type, unit=" answers", disable=not self.progress or not todo) as bar:
+        desc, silent = f"{self.name}: {request_type}", not self.progress or not todo
+        with Bar(total=todo, desc=desc, unit=" answers", disable=silent) as bar:
             for start in range(0, len(ordered), self.batch):
                 batch = dict(ordered[start : start + self.batch])
                 new = sum(key not in self.log for key in batch)
