@@ -36,11 +36,11 @@ def response_metrics(
     """Figures of a fine-tuning batch as {name: [sum, count]}, float32; all tensors have as many elements as `labels`.
 
     "response accuracy": target tokens that are the most likely ones (left out without `predicted`); "fill": positions
-    that are no padding (source -1); "targets": positions whose label is learnt; "lm loss SOURCE": NLL of the target
-    tokens of each of `sources`, which `source` numbers.
+    that are no padding (source -1; -2 is a blank row, which counts for nothing); "targets": positions whose label is
+    learnt; "lm loss SOURCE": NLL of the target tokens of each of `sources`, which `source` numbers.
     """
     mask, source, nll = loss_mask.reshape(-1).float(), source.reshape(-1), nll.detach().reshape(-1).float()
-    positions = mask.new_tensor(float(mask.numel()))
+    positions = (source > -2).sum().float()
     report = {
         "fill": torch.stack([(source >= 0).sum().float(), positions]),
         "targets": torch.stack([mask.sum(), positions]),
