@@ -21,7 +21,7 @@ LONGER = {}
 PATCHERS = {f"megatron_chimed/{name}.py" for name in ("cpu", "adapter", "saving", "supervision")}
 """May change torch and Megatron: the CPU backend, what mends upstream faults, and what stops a training."""
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md"]
 PACKAGE = tree.python_files("megatron_chimed/")
 PROGRAMS = tree.python_files("megatron_chimed/", "tools/", "launch/", "examples/", "benchmarks/")
 TOOLS = tree.python_files("tools/")
