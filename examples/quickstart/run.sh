@@ -106,11 +106,12 @@ for part in train valid test; do
 done
 
 step "reward models on four ranks, and on two"
-train reward_four reward
+evaluations=$(($(wc -l <"$folder/reward/test.jsonl") / 4 + 1)) # of four rows or more questions: all are counted
+train reward_four reward --eval-iters "$evaluations"
 # A row of pairs holds twice as many questions as one of four answers: half as many rows make the same batch.
 train reward_two reward --save "$folder/reward/two" --train-data-path "$folder/reward/extremes/train" \
   --valid-data-path "$folder/reward/extremes/valid" --test-data-path "$folder/reward/extremes/test" \
-  --micro-batch-size 2 --global-batch-size 2
+  --micro-batch-size 2 --global-batch-size 2 --eval-iters "$evaluations"
 
 step "two rounds of rejection sampling, with a random control"
 python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
