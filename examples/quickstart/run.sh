@@ -106,12 +106,17 @@ for part in train valid test; do
 done
 
 step "reward models on four ranks, and on two"
-evaluations=$(($(wc -l <"$folder/reward/test.jsonl") / 4 + 1)) # of four rows or more questions: all are counted
-train reward_four reward --eval-iters "$evaluations"
+# iterations PAIRING ROWS: of so many rows each, which take in all questions held out.
+iterations() {
+  rows=$(sed -n 's/^  "rows": \([0-9]*\),$/\1/p' "$folder/reward/$1/valid/manifest.json" \
+    "$folder/reward/$1/test/manifest.json" | sort -n | tail -n 1)
+  echo $(((rows + $2 - 1) / $2))
+}
+train reward_four reward --eval-iters "$(iterations adjacent 4)"
 # A row of pairs holds twice as many questions as one of four answers: half as many rows make the same batch.
 train reward_two reward --save "$folder/reward/two" --train-data-path "$folder/reward/extremes/train" \
   --valid-data-path "$folder/reward/extremes/valid" --test-data-path "$folder/reward/extremes/test" \
-  --micro-batch-size 2 --global-batch-size 2 --eval-iters "$evaluations"
+  --micro-batch-size 2 --global-batch-size 2 --eval-iters "$(iterations extremes 2)"
 
 step "two rounds of rejection sampling, with a random control"
 python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
