@@ -18,8 +18,8 @@ demo: .venv/.installed ## the whole regime with two ranks on this machine, and a
 test: .venv/.installed ## all tests that this machine can run
 	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE)
 
-test-light: .venv/.installed ## the tests that need no torch, in seconds
-	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not cpu and not gpu"
+test-light: .venv/.installed ## tests that need no torch, in less than a minute
+	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not cpu and not gpu and not slow"
 
 test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 10 minutes
 	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \

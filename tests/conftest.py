@@ -4,7 +4,7 @@ A test file's tier follows from where it lies and what it imports, so that nobod
 
 - ``tests/gpu/``: gpu, skipped with a reason where there is no CUDA device;
 - ``tests/distributed/``, and every file that imports torch, Megatron or a module of ours that does: cpu;
-- all others: light.
+- all others: light; ``pytestmark = pytest.mark.slow`` keeps a file that takes ten seconds out of `make test-light`.
 
 A file that only starts such a program in a subprocess says so itself: ``pytestmark = pytest.mark.cpu``.
 """
@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 from guards import imports, tree
 
-LIGHT_ONLY = "not cpu and not gpu"
+LIGHT_ONLY = "not cpu and not gpu and not slow"  # of make test-light
 TORCH = ("torch", "megatron")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network

@@ -16,6 +16,7 @@ from megatron_chimed.chat_costs import Prices, estimate_tokens
 from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions
 from megatron_chimed.errors import InputError
 
+pytestmark = pytest.mark.slow
 KEY = "sk-hush-1234567890abcdef"
 QUICK = CallSettings(timeout=60, backoff=0.01, max_retries=3)
 HASTY = CallSettings(timeout=1, backoff=0.01)  # for a server that hangs

@@ -16,6 +16,7 @@ from megatron_chimed.chat_api import CallSettings, ChatApi, ChatError, ChatReque
 from megatron_chimed.chat_log import ChatLog, complete_once
 from megatron_chimed.errors import InputError
 
+pytestmark = pytest.mark.slow
 KEY = "sk-hush-1234567890abcdef"
 QUICK = {"timeout": 60, "backoff": 0.01, "max_retries": 3}
 

@@ -15,6 +15,7 @@ from megatron_chimed.data.corpus import TextOptions
 from megatron_chimed.data.corpus_verify import verify_corpus
 from megatron_chimed.errors import InputError, one_line
 
+pytestmark = pytest.mark.slow
 NUM_MUTANTS = 1000
 TOKENS = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b'"', b"\\", b"\\u0000", b"{", b"}"]
 TOKENS += [b"\\ud800", b"[" * 3000, b"]", b",", b":", b"null", b"NaN", b"-Infinity", b"1e999"]

@@ -10,6 +10,7 @@ from sft_sources import NAMES, check_accounts, content_of, make_dialogues, prepa
 from megatron_chimed.data import corpus_input
 from megatron_chimed.errors import InputError, one_line
 
+pytestmark = pytest.mark.slow
 NUM_MUTANTS = 500  # of each format
 TOKENS = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b'"', b"\\", b"\t", b",", b":", b"{", b"}"]
 TOKENS += [b"[", b"]", b"null", b"NaN", b"1e999", b"\\ud800", b"\\u0000", b"[" * 3000, b"9" * 5000, b"</s>"]

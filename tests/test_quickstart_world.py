@@ -35,6 +35,7 @@ import sources  # noqa: E402
 import wordings  # noqa: E402
 from world import KEYS, build_world, load_world  # noqa: E402
 
+pytestmark = pytest.mark.slow
 SIZE = 0.8
 TRAINING = ("cmd_finetune.jsonl", "chimed_train.jsonl", "ranked_train.jsonl", "cmd_reward.jsonl", "exercises.jsonl")
 MC_LINE = re.compile(r"id\t\d+\tdepartment\t[^\t]+\tdisease\t[^\t]+|[PD]\t[^\t]*\t[012]|SUM1\t.+|SUM2\.\d\t.+|")

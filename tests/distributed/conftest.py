@@ -1,12 +1,13 @@
 """What files of this folder share."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(scope="module")
 def one_thread():
     """Small models gain nothing by more, and lose much where other programs run."""
+    import torch  # here: the light tier reads this file too
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
