@@ -21,7 +21,7 @@ test: .venv/.installed ## all tests that this machine can run
 test-light: .venv/.installed ## tests that need no torch, in less than a minute
 	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not cpu and not gpu and not slow"
 
-test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 10 minutes
+test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 15 minutes
 	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \
 		tests/test_quickstart_killed.py
 

@@ -15,7 +15,7 @@ from megatron_chimed.jsonl import read_json
 
 pytestmark = [
     pytest.mark.cpu,
-    pytest.mark.skipif("KILL_DEMO" not in os.environ, reason="two demos take ten minutes: make test-demo"),
+    pytest.mark.skipif("KILL_DEMO" not in os.environ, reason="two demos take a quarter of an hour: make test-demo"),
 ]
 RUN = Path(__file__).parents[1] / "examples" / "quickstart" / "run.sh"
 
