@@ -130,7 +130,9 @@ def serve(
     command = server_command(served_name(folder), port, dtype, tensor_parallel, seed)
     with with_template(folder, chat_template(folder, template)) as view:
         print(f"model {view.name!r} at http://{HOST}:{port}/v1, by {command[2].split('.')[0]}", flush=True)
-        with subprocess.Popen(command, cwd=view.parent, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as server:
+        # transformers lists the models of the hub's cache, and fails where that folder is missing.
+        settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(view.parent)}
+        with subprocess.Popen(command, cwd=view.parent, env=os.environ | settings) as server:
             signal.signal(signal.SIGTERM, lambda *_: server.terminate())
             with contextlib.suppress(KeyboardInterrupt):  # which the server gets as well
                 server.wait()

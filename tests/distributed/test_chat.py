@@ -1,6 +1,7 @@
 """Talking to real models: a folder and its checkpoint say the same, in a terminal and over a pipe; the served form."""
 
 import fcntl
+import importlib.util
 import inspect
 import json
 import os
@@ -298,3 +299,26 @@ def test_an_openai_client_reaches_the_server_which_ends_with_the_command(tmp_pat
     assert not Path(place).exists()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, serve.NEEDED)), reason="the packages of the extra `serve` are not installed"
+)
+def test_the_real_server_says_what_the_terminal_says(models, folder):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = command("chat.py", "--model", f"hf:{folder / 'hf'}", "--serve", "--port", port, "--dtype", "float32")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as program:
+        while "Uvicorn running" not in (line := program.stderr.readline()):
+            assert line, "the server has ended"
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        client.models.list()
+        asked = {"model": "hf", "messages": MESSAGES[:1], "max_tokens": 40, "temperature": 0}
+        whole = client.chat.completions.create(**asked).choices[0].message.content
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        program.send_signal(signal.SIGTERM)
+        program.communicate()
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    model, tokenizer = models[0]
+    talk = Conversation(model, Renderer(Template(), tokenizer), ChatOptions(max_new_tokens=40))
+    assert whole == streamed == "".join(talk.answer(DIALOGUE[0].text))
