@@ -6,7 +6,7 @@ The optimizer's state is not converted: a converted checkpoint is a start, not a
 import argparse
 
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import hush, quick_imports
+from megatron_chimed.quiet import quick_imports
 
 EXAMPLE = """examples:
   python tools/convert_checkpoint.py hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2
@@ -34,7 +34,6 @@ def main() -> None:
     to_hf.add_argument("--max-shard-size", default="5GB", help="of a safetensors file (5GB)")
     args = parser.parse_args()
 
-    hush()
     with quick_imports():  # they take seconds, which --help need not wait for
         from megatron_chimed.convert import checkpoint
 

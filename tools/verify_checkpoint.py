@@ -3,7 +3,7 @@
 import argparse
 
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import hush, quick_imports
+from megatron_chimed.quiet import quick_imports
 
 EXAMPLE = """example:
   python tools/verify_checkpoint.py --hf Ziya2-13B-Base --megatron runs/ziya2 --tensor-parallel 2
@@ -28,7 +28,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.tensor_parallel < 1 or args.generate < 0:
         raise InputError("--tensor-parallel takes a number from 1, --generate one from 0")
-    hush()
     with quick_imports():  # they take seconds, which --help need not wait for
         from megatron_chimed.convert.verify import verify
 

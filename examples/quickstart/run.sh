@@ -15,7 +15,7 @@ recipe=examples/quickstart
 here=$recipe
 mkdir -p "$folder"
 
-if [ "$folder" != runs/demo ]; then # the same recipe with other paths, and for tiny with other numbers
+if [ "$size" != 1 ] || [ "$folder" != runs/demo ]; then # the same recipe with other paths, and for tiny with other numbers
   recipe=$folder/recipe
   mkdir -p "$recipe"
   for file in "$here"/*.yaml; do
@@ -26,7 +26,7 @@ fi
 limit=60
 if [ "$size" = tiny ]; then
   size=0.34 limit=12
-  sed -i "s/train-iters: .*/train-iters: 300/" "$recipe/pretrain.yaml"
+  sed -i "s/train-iters: .*/train-iters: 300/" "$recipe/pretrain.yaml" # a tenth of it, as of all others
   sed -i "s/\"tiny\"/\"$size\"/; s/\(train-iters\|lr-decay-iters\|lr-warmup-iters\): \([0-9]*\)0\b/\1: \2/; \
     s/eval-interval: .*/eval-interval: 10/; s/epochs: 2/epochs: 1/; s/eval-iters: .*/eval-iters: 1/; \
     s/\( count\|drift_count\): .*/\1: 16/; s/ n: 8/ n: 4/; s/max_tokens: .*/max_tokens: 32/" "$recipe"/*.yaml
@@ -41,16 +41,17 @@ step() {
   [ "$title" = end ] || echo "$number/$((steps - 1)) $title"
 }
 
-# train NAME STAGE [ARGUMENT ...]: a training with two ranks, on two GPUs where there are two, else on the CPU. One that
-# was finished with these settings is not started again.
+# train PLACE STAGE [ARGUMENT ...]: a training with two ranks, on two GPUs where there are two, else on the CPU. One that
+# was finished there with these settings is not started again.
 [ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')" -ge 2 ] || export CUDA_VISIBLE_DEVICES=
 train() {
-  name=$1 stage=$2
+  place=$folder/$1 stage=$2
   shift 2
   settings=$(cat "$recipe/model.yaml" "$recipe/$stage.yaml" && echo "$@")
-  [ "$(cat "$folder/$name.done" 2>/dev/null)" != "$settings" ] || return 0
-  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" "$@" >>"$folder/$name.log"
-  echo "$settings" >"$folder/$name.done"
+  [ "$(cat "$place/finished.txt" 2>/dev/null)" != "$settings" ] || return 0
+  rm -f "$place/finished.txt"
+  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" --save "$place" "$@" >>"$place.log"
+  echo "$settings" >"$place/finished.txt"
 }
 
 world=$folder/world
@@ -65,7 +66,7 @@ for part in train heldout; do
 done
 
 step "the base model: initial weights, which nothing has been learnt with"
-train base pretrain --save "$folder/base" --train-iters 1 --lr 0.0 --min-lr 0.0 --lr-warmup-iters 0 --eval-iters 0
+train base pretrain --train-iters 1 --lr 0.0 --min-lr 0.0 --lr-warmup-iters 0 --eval-iters 0
 
 step "pre-training"
 train pretrain pretrain --load "$folder/base" --finetune
@@ -87,13 +88,13 @@ for length in 512 256; do
 done
 
 step "supervised fine-tuning of the pre-trained model"
-train sft sft
+train sft/run sft
 
 step "for comparison: the same fine-tuning without pre-training"
-train sft_alone sft --load "$folder/base" --save "$sft/alone"
+train sft/alone sft --load "$folder/base"
 
 step "for comparison: the same fine-tuning with half of the context"
-train sft_half sft --save "$sft/half" --train-data-path "$sft/train-256" --valid-data-path "$sft/heldout-256" \
+train sft/half sft --train-data-path "$sft/train-256" --valid-data-path "$sft/heldout-256" \
   --seq-length 256 --micro-batch-size 4 --global-batch-size 4
 
 step "answers that are ranked, cleaned and packed: four to a question, and the best and the worst alone"
@@ -112,9 +113,9 @@ iterations() {
     "$folder/reward/$1/test/manifest.json" | sort -n | tail -n 1)
   echo $(((rows + $2 - 1) / $2))
 }
-train reward_four reward --eval-iters "$(iterations adjacent 4)"
+train reward/four reward --eval-iters "$(iterations adjacent 4)"
 # A row of pairs holds twice as many questions as one of four answers: half as many rows make the same batch.
-train reward_two reward --save "$folder/reward/two" --train-data-path "$folder/reward/extremes/train" \
+train reward/two reward --train-data-path "$folder/reward/extremes/train" \
   --valid-data-path "$folder/reward/extremes/valid" --test-data-path "$folder/reward/extremes/test" \
   --micro-batch-size 2 --global-batch-size 2 --eval-iters "$(iterations extremes 2)"
 
@@ -137,13 +138,13 @@ OMP_NUM_THREADS=1 xargs -P 2 -L 1 python tools/evaluate.py --tokenizer "$tokeniz
   --max-new-tokens 48 --batch-size 32 --tasks ceval="$world/multiple_choice" \
   ccks2019="$world/ner_test.jsonl,$world/ner_dev.jsonl" chimed="$world/chimed_test.jsonl" mc="$world/mc_test.dialog" \
   scale="$world/scale.yaml" <<END >>"$folder/evaluation.log"
---name base --model megatron:$folder/base --output $folder/evaluation/base
---name pre-training --model megatron:$folder/pretrain --output $folder/evaluation/pre-training
---name SFT --model megatron:$sft/run --output $folder/evaluation/SFT
---name "rejection sampling" --model megatron:$final/selected --output "$folder/evaluation/rejection sampling"
---name "random control" --model megatron:$final/control --output "$folder/evaluation/random control"
---name "SFT alone" --model megatron:$sft/alone --output "$folder/evaluation/SFT alone"
---name "half context" --model megatron:$sft/half --output "$folder/evaluation/half context"
+--name base --model "megatron:$folder/base" --output "$folder/evaluation/base"
+--name pre-training --model "megatron:$folder/pretrain" --output "$folder/evaluation/pre-training"
+--name SFT --model "megatron:$sft/run" --output "$folder/evaluation/SFT"
+--name "rejection sampling" --model "megatron:$final/selected" --output "$folder/evaluation/rejection sampling"
+--name "random control" --model "megatron:$final/control" --output "$folder/evaluation/random control"
+--name "SFT alone" --model "megatron:$sft/alone" --output "$folder/evaluation/SFT alone"
+--name "half context" --model "megatron:$sft/half" --output "$folder/evaluation/half context"
 END
 
 step "report"

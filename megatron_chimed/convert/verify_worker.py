@@ -9,9 +9,7 @@ import functools
 import sys
 from pathlib import Path
 
-from megatron_chimed.quiet import hush, quick_imports
-
-hush()
+from megatron_chimed.quiet import quick_imports
 
 with quick_imports():
     import torch

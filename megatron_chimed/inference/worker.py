@@ -15,9 +15,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.quiet import hush, quick_imports
-
-hush()
+from megatron_chimed.quiet import quick_imports
 
 with quick_imports():
     import torch

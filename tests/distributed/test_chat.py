@@ -1,5 +1,6 @@
 """Talking to real models: a folder and its checkpoint say the same, in a terminal and over a pipe; the served form."""
 
+import contextlib
 import fcntl
 import importlib.util
 import inspect
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -276,23 +278,34 @@ server.serve_forever()
 '''
 
 
+@contextlib.contextmanager
+def serving(folder: Path, *flags: object, **options) -> Iterator[tuple[subprocess.Popen, OpenAI, int]]:
+    """The command that serves a folder, which ends behind this; a client; the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = command("chat.py", "--model", f"hf:{folder / 'hf'}", "--serve", "--port", port, *flags)
+    with subprocess.Popen(words, text=True, **options) as program:
+        try:
+            yield program, OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0), port
+        finally:
+            program.send_signal(signal.SIGTERM)
+            program.communicate()
+
+
 def test_an_openai_client_reaches_the_server_which_ends_with_the_command(tmp_path, folder):
     package = tmp_path / "vllm" / "entrypoints" / "cli"
     package.mkdir(parents=True)
     for place in (package, package.parent, package.parent.parent):
         (place / "__init__.py").touch()
     (package / "main.py").write_text(STAND_IN)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = command("chat.py", "--model", f"hf:{folder / 'hf'}", "--serve", "--port", port, "--tensor-parallel", 2)
-    path = os.pathsep.join([str(tmp_path), *sys.path])
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}) as program:
+    options = {
+        "stdout": subprocess.PIPE,
+        "env": os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    }
+    with serving(folder, "--tensor-parallel", 2, **options) as (program, client, port):
         assert re.fullmatch(rf"model 'hf' at http://127.0.0.1:{port}/v1, by vllm\n", program.stdout.readline())
         assert program.stdout.readline() == "listening\n"
-        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         answer = client.chat.completions.create(model="hf", messages=MESSAGES).choices[0].message.content
-        program.send_signal(signal.SIGTERM)
-        program.wait()
     arguments, text, place = json.loads(answer)
     assert arguments[:2] == ["serve", "hf"] and arguments[arguments.index("--tensor-parallel-size") + 1] == "2"
     assert text == serve.chat_template(folder / "hf", Template())
@@ -305,19 +318,13 @@ def test_an_openai_client_reaches_the_server_which_ends_with_the_command(tmp_pat
     not all(map(importlib.util.find_spec, serve.NEEDED)), reason="the packages of the extra `serve` are not installed"
 )
 def test_the_real_server_says_what_the_terminal_says(models, folder):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = command("chat.py", "--model", f"hf:{folder / 'hf'}", "--serve", "--port", port, "--dtype", "float32")
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as program:
+    with serving(folder, "--dtype", "float32", stderr=subprocess.PIPE) as (program, client, _):
         while "Uvicorn running" not in (line := program.stderr.readline()):
             assert line, "the server has ended"
-        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         client.models.list()
         asked = {"model": "hf", "messages": MESSAGES[:1], "max_tokens": 40, "temperature": 0}
         whole = client.chat.completions.create(**asked).choices[0].message.content
         chunks = list(client.chat.completions.create(**asked, stream=True))
-        program.send_signal(signal.SIGTERM)
-        program.communicate()
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     model, tokenizer = models[0]
     talk = Conversation(model, Renderer(Template(), tokenizer), ChatOptions(max_new_tokens=40))

@@ -51,12 +51,15 @@ def start(world) -> list:
     return ["--load", world[2], "--finetune", "--tokenizer-type", "NullTokenizer"]
 
 
+def data_config(world, split: str, seed: int = 7) -> SftDatasetConfig:
+    """Settings of datasets over the packed folder."""
+    blend = [str(world[0])], None
+    return SftDatasetConfig(random_seed=seed, sequence_length=LENGTH, blend=blend, split=split, vocab_size=10**6)
+
+
 def first_batch(world) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """[rows][instances] (tokens, mask) of the rows of the first training step, straight from the packed files."""
-    config = SftDatasetConfig(
-        random_seed=7, sequence_length=LENGTH, blend=([str(world[0])], None), split="80,20,0", vocab_size=10**6
-    )
-    dataset = build_packed_datasets(SftDataset, config, (ROWS, 0, 0))[0]
+    dataset = build_packed_datasets(SftDataset, data_config(world, "80,20,0"), (ROWS, 0, 0))[0]
     packed, batch = PackedRows(world[0]), []
     texts = [packed.tokens[packed.segment_offsets[r[0]] : packed.segment_offsets[r[-1] + 1]] for r in rows_of(packed)]
     for number in range(ROWS):
@@ -181,10 +184,7 @@ def test_a_killed_fine_tuning_continues_to_the_same_figures(tmp_path, world):
 
 def test_an_epoch_sees_every_row_once_in_an_order_of_its_own(world):
     def rows(count, seed=7):
-        config = SftDatasetConfig(
-            random_seed=seed, sequence_length=LENGTH, blend=([str(world[0])], None), split="1,0,0", vocab_size=10**6
-        )
-        dataset = build_packed_datasets(SftDataset, config, (count, 0, 0))[0]
+        dataset = build_packed_datasets(SftDataset, data_config(world, "1,0,0", seed), (count, 0, 0))[0]
         return [tuple(dataset[n]["tokens"].tolist()) for n in range(count)]
 
     size = len(PackedRows(world[0]))
@@ -197,9 +197,7 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_its_own(world):
 
 @pytest.mark.parametrize("split", [1, 2], ids=["valid", "test"])
 def test_an_evaluation_larger_than_its_set_counts_every_row_once(world, split):
-    config = SftDatasetConfig(
-        random_seed=7, sequence_length=LENGTH, blend=([str(world[0])], None), split="80,10,10", vocab_size=10**6
-    )
+    config = data_config(world, "80,10,10")
 
     def evaluations(samples, extra=(), number=2):
         """The samples of evaluations, and what each counts: learnt tokens, filled positions, positions."""
