@@ -23,7 +23,7 @@ test-light: .venv/.installed ## tests that need no torch, in less than a minute
 
 test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 15 minutes
 	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \
-		tests/test_quickstart_killed.py
+		tests/examples/test_quickstart_killed.py
 
 lint: .venv/.installed ## ruff: style and formatting
 	@$(PYTHON) -m ruff check .

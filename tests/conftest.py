@@ -3,7 +3,7 @@
 A test file's tier follows from where it lies and what it imports, so that nobody has to remember a marker:
 
 - ``tests/gpu/``: gpu, skipped with a reason where there is no CUDA device;
-- ``tests/distributed/``, and every file that imports torch, Megatron or a module of ours that does: cpu;
+- ``tests/integration/``, and every file that imports torch, Megatron or a module of ours that does: cpu;
 - all others: light; ``pytestmark = pytest.mark.slow`` keeps a file that takes ten seconds out of `make test-light`.
 
 A file that only starts such a program in a subprocess says so itself: ``pytestmark = pytest.mark.cpu``.
@@ -28,10 +28,10 @@ hypothesis.settings.load_profile("project")
 
 @cache
 def module_files() -> dict[str, str]:
-    """The package's modules (dotted name without the package's) and the helpers that lie in tests/, to path."""
+    """The package's modules (dotted name without the package's) and the helpers in tests/support, to path."""
     modules = {imports.module_name(path): path for path in tree.python_files(f"{imports.PACKAGE}/")}
-    helpers = [path for path in tree.python_files("tests/") if path.count("/") == 1]
-    return modules | {f"tests.{Path(path).stem}": path for path in helpers}
+    helpers = [path for path in tree.python_files("tests/") if path.startswith("tests/support/")]
+    return modules | {f"support.{Path(path).stem}": path for path in helpers}
 
 
 @cache
@@ -43,7 +43,7 @@ def needs_torch(path: str) -> bool:
         names = {name for _, name in imports.imports(source)}
         if any(imports.is_under(name, TORCH) for name in names):
             return True
-        helpers = {f"tests.{name.split('.')[0]}" for name in names} & set(files)
+        helpers = {".".join(name.split(".")[:2]) for name in names if name.startswith("support.")} & set(files)
         found = (imports.own_modules(source, set(files)) | helpers) - seen
         seen |= found
         todo += [files[module] for module in found]
@@ -55,7 +55,7 @@ def tier(file: Path) -> str:
     path = file.relative_to(tree.ROOT).as_posix()
     if path.startswith("tests/gpu/"):
         return "gpu"
-    return "cpu" if path.startswith("tests/distributed/") or needs_torch(path) else "light"
+    return "cpu" if path.startswith("tests/integration/") or needs_torch(path) else "light"
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -10,9 +10,10 @@ import threading
 import time
 
 import pytest
-from chat_server import ChatServer, Gate, answer_of
+from support.chat_server import ChatServer, Gate, answer_of, ask
+from support.paths import TESTS
 
-from megatron_chimed.chat_api import CallSettings, ChatApi, ChatError, ChatRequest, Completion
+from megatron_chimed.chat_api import CallSettings, ChatApi, ChatError, Completion
 from megatron_chimed.chat_log import ChatLog, complete_once
 from megatron_chimed.errors import InputError
 
@@ -26,10 +27,6 @@ def environment(monkeypatch):
     """A key, and no proxy between us and loopback."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-def ask(text, key=None, **options):
-    return ChatRequest((key or text,), [{"role": "user", "content": text}], options)
 
 
 def api_of(server, **settings):
@@ -333,7 +330,7 @@ def test_two_processes_do_not_share_a_log(tmp_path):
 PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-from test_chat_api import ask
+from support.chat_server import ask
 from megatron_chimed.chat_api import CallSettings, ChatApi
 from megatron_chimed.chat_log import ChatLog, complete_once
 from megatron_chimed.errors import exit_cleanly
@@ -349,7 +346,7 @@ exit_cleanly(main)
 def test_a_run_that_is_interrupted_says_one_line_and_goes_on_without_buying_anything_twice(tmp_path):
     path = tmp_path / "answers.jsonl"
     command = [sys.executable, "-c", PROGRAM]
-    places = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    places = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": places}
     gate = Gate(20)
     with ChatServer(gate) as server:

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from chat_server import ChatServer
-from exam_files import dialogue, write_ceval
+from support.chat_server import ChatServer
+from support.exam_files import dialogue, write_ceval
+from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.models import ModelOptions, open_model
@@ -14,7 +14,6 @@ from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.template import Template
 
 pytestmark = pytest.mark.cpu  # lm-eval loads torch
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

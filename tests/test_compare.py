@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from exam_files import write_ceval
-from exam_models import Scripted, guess, is_right, scripted
+from support.exam_files import write_ceval
+from support.exam_models import Scripted, guess, is_right, scripted
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.compare import bootstrap_difference, paired_difference

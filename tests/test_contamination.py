@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from exam_files import write_lines
+from support.exam_files import write_lines
 
 from megatron_chimed.data.overlap import GRAM, tokens
 from megatron_chimed.errors import InputError

@@ -7,12 +7,11 @@ import signal
 import subprocess
 import time
 
-import corpora
 import numpy as np
 import pytest
-import reference
 import sentencepiece
-from corpora import build, call, call_here, command, files_of, make_texts, write_rows
+from support import corpora, reference
+from support.corpora import build, call, call_here, command, files_of, make_texts, write_rows
 
 from megatron_chimed.data import corpus_input, corpus_output
 from megatron_chimed.data.corpus import RunOptions, TextOptions, work_folder

@@ -5,10 +5,10 @@ import json
 import os
 import random
 
-import corpora
 import pytest
-from corpora import build, call, call_here, make_texts, to_lines
-from mutations import BYTE_KINDS, mutate_bytes
+from support import corpora
+from support.corpora import build, call, call_here, make_texts, to_lines
+from support.mutations import BYTE_KINDS, mutate_bytes
 
 from megatron_chimed.data import corpus_input
 from megatron_chimed.data.corpus import TextOptions

@@ -1,20 +1,19 @@
 """Byte for byte what Megatron's own classes write: its tokenizers, its dataset builder, in the loop of its tool."""
 
 import json
-from pathlib import Path
 
-import corpora
 import numpy as np
 import pytest
-from corpora import make_texts, write_rows
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from megatron.core.tokenizers import MegatronTokenizer
+from support import corpora
+from support.corpora import make_texts, write_rows
+from support.paths import SHARED
 
 from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
 from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 from megatron_chimed.tokenizer_training import train_sentencepiece, write_tokenizer
 
-REAL = Path(__file__).resolve().parents[1] / "../shared/data"
 ODD = ["一  二", " 开头", "结尾 ", "换\n行\r\n\t"]
 ODD += ["\u3000全角", "</s>结束<s>", "<unk><pad>", "\0\x1f", "😀👨‍👩‍👧", "ﬁ①Ａ", "x" * 3000]
 
@@ -101,10 +100,10 @@ def test_a_large_vocabulary_has_megatrons_wider_type(tmp_path, size, dtype):
 
 
 def test_real_text_gives_megatrons_bytes(tmp_path):
-    if not REAL.is_dir():
+    if not SHARED.is_dir():
         pytest.skip("needs the sample data in ../shared/data")
-    lines = (REAL / "cmd_finetune_huatuo.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (SHARED / "cmd_finetune_huatuo.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     documents = [[row["instruction"] + "\n" + row["output"]] for row in rows]
-    content = compare(tmp_path, "sentencepiece", REAL / "chinese_sp.model", documents, append_eod=True)
+    content = compare(tmp_path, "sentencepiece", SHARED / "chinese_sp.model", documents, append_eod=True)
     assert content["documents"] == len(rows) > 1000

@@ -2,9 +2,9 @@
 
 import json
 
-import corpora
 import pytest
-from corpora import build, call_here, make_texts, to_lines, write_rows
+from support import corpora
+from support.corpora import build, call_here, make_texts, to_lines, write_rows
 
 from megatron_chimed.data import corpus_input
 from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from megatron_chimed.curves import Panel, figures_of, read_runs, smoothed, with_window
 from megatron_chimed.errors import InputError
 from megatron_chimed.runlog import RunLog
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_run(folder: Path, name: str = "lm loss", factor: float = 1.0, steps: int = 60) -> Path:

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from exam_files import page, question, write_ceval, write_cmmlu, write_csv, write_lines
-from exam_models import Scripted, empty, guess, guesser, oracle, scripted, write_all
+from support.exam_files import page, question, write_ceval, write_cmmlu, write_csv, write_lines
+from support.exam_models import Scripted, empty, guess, guesser, oracle, scripted, write_all
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import LIKELIHOODS

@@ -6,15 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from exam_files import page, write_ceval, write_lines
-from exam_hf import write_answering_hf
+from support.exam_files import page, write_ceval, write_lines
+from support.exam_hf import write_answering_hf
+from support.paths import ROOT
 
 from megatron_chimed.jsonl import read_json, sha256_file
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.cpu
 
 

@@ -2,10 +2,9 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
-from exam_files import (
+from support.exam_files import (
     SENTENCE,
     ccks_row,
     dialogue,
@@ -18,6 +17,7 @@ from exam_files import (
     write_lines,
     write_mcmle,
 )
+from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.answer_readers import read_chimed, read_mc
@@ -25,8 +25,6 @@ from megatron_chimed.evaluation.catalog import parse_tasks
 from megatron_chimed.evaluation.entity_readers import read_ccks2019, read_columns
 from megatron_chimed.evaluation.exam_readers import CMMLU_SUBJECTS, read_ceval, read_cmmlu, read_mcmle
 from megatron_chimed.evaluation.prompts import parse_choice
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_ceval_is_answered_from_val_as_its_test_split_has_no_answers(tmp_path):

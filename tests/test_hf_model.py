@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from corpora import WORDS
-from exam_hf import write_answering_hf
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from support.corpora import WORDS
+from support.exam_hf import write_answering_hf
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.encoding import Encoder

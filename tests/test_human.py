@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from browser import needs_browser, open_page
 from sklearn.metrics import cohen_kappa_score
+from support.browser import needs_browser, open_page
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.agreement import report_ratings, weighted_kappa

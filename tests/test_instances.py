@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from dialogues import KINDS, make_dialogue, make_dialogues, make_renderer
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer
 
 from megatron_chimed.datasets.instances import NO_ANSWER, NO_QUESTION, TOO_LONG, Instance, fit, make_instances
 from megatron_chimed.template import Exchange

@@ -1,4 +1,4 @@
-"""How the launcher passes signals on; tests/distributed/test_faults.py shows it with real ranks."""
+"""How the launcher passes signals on; tests/integration/test_faults.py shows it with real ranks."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The launchers, with stand-ins for Slurm, torchrun and the tools; tests/distributed starts real ranks."""
+"""The launchers, with stand-ins for Slurm, torchrun and the tools; tests/integration starts real ranks."""
 
 import contextlib
 import os

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpora import call, call_here, command, make_texts, write_model
-from dialogues import make_dialogues, make_renderer, write_dialogues
+from support.corpora import call, call_here, command, make_texts, write_model
+from support.dialogues import make_dialogues, make_renderer, write_dialogues
 
 from megatron_chimed.datasets import parts
 from megatron_chimed.datasets.pack_dialogues import PackOptions, describe, pack_dialogues

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import call, call_here, write_model
-from dialogues import KINDS, make_renderer
-from rankings import make_groups, write_groups
+from support.corpora import call, call_here, write_model
+from support.dialogues import KINDS, make_renderer
+from support.rankings import make_groups, write_groups
 
 from megatron_chimed.datasets import parts
 from megatron_chimed.datasets.pack_rankings import RankingOptions, describe, pack_rankings

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dialogues import KINDS, make_dialogues, make_renderer, write_dialogues
+from support.dialogues import KINDS, make_dialogues, make_renderer, write_dialogues
+from support.paths import SHARED
 
 from megatron_chimed.datasets import packed as packed_module
 from megatron_chimed.datasets import rows
@@ -19,7 +20,6 @@ from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.template import Renderer, Template
 from megatron_chimed.tokenizer import load_tokenizer
 
-SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 LENGTH = 256
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import best_fit_decreasing as plain_best_fit
-from reference import fewest_rows
+from support.reference import best_fit_decreasing as plain_best_fit
+from support.reference import fewest_rows
 
 from megatron_chimed.datasets import packing
 from megatron_chimed.datasets.packing import lower_bound, pack

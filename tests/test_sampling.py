@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import chi_square_z
+from support.reference import chi_square_z
 
 from megatron_chimed.inference.sampling import draw, least_probability, uniforms
 

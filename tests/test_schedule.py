@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from dialogues import make_renderer
-from rankings import make_groups, write_groups
+from support.dialogues import make_renderer
+from support.rankings import make_groups, write_groups
 
 from megatron_chimed.config import RewardConfig, Setting
 from megatron_chimed.datasets.pack_rankings import RankingOptions, pack_rankings

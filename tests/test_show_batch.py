@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from corpora import call, call_here
-from dialogues import KINDS, make_dialogue, make_dialogues, make_renderer, make_tokenizer, write_dialogues
+from support.corpora import call, call_here
+from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer, make_tokenizer, write_dialogues
 
 from megatron_chimed.datasets import show
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues

@@ -4,9 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
-from dialogues import KINDS, make_dialogue, make_dialogues, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dialogues import KINDS, make_dialogue, make_dialogues, make_tokenizer
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Turn

@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpora import call_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.corpora import call_here
+from support.paths import ROOT, SHARED
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
 from megatron_chimed.tokenizer_training import expand_inputs, train_sentencepiece, train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT / "../shared/data"
 SENTENCES = [
     "慢性胃炎患者应当规律饮食，避免辛辣刺激的食物。",
     "请问医生，我最近 3 天总是头痛，体温 37.5℃，需要做什么检查？",

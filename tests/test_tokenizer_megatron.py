@@ -4,12 +4,12 @@ import random
 from pathlib import Path
 
 import pytest
+from support.paths import SHARED
 
 from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.tokenizer_training import train_sentencepiece, write_tokenizer
 
 pytest.importorskip("megatron.core", reason="needs Megatron")
-SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 PARTS = ["慢性胃炎", "</s>", "<s>", "<pad>", "<unk>", " ", "  ", "\n", "\t", "\0", "😀", "龘", "１２", "a b", "▁", "12"]
 
 

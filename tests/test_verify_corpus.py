@@ -4,10 +4,10 @@ import json
 import random
 import shutil
 
-import corpora
 import numpy as np
 import pytest
-from corpora import build, call, call_here, make_texts, write_rows
+from support import corpora
+from support.corpora import build, call, call_here, make_texts, write_rows
 
 from megatron_chimed.data.corpus_format import HEADER, read_index
 from megatron_chimed.data.corpus_verify import adopt_dataset, check_dataset, verify_corpus

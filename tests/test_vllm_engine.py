@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from checkpoints import write_hf
+from support.checkpoints import write_hf
 from transformers import AutoModelForCausalLM
 
 from megatron_chimed.errors import InputError

@@ -1,7 +1,7 @@
 """What the invented world is made of: names and phrases, per department and in common.
 
 No phrase may lie inside another one, and none holds punctuation: that is what lets facts be found again in any text
-by plain search, before and after cleaning. tests/test_quickstart_world.py checks it.
+by plain search, before and after cleaning. tests/examples/test_quickstart_world.py checks it.
 """
 
 # fmt: off (lists of phrases, as many to a line as fit)

@@ -1,7 +1,7 @@
 """How the world's facts are put into words: statements for documents and answers, questions, and small talk.
 
 In a statement ``{d}`` is the disease and the other fields are its values; ``{symptoms}`` lists all three.
-None of these sentences holds a value of the world by itself (tests/test_quickstart_world.py checks it).
+None of these sentences holds a value of the world by itself (tests/examples/test_quickstart_world.py checks it).
 """
 
 # fmt: off (lists of phrases, as many to a line as fit)

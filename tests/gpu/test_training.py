@@ -6,10 +6,10 @@ and 1e-3: attention that leaves an instance changes the loss by forty times that
 """
 
 import pytest
-from checkpoints import write_hf
-from dialogues import make_dialogues, make_renderer, write_dialogues
-from job import ON_GPU, LaunchedJob, figures, write_corpus
-from ranks import ON_CPU
+from support.checkpoints import write_hf
+from support.dialogues import make_dialogues, make_renderer, write_dialogues
+from support.job import ON_GPU, LaunchedJob, figures, write_corpus
+from support.ranks import ON_CPU
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues

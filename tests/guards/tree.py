@@ -3,9 +3,9 @@
 import ast
 import subprocess
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 IGNORED = {".git", ".venv", "runs", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 

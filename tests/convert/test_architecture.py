@@ -1,0 +1,120 @@
+"""config.json and Megatron's arguments: what is carried over, and what is refused by name."""
+
+import dataclasses
+
+import pytest
+import yaml
+from support.checkpoints import CONFIG, KINDS
+
+from megatron_chimed.convert import architecture as arch
+from megatron_chimed.errors import InputError
+
+BASE = CONFIG | {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
+
+
+def read(**changes):
+    return arch.from_hf(BASE | changes, "config.json")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_architecture_survives_both_ways(kind):
+    model = read(**KINDS[kind])
+    config = arch.to_hf(model, "bfloat16", {"eos_token_id": 2})
+    assert arch.from_hf(config, "config.json") == model
+    assert arch.from_megatron_args(arch.to_megatron_args(model), model.head, "checkpoint") == model
+    assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_reads_the_config_that_is_written(kind, tmp_path):
+    from transformers import AutoConfig
+
+    from megatron_chimed.jsonl import write_json
+
+    model = read(**KINDS[kind])
+    write_json(tmp_path / "config.json", arch.to_hf(model, "float32", {}))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert arch.from_hf(loaded.to_dict(), "config.json") == model
+    assert loaded.rope_parameters["rope_theta"] == model.rope_base
+    assert loaded.rope_parameters["rope_type"] == model.rope_type
+
+
+def test_both_spellings_of_rope_are_read():
+    old = read(rope_theta=500000.0, rope_scaling={"type": "linear", "factor": 4})
+    new = read(rope_parameters={"rope_theta": 500000.0, "rope_type": "linear", "factor": 4.0})
+    assert old == new and old.rope_base == 500000 and (old.rope_type, old.rope_factor) == ("linear", 4.0)
+
+
+def test_megatron_gets_arguments_that_its_own_parser_takes():
+    import argparse
+
+    from megatron.training.arguments import add_megatron_arguments
+
+    from megatron_chimed.arguments import to_words
+    from megatron_chimed.config import Setting
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    for kind in KINDS.values():
+        settings = yaml.safe_load(yaml.safe_dump(arch.to_megatron(read(**kind))))
+        words = to_words({key: Setting(value, "model.yaml") for key, value in settings.items()}, parser)
+        parsed = parser.parse_args(words)
+        assert parsed.num_layers == CONFIG["num_hidden_layers"] and parsed.layernorm_epsilon == 1e-5
+        again = arch.from_megatron_args(
+            argparse.Namespace(**vars(parsed) | {"padded_vocab_size": parsed.vocab_size}), "lm", "arguments"
+        )
+        assert again == read(**kind)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, "'MistralForCausalLM' is not supported; supported are LlamaForC"),
+        ({"architectures": None}, "architecture None is not supported"),
+        ({"hidden_size": None}, "hidden_size is None; expected a whole number above 0"),
+        ({"vocab_size": "103"}, "vocab_size is '103'"),
+        ({"num_key_value_heads": 3}, "num_attention_heads (4) is no multiple of num_key_value_heads (3)"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+        ({"rope_theta": 10000.5}, "rope_theta is 10000.5; Megatron takes a whole number"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor None"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1.5}}, "takes a whole number"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor None; Megatron has 1.0 built in"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    ],
+)
+def test_what_megatron_cannot_do_is_refused_by_name(changes, message):
+    with pytest.raises(InputError) as caught:
+        read(**changes)
+    assert message in str(caught.value) and str(caught.value).startswith("config.json: ")
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(InputError) as caught:
+        read(hidden_size=0, hidden_act="gelu", mlp_bias=True)
+    assert all(name in str(caught.value) for name in ("hidden_size", "hidden_act", "mlp_bias"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalization": "LayerNorm"}, "normalization is 'LayerNorm'"),
+        ({"num_experts": 8}, "num_experts is 8"),
+        ({"qk_layernorm": True}, "qk_layernorm is True"),
+        ({"num_layers": None}, "num_layers is missing"),
+    ],
+)
+def test_a_megatron_model_that_is_no_llama_is_refused(change, message):
+    args = arch.to_megatron_args(read())
+    vars(args).update(change)
+    with pytest.raises(InputError, match=message):
+        arch.from_megatron_args(args, "lm", "checkpoint")
+
+
+def test_the_reward_head_has_its_own_class():
+    model = read(architectures=["LlamaForSequenceClassification"])
+    assert model.head == "reward"
+    config = arch.to_hf(dataclasses.replace(model), "float32", {})
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and len(config["id2label"]) == 1

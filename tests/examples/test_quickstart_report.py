@@ -1,0 +1,151 @@
+"""The quickstart's report: figures from the files of the steps, claims that hold or do not, and one page with all."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from support.corpora import build, write_model, write_rows
+from support.exam_models import Scripted, guess, is_right, kind_of, scripted
+from support.paths import ROOT
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.prompts import GOLD
+from megatron_chimed.evaluation.run import Settings, evaluate_model
+from megatron_chimed.jsonl import read_json, read_json_lines, write_json
+from megatron_chimed.runlog import COLUMNS
+from megatron_chimed.template import Template
+
+sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
+
+import claims  # noqa: E402
+import demo_figures as figures  # noqa: E402
+import make_world  # noqa: E402
+import report  # noqa: E402
+
+SKILL = {"base": 0, "pre-training": 0.1, "SFT": 0.6, "rejection sampling": 0.8, "random control": 0.6, "SFT alone": 0.1,
+         "half context": 0.1}  # fmt: skip
+ROUNDS = {"start": 1.0, "after": 2.0, "random control": 1.2}
+
+
+def student(skill: float) -> Scripted:
+    """Knows a share of the answers, and says nothing else."""
+
+    def knows(item: dict) -> bool:
+        return guess(json.dumps(item, ensure_ascii=False, sort_keys=True)).random() < skill
+
+    def answer(item: dict, prompt: str) -> str:
+        return (GOLD[kind_of(item)](item) or item["levels"][1]) if knows(item) else ""
+
+    return Scripted(answer, lambda item, prompt, option: float(is_right(item, option) == knows(item)))
+
+
+def write_losses(folder: Path, rows: list[tuple]) -> None:
+    """A loss.csv of (iteration, split, name, value)."""
+    folder.mkdir(parents=True)
+    lines = [",".join(COLUMNS), *(f"{','.join(map(str, row))},," for row in rows)]
+    (folder / "loss.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder as a finished quickstart leaves it, with models of known skill."""
+    folder = tmp_path_factory.mktemp("demo")
+    world = folder / "world"
+    make_world.write_world(world, size=0.34)
+    rows = write_rows(folder / "documents.jsonl", [{"text": "头痛发热，多喝水。"}, {"text": "咳嗽三天。"}])
+    build([rows], folder / "corpus" / "train", write_model(folder))
+    for place in figures.TRAININGS:
+        losses = [(n, split, "lm loss", 5 - n / 10) for n in range(1, 21) for split in ("train", "valid")]
+        write_losses(folder / place, losses)
+    (folder / "reward" / "test.jsonl").parent.mkdir()
+    shutil.copy(world / "ranked_test.jsonl", folder / "reward" / "test.jsonl")
+    for name, share in (("four", 0.75), ("two", 1.0)):
+        orders = [(9, "test", order, share) for order in figures.ORDERS]
+        curve = [(9, split, "pair accuracy", share) for split in ("train", "valid")]
+        write_losses(folder / "reward" / name, curve + orders)
+    for number in (1, 2):
+        models = {name: {"mean": mean * number, "error": 0.1, "prompts": 40} for name, mean in ROUNDS.items()}
+        gains = {name: models["after"]["mean"] - models[name]["mean"] for name in ("start", "random control")}
+        changes = {f"after - {name}": {"mean": gain, "error": 0.2, "prompts": 40} for name, gain in gains.items()}
+        both = {"models": models, "differences": changes}
+        write_json(folder / f"rejection/round-0{number}/report.json", {"heldout": both, "yardstick": both})
+    tasks = [f"ceval={world / 'multiple_choice'}", f"ccks2019={world / 'ner_test.jsonl'},{world / 'ner_dev.jsonl'}",
+             f"chimed={world / 'chimed_test.jsonl'}", f"mc={world / 'mc_test.dialog'}",
+             f"scale={world / 'scale.yaml'}"]  # fmt: skip
+    settings, done = Settings(runs=1, limit=10), {}
+    for name, skill in SKILL.items():
+        output = folder / "evaluation" / name
+        if skill in done:
+            shutil.copytree(done[skill], output)
+        else:
+            evaluate_model(scripted(student(skill), name), tasks, output, settings, Template(), progress=False)
+        done[skill] = output
+    (folder / "seconds.tsv").write_text("pre-training\t40\nreport\t2\npre-training\t2\n")
+    return folder
+
+
+def test_every_figure_has_a_value_with_an_error_and_n_where_there_is_one(finished):
+    found = figures.read_figures(finished)
+    assert len(found) > 130
+    for name, one in found.items():
+        if not name.startswith("loss/"):
+            assert one["n"] > 0 or one["value"] is None, name
+            assert (one["value"] is None) == (one["error"] is None), name
+        if one.get("low") is not None:
+            assert one["low"] <= one["value"] + 1e-9 and one["value"] - 1e-9 <= one["high"], name
+    answered = found["evaluation/SFT/bias, 1 to 5"]
+    assert found["evaluation/base/bias, 1 to 5"]["value"] is None and 1 <= answered["value"] <= 5
+    assert found["reward/four/pair accuracy"]["value"] == 75 and found["reward/two/exact order"]["error"] == 0
+
+
+def test_facts_stated_are_those_of_the_worlds_grader(finished):
+    rows = [row for _, row in read_json_lines(finished / "evaluation/SFT/samples/chimed.0.jsonl")]
+    graded = figures.facts_stated(finished, "SFT")
+    assert len(graded) == len(rows) > 5
+    for quality, record in graded.values():
+        assert (quality > 80) == (record["answer"] == record["gold"]), record  # the gold answer is a good one
+
+
+def test_claims_hold_for_models_that_differ_as_claimed_and_none_does_for_models_that_do_not(finished, tmp_path):
+    checked = claims.check_claims(figures.read_figures(finished))
+    assert len(checked) == len(claims.CLAIMS) and all(claim.holds for claim in checked)
+    same = tmp_path / "same"
+    shutil.copytree(finished, same)
+    for name in SKILL:
+        shutil.rmtree(same / "evaluation" / name)
+        shutil.copytree(finished / "evaluation" / "SFT", same / "evaluation" / name)
+    for number in (1, 2):
+        path = same / f"rejection/round-0{number}/report.json"
+        content = read_json(path)
+        for measure in content.values():
+            for change in measure["differences"].values():
+                change["mean"] = -0.1
+        write_json(path, content)
+    for claim in claims.check_claims(figures.read_figures(same)):
+        assert claim.holds == claim.figure.startswith("reward/"), claim
+
+
+def test_the_page_and_results_json_hold_the_same_figures(finished, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", str(finished)])
+    report.main()
+    results = read_json(finished / "results.json")
+    page = (finished / "report.html").read_text("utf-8")
+    text = (finished / "report.md").read_text("utf-8")
+    assert results["figures"] == figures.read_figures(finished) and len(results["hashes"]) > 20
+    assert results["seconds"] == {"pre-training": 42, "report": 2}
+    assert all(claim["text"] in page and claim["text"] in text for claim in results["claims"])
+    assert page.count("<svg") == text.count("![") == 5
+    assert not re.search(r"""(src|href)=["'](?!#)""", page)  # it needs nothing else
+    assert capsys.readouterr().out.count("holds ") == len(results["claims"])
+    assert f"| {SKILL['SFT']}" not in text and "| all | 44 |" in text
+
+
+def test_a_step_that_has_not_run_is_named(finished, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(finished, broken)
+    shutil.rmtree(broken / "evaluation" / "SFT alone")
+    with pytest.raises(InputError, match="SFT alone"):
+        figures.read_figures(broken)

@@ -1,0 +1,345 @@
+"""The project's rules, held against every file: who may import what, sizes, documents that agree with the tree, YAML.
+
+Each rule has its control beside it: a small offending piece that the checker must report, or the rule shows nothing.
+"""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from guards import code, docs, graph, imports, tree
+from megatron_chimed import config
+from megatron_chimed.rejection.config import read_config
+
+LONGER = {}
+"""Named exceptions to the sizes: ``path`` or ``path:function`` to its own limit."""
+
+PATCHERS = {f"megatron_chimed/{name}.py" for name in ("cpu", "adapter", "saving", "supervision")}
+"""May change torch and Megatron: the CPU backend, what mends upstream faults, and what stops a training."""
+
+DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md"]
+PACKAGE = tree.python_files("megatron_chimed/")
+PROGRAMS = tree.python_files("megatron_chimed/", "tools/", "launch/", "examples/", "benchmarks/")
+TOOLS = tree.python_files("tools/")
+YAMLS = [path for path in tree.files() if path.endswith((".yaml", ".yml"))]
+LOOPS = [path for path in YAMLS if path.endswith("/rejection.yaml")]
+
+
+def over(paths, checker, *more) -> list[str]:
+    """The findings of a checker over files."""
+    assert paths, "no files to check: the listing is broken"
+    return [finding for path in paths for finding in checker(path, tree.read(path), *more)]
+
+
+# Who may import what.
+
+
+def test_every_module_imports_only_what_its_rule_allows():
+    assert not over(PACKAGE, imports.forbidden_imports)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("megatron_chimed/jsonl.py", "import torch"),
+        ("megatron_chimed/config.py", "def f():\n    from megatron.training import get_args"),
+        ("megatron_chimed/data/clean.py", "import megatron.core.datasets.indexed_dataset"),
+        ("megatron_chimed/data/corpus.py", "import megatron.core"),
+        ("megatron_chimed/datasets/rows.py", "import torch.nn"),
+        ("megatron_chimed/datasets/pretrain.py", "from megatron_chimed.models import gpt"),
+        ("megatron_chimed/losses.py", "from megatron_chimed import errors"),
+        ("megatron_chimed/models/gpt.py", "import importlib\nimportlib.import_module('megatron.training')"),
+        ("megatron_chimed/models/gpt.py", "from megatron import training"),
+        ("megatron_chimed/stages/sft.py", "from megatron_chimed.stages.pretrain import STAGE"),
+        ("megatron_chimed/train.py", "from megatron_chimed.data import corpus"),
+        ("megatron_chimed/models/gpt.py", "from . import norm"),
+        ("megatron_chimed/unheard_of.py", ""),
+    ],
+)
+def test_control_a_forbidden_import_is_reported(path, source):
+    assert len(imports.forbidden_imports(path, source)) == 1
+
+
+def test_control_an_allowed_import_is_not_reported():
+    source = "import os\nimport numpy as np\nfrom megatron.core.datasets.indexed_dataset import IndexedDataset\n"
+    assert not imports.forbidden_imports("megatron_chimed/data/corpus.py", source)
+
+
+def test_only_the_trainer_and_its_siblings_import_megatron_training():
+    others = [path for path in PROGRAMS if imports.module_name(path) not in imports.TRAINING]
+    importers = [f"{p}:{line}" for p in others for line, name in imports.imports(tree.read(p)) if _training(name)]
+    assert not importers
+    allowed = [name for name, rule in imports.RULES.items() if any(_training(other) for other in rule.others)]
+    assert len(imports.TRAINING) == 4 and set(allowed) == set(imports.TRAINING)
+
+
+def _training(name: str) -> bool:
+    """Whether a dotted name lies in megatron.training."""
+    return imports.is_under(name, ["megatron.training"])
+
+
+def test_the_picture_of_the_imports_is_that_of_the_code():
+    document, boxes = tree.read("CONTRIBUTING.md"), graph.boxes(PACKAGE)
+    assert graph.drawn(document, boxes) == document and len(boxes) > 20
+    boxes["errors"] = {"train"}
+    with pytest.raises(ValueError, match="a cycle among"):
+        graph.drawn(document, boxes)
+    assert graph.drawn(document, {"new": set()}) != document
+
+
+def test_the_imports_have_no_cycle():
+    known = {imports.module_name(path) for path in PACKAGE}
+    needs = {imports.module_name(path): imports.own_modules(tree.read(path), known) for path in PACKAGE}
+    assert not imports.import_cycles(needs)
+    assert imports.import_cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
+        f"{name}: imports itself through others" for name in "abc"
+    ]
+
+
+def test_only_the_named_modules_change_torch_or_megatron():
+    assert not over([path for path in PROGRAMS if path not in PATCHERS], imports.patches)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.cuda.current_device = lambda: 0",
+        "import torch\ncuda = torch.cuda\ncuda.Stream = None",
+        "from megatron.core import tensor_parallel as tp\ndef f():\n    tp.random.f = None",
+        "from megatron.core.optimizer import DistributedOptimizer\ndel DistributedOptimizer.load",
+        "import torch\nsetattr(torch.cuda, 'is_available', None)",
+        "import megatron.training.training\nmegatron.training.training.steps += 1",
+    ],
+)
+def test_control_a_patch_is_reported(source):
+    assert len(imports.patches("a.py", source)) == 1
+
+
+def test_control_ordinary_assignments_are_no_patch():
+    source = "import torch\nm = torch.nn.Linear(2, 2)\nm.bias = None\ntorch.backends.cuda.matmul.allow_tf32 = True\n"
+    assert not imports.patches("a.py", source)
+
+
+# Sizes and habits.
+
+
+def test_modules_functions_and_tools_keep_their_size():
+    assert not over(tree.python_files(), code.too_long, LONGER)
+    unused = [name for name in LONGER if name.split(":")[0] not in tree.files()]
+    assert not unused, "exceptions for files that are gone"
+
+
+def test_control_a_long_module_function_or_tool_is_reported():
+    function = "def f():\n" + "    x = 1\n" * 48
+    assert not code.too_long("a.py", function)
+    assert len(code.too_long("a.py", function + "    x = 1\n")) == 1
+    assert not code.too_long("a.py", function + "    x = 1\n", {"a.py:f": 60})
+    assert not code.too_long("a.py", "x = 1\n" * 299)
+    assert len(code.too_long("a.py", "x = 1\n" * 300)) == 1
+    assert len(code.too_long("tests/test_a.py", "x = 1\n" * 500)) == 1
+    assert not code.too_long("tools/a.py", "x = 1\n" * 60)
+    assert len(code.too_long("tools/a.py", "x = 1\n" * 61)) == 1
+
+
+def test_everything_public_has_a_docstring():
+    assert not over(tree.python_files(), code.undocumented)
+
+
+def test_control_a_missing_docstring_is_reported():
+    source = "def f():\n    pass\nclass A:\n    def g(self):\n        pass\n    def _h(self):\n        pass\n"
+    assert len(code.undocumented("a.py", source)) == 4  # the module, f, A and A.g
+    assert not code.undocumented("megatron_chimed/__init__.py", "")
+    assert len(code.undocumented("tests/test_a.py", source)) == 1
+
+
+def test_nothing_is_loaded_or_run_unsafely():
+    assert not over(["setup.py", *PROGRAMS], code.unsafe_calls)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load('a')",
+        "torch.load('a', weights_only=False)",
+        "eval('1')",
+        "yaml.load(text)",
+        "numpy.load('a', allow_pickle=True)",
+        "AutoModel.from_pretrained('a', trust_remote_code=True)",
+        "subprocess.run('ls', shell=True)",
+    ],
+)
+def test_control_unsafe_loading_is_reported(source):
+    assert len(code.unsafe_calls("a.py", source)) == 1
+
+
+def test_control_safe_loading_is_not_reported():
+    source = (
+        "torch.load('a', weights_only=True)\nmodel.eval()\nyaml.load(text, Loader=SafeLoader)\nyaml.safe_load(text)"
+    )
+    assert not code.unsafe_calls("a.py", source)
+
+
+def test_no_file_names_a_machine_a_registry_or_listens_to_all():
+    assert not over(tree.files(), code.forbidden_texts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("cd /", "work/x"),
+        ("p = '/", "root/.cache'"),
+        ("--host 0.0", ".0.0"),
+        ("--index", "-url x"),
+        ("https://pypi", ".org/x"),
+    ],
+)
+def test_control_a_forbidden_text_is_reported(parts):
+    assert len(code.forbidden_texts("a.sh", "".join(parts))) == 1
+
+
+def test_control_ordinary_paths_are_not_reported():
+    assert not code.forbidden_texts("a.sh", "cp net/work/a /tmp/b  # 10.0.0.0.1 is no address\n$ROOT/work/x\n")
+
+
+def test_every_test_can_fail():
+    tests = [path for path in tree.python_files("tests/") if re.search(r"(^|/)test_\w+\.py$", path)]
+    assert not over(tests, code.tests_without_assertion)
+
+
+def test_control_a_test_without_assertion_is_reported():
+    source = "def f():\n    assert x\ndef test_a():\n    f()\ndef test_b():\n    g()\ndef test_c():\n    assert True\n"
+    assert [finding.split()[1] for finding in code.tests_without_assertion("a.py", source)] == ["test_b", "test_c"]
+
+
+# Tools, documents and configuration.
+
+
+@pytest.fixture(scope="session")
+def helps(tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+    """`--help` of every tool, called from a folder that is not the project's."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+
+    def ask(path: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(tree.ROOT / path), "--help"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(TOOLS, pool.map(ask, TOOLS), strict=True))
+
+
+def test_every_tool_explains_itself_with_an_example_of_its_call(helps):
+    assert helps
+    assert not [path for path, result in helps.items() if result.returncode or not shows_example(path, result.stdout)]
+
+
+def shows_example(path: str, text: str) -> bool:
+    """Whether a help text has the word example and after it a call of the tool."""
+    return re.search(rf"(?is)\bexamples?\b.*{re.escape(path.split('/')[-1])}", text) is not None
+
+
+def test_control_a_help_without_example_is_reported():
+    assert not shows_example("tools/a.py", "usage: a.py [-h]")
+    assert shows_example("tools/a.py", "usage: a.py [-h]\n\nexample:\n  python tools/a.py x")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_in_a_document_exists(document):
+    assert document in tree.files(), f"there is no {document}"
+    text = tree.read(document)
+    assert not docs.missing_paths(document, text, tree.files())
+    assert not docs.wrong_trees(document, text, tree.files())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_in_a_document_exists(document, helps):
+    assert document in tree.files(), f"there is no {document}"
+    text = tree.read(document)
+    assert not docs.broken_commands(document, text, tree.files())
+    assert not docs.unknown_targets(document, text, tree.read("Makefile"))
+    assert not docs.unknown_flags(document, text, {path: result.stdout for path, result in helps.items()})
+
+
+def test_every_flag_in_a_shell_script_is_one_of_its_tool(helps):
+    scripts = [path for path in tree.files() if path.endswith((".sh", ".sbatch")) and "tools/" in tree.read(path)]
+    assert {"launch/pipeline.sh", "launch/slurm.sbatch", "examples/quickstart/run.sh"} <= set(scripts)
+    texts = {path: result.stdout for path, result in helps.items()}
+    assert not over(scripts, lambda path, text: docs.unknown_flags(path, f"```sh\n{uncommented(text)}\n```", texts))
+
+
+def uncommented(script: str) -> str:
+    """A script without its comment lines, whose apostrophes are no quotes, and without `set --`."""
+    return re.sub(r"(?m)^ *#.*$|\bset -- ", "", script)
+
+
+def test_the_tree_in_contributing_names_every_module_and_command():
+    wanted = [path for path in tree.files() if path.startswith(("megatron_chimed/", "tools/", "launch/"))]
+    wanted = [path for path in wanted if not path.endswith("/__init__.py")]
+    assert not docs.missing_from_tree("CONTRIBUTING.md", tree.read("CONTRIBUTING.md"), wanted)
+
+
+FILES = ["README.md", "Makefile", "tools/a.py", "lib/data/b.py", "lib/__main__.py", "examples/run.sh"]
+DOCUMENT = """
+`tools/a.py` `data/b.py` `lib/*.py` `b.py --x` `runs/x.md` `torch/nn` `MODEL.yaml` `make test`
+`tools/gone.py` `gone.py` `make gone`
+```
+lib/       the library
+  data/    b.py and gone.py
+  gone.py
+```
+```sh
+make test && X=1 python tools/a.py --known 1 \\
+    --gone 2  # python tools/comment.py
+sh examples/gone.sh | tail
+```
+"""
+
+
+def test_control_a_wrong_document_is_reported():
+    missing = docs.missing_paths("d.md", DOCUMENT, FILES)
+    assert missing == ["d.md:3: tools/gone.py does not exist", "d.md:3: gone.py does not exist"]
+    wrong = docs.wrong_trees("d.md", DOCUMENT, FILES)
+    assert wrong == ["d.md:6: lib/data/gone.py does not exist", "d.md:7: lib/gone.py does not exist"]
+    assert docs.broken_commands("d.md", DOCUMENT, FILES) == ["d.md:12: examples/gone.sh does not exist"]
+    assert docs.unknown_targets("d.md", DOCUMENT, "test: x\n\ty\n") == ["d.md:3: the Makefile has no target gone"]
+    flags = docs.unknown_flags("d.md", DOCUMENT, {"tools/a.py": "--known N  --gone-too"})
+    assert flags == ["d.md:11: tools/a.py has no flag --gone"]
+    assert docs.missing_from_tree("d.md", DOCUMENT, ["lib/data/b.py", "lib/c.py"])[0].endswith("name lib/c.py")
+    globbed = DOCUMENT.replace("  gone.py\n", "  *.yaml\n")
+    assert len(docs.missing_from_tree("d.md", globbed, ["lib/c.py", "lib/c.yaml"])) == 1
+
+
+def test_every_yaml_loads_and_gives_no_key_twice():
+    assert not over(YAMLS, docs.broken_yaml)
+
+
+def test_every_configuration_fills_our_dataclasses():
+    """Reading and filling raise on an unknown block or key and on a wrong type; a folder's files together give both."""
+    ours = [thing for thing in vars(config).values() if dataclasses.is_dataclass(thing)]
+    options = [cls for cls in ours if cls not in (config.Setting, config.Settings)]
+    stages = [path for path in YAMLS if path.startswith("examples/") and path not in LOOPS]
+    read = {path: config.read_yaml(tree.ROOT / path) for path in stages}
+    assert read and options
+    for path, blocks in read.items():
+        assert any(blocks.values()), f"{path} is empty"
+        assert len(config.fill(blocks["chimed"], *options)) == len(options)
+
+
+def test_every_configuration_of_rejection_sampling_is_read_and_names_its_stage():
+    assert LOOPS
+    for path in LOOPS:
+        loop = read_config(tree.ROOT / path)
+        assert {loop.paths.model, loop.paths.stage} <= set(tree.files()), path
+        assert loop.training.launcher in tree.files(), path
+
+
+def test_control_a_broken_yaml_is_reported():
+    assert docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1, c: 2}\n") == ["a.yaml:2: key 'c' is given twice"]
+    assert docs.broken_yaml("a.yaml", "a: [1\n")
+    assert docs.broken_yaml("a.yaml", "a: !python/object:b.c {}\n")
+    assert not docs.broken_yaml("a.yaml", "a: 1\nb: {c: 1}\nd: !function e.f\n")

@@ -1,0 +1,148 @@
+"""What the plan computes against what Megatron builds, and the dry run of the real trainer."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.job import ROOT, write_corpus
+from support.paths import TESTS
+from support.ranks import ON_CPU
+
+from megatron_chimed.plan import memory
+from megatron_chimed.plan.layout import Layout
+from megatron_chimed.plan.model import Model
+
+WORKER = TESTS / "support" / "plan_worker.py"
+
+PLAIN = {"layers": 2, "hidden": 64, "ffn": 160, "heads": 4, "groups": 4, "head_dim": 16, "vocab": 250}
+GROUPED = PLAIN | {"groups": 2, "head_dim": 24, "vocab": 300, "ffn": 100}
+CASE = {"sizes": PLAIN, "tied": False, "head": "lm", "qk_norm": False, "multiple": 128, "half": False}
+CASE |= {"tp": 1, "pp": 1, "dp": 1, "last": False, "distributed_optimizer": False}
+HALF = {"half": True, "distributed_optimizer": True}
+
+CASES = [
+    CASE | {"sizes": sizes, "tied": tied, "tp": tp, "qk_norm": sizes is GROUPED}
+    for sizes, tied, tp in itertools.product((PLAIN, GROUPED), (False, True), (1, 2))
+]
+CASES += [CASE | {"half": half, "distributed_optimizer": d} for half, d in itertools.product((False, True), repeat=2)]
+CASES += [
+    CASE | {"sizes": GROUPED, "dp": 3, "tp": 2, "distributed_optimizer": True},
+    CASE | HALF | {"sizes": GROUPED, "dp": 5, "tp": 2, "multiple": 1, "qk_norm": True},
+    CASE | HALF | {"sizes": GROUPED, "qk_norm": True},
+    CASE | HALF | {"head": "reward", "dp": 512, "tied": True},
+    CASE | HALF | {"pp": 2, "dp": 5, "tied": True, "sizes": GROUPED},
+    CASE | HALF | {"pp": 2, "dp": 5, "tied": True, "sizes": GROUPED, "last": True},
+    CASE | HALF | {"pp": 2, "tp": 2, "last": True, "head": "reward", "tied": True},
+]
+
+WIDE = {"layers": 1, "hidden": 256, "ffn": 704, "heads": 8, "groups": 4, "head_dim": 32, "vocab": 250}
+CASES += [
+    CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
+    for tp, recompute in ((1, "none"), (2, "none"), (1, "core_attn"), (2, "mlp"), (1, "full"), (2, "full"))
+]
+
+
+def planned(case: dict) -> dict[str, int]:
+    """The same figures by arithmetic."""
+    if "recompute" in case:
+        return {"kept": layer_kept(case)}
+    names = ("tied", "head", "qk_norm")
+    model = Model(**case["sizes"], vocab_multiple=case["multiple"], **{name: case[name] for name in names})
+    tp, pp, stage = case["tp"], case["pp"], case["pp"] - 1 if case["last"] else 0
+    layout = Layout(
+        tp * pp * case["dp"], tp, pp, 1, 1, 64, half=case["half"], distributed_optimizer=case["distributed_optimizer"]
+    )
+    states = memory.states(model, layout, stage)
+    return dict(zip(("weights", "gradients", "optimizer"), states, strict=True)) | {
+        "parameters": model.parameters(tp, pp, stage)
+    }
+
+
+def layer_kept(case: dict) -> int:
+    """What a layer keeps of a row of 128 tokens."""
+    recompute = case["recompute"] if case["recompute"] in ("none", "full") else "selective"
+    split = case["tp"] > 1
+    layout = Layout(case["tp"], case["tp"], 1, 1, 1, 128, split, half=True, recompute=recompute)
+    return memory.layer_kept(Model(**case["sizes"]), replace(layout, recomputed=(case["recompute"],)))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> list[dict[str, int]]:
+    """What Megatron built for each case, in one process."""
+    cases = tmp_path_factory.mktemp("plan") / "cases.json"
+    cases.write_text(json.dumps(CASES))
+    done = subprocess.run(
+        [sys.executable, WORKER, cases],
+        cwd=ROOT,
+        env=os.environ | ON_CPU | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_parameters_and_bytes_are_those_of_the_built_model(built, number):
+    assert len(built) == len(CASES)
+    assert planned(CASES[number]) == built[number], CASES[number]
+
+
+def plan(*words: object) -> subprocess.CompletedProcess:
+    """tools/plan.py on the recipe's pre-training, without its tokenizer."""
+    recipe = ["examples/ziya2_13b/model.yaml", "examples/ziya2_13b/pretrain.yaml"]
+    if "--tokenizer-type" not in words:
+        recipe += ["--tokenizer-type", "NullTokenizer"]
+    command = [sys.executable, "tools/plan.py", *recipe, *words]
+    return subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A tiny corpus."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), 300)
+
+
+def test_the_papers_recipe_passes_a_dry_run_on_1024_gpus(corpus):
+    data = ("--train-data-path", corpus, "--valid-data-path", corpus)
+    done = plan("--dry-run", "--world-size", 1024, "--skip-load", *data)
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1024 (TP 2 x PP 1 x DP 512)" in done.stdout
+    assert "1 of 40 layers, width 256 of 5120" in done.stdout
+    assert done.stdout.count("bytes allocated, as planned") == 3
+
+
+def test_a_fault_of_the_data_is_one_line_of_the_dry_run(corpus, tmp_path):
+    binary = corpus.with_name(f"{corpus.name}.bin")
+    for path in corpus.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / binary.name).write_bytes(binary.read_bytes()[:-2])
+    data = ("--train-data-path", tmp_path / corpus.name, "--valid-data-path", corpus)
+    more = ("--pipeline-model-parallel-size", 2, "--layers", 4, "--width", 512)
+    done = plan("--dry-run", "--world-size", 16, "--skip-load", *data, *more)
+    assert done.returncode == 1 and not done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and f"{binary.name}: has" in lines[0] and "build the corpus again" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--load runs/ziya2_13b/base: no checkpoint there"),
+        (("--tensor-model-parallel-size", 3), "--num-attention-heads 40 is no multiple of TP (3)"),
+        (("--pipeline-model-parallel-size", 3), "--num-layers 40 is no multiple of PP (3)"),
+        (("--global-batch-size", 12), "--global-batch-size 12 is no multiple of micro batch 1 x DP 8"),
+        (("--skip-load", "--tokenizer-type", "SentencePieceTokenizer"), "tokenizer: no such file or folder"),
+        (("--skip-load", "--width", 200), "--width 200: expected 5120 or a multiple of 256"),
+        (("--context-parallel-size", 2), "the plan cannot follow --context-parallel-size"),
+    ],
+)
+def test_what_arithmetic_can_tell_is_refused_before_the_trainer_starts(words, message):
+    done = plan("--dry-run", "--world-size", 16, *words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr

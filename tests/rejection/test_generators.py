@@ -1,0 +1,204 @@
+"""Generators: what is asked is what is answered, under the right key, from a real server on loopback and from vLLM's
+interface; batches are the same in every run."""
+
+import importlib.machinery
+import random
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+from support.candidates import make_candidate, make_prompt
+from support.chat_server import ChatServer
+from support.dialogues import make_renderer
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.rejection import vllm_generator
+from megatron_chimed.rejection.config import GeneratorOptions, Sampling
+from megatron_chimed.rejection.engines import open_generator
+from megatron_chimed.rejection.generator import Generator, ask, batches_left, generate_into
+from megatron_chimed.rejection.store import CandidateStore
+
+PROMPTS = [make_prompt("您好", "请说", f"头痛{number * '很'}怎么办", id=f"p{number}") for number in range(7)]
+SAMPLING = Sampling(n=3, max_tokens=9, temperature=0.7, top_p=0.8, top_k=5)
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory):
+    return make_renderer("sentencepiece", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """No key, and no proxy between us and loopback."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def asked_of(renderer, prompts=PROMPTS, round=1, seed=(5, "sample", 1)):
+    return ask(prompts, renderer, round=round, n=3, seed=seed)
+
+
+class Echo(Generator):
+    """Answers with what it was asked, in an order of its own; forgets what `lost` says."""
+
+    def __init__(self, lost=lambda one: False):
+        self.batches, self.lost = [], lost
+
+    def generate(self, asked, sampling):
+        self.batches.append([one.key for one in asked])
+        answers = [
+            one.candidate(f"{one.prompt.turns[-1].text} {one.seed}", 3, True) for one in asked if not self.lost(one)
+        ]
+        return random.Random(0).sample(answers, len(answers))
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_a_seed_follows_from_round_prompt_and_sample_alone(renderer):
+    seeds = {one.key: one.seed for one in asked_of(renderer)}
+    assert len(set(seeds.values())) == len(seeds) == 21 and all(0 <= seed < 2**48 for seed in seeds.values())
+    mixed = random.Random(1).sample(PROMPTS, 4)
+    assert all(seeds[one.key] == one.seed for one in asked_of(renderer, mixed))
+    others = {one.key[1:]: one.seed for one in asked_of(renderer, round=2, seed=(5, "sample", 2))}
+    assert not set(others.values()) & set(seeds.values())
+
+
+def test_an_interrupted_run_computes_the_same_batches_again_and_gives_the_same_answers(tmp_path, renderer):
+    asked = asked_of(renderer)
+    whole = Echo()
+    with CandidateStore(tmp_path / "whole", "a") as store:
+        generate_into(store, asked, whole, SAMPLING, 4)
+        expected = store.candidates
+    assert [key for batch in whole.batches for key in batch] == [one.key for one in asked]
+    for end in range(6):
+        again, path = Echo(), tmp_path / f"killed{end}"
+        with CandidateStore(path, "a") as store:
+            for batch in list(batches_left(asked, store, 4))[:end]:
+                store.append(Echo().generate(batch, SAMPLING))
+        with CandidateStore(path, "a") as store:
+            generate_into(store, asked, again, SAMPLING, 4)
+            assert again.batches == whole.batches[end:] and store.candidates == expected
+    lengths = [len(one.tokens) for one in asked]
+    assert lengths == sorted(lengths)
+
+
+def test_answers_that_could_not_be_had_are_asked_for_again_and_nothing_else(tmp_path, renderer):
+    asked = asked_of(renderer)
+    lost = asked[5].key
+    with CandidateStore(tmp_path / "store", "a") as store:
+        with pytest.raises(InputError, match="1 of 21 answers could not be had; run the command again"):
+            generate_into(store, asked, Echo(lambda one: one.key == lost), SAMPLING, 4)
+        again = Echo()
+        generate_into(store, asked, again, SAMPLING, 4)
+    assert again.batches == [[lost]]
+
+
+def behave(body, attempt):
+    """The server refuses one answer, cuts another, and gives a third at the second attempt, so after the others."""
+    question = body["messages"][-1]["content"]
+    if question == "头痛怎么办" and attempt == 0:
+        return 503
+    kinds = {"头痛很怎么办": {"text": "", "refusal": "no"}, "头痛很很怎么办": {"text": "长", "finish_reason": "length"}}
+    return kinds.get(question)
+
+
+def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp_path, renderer):
+    with ChatServer(behave) as server:
+        options = GeneratorOptions(engine="openai", base_url=server.url, model="m1", concurrency=4)
+        with open_generator(options, tmp_path, tmp_path, renderer) as generator:
+            found = {one.key: one for one in generator.generate(asked_of(renderer), SAMPLING)}
+    assert set(found) == {one.key for one in asked_of(renderer)}
+    for number, prompt in enumerate(PROMPTS):
+        one = found[1, prompt.id, 2]
+        if number == 1:
+            assert one.response == ""
+        elif number == 2:
+            assert (one.response, one.finished) == ("长", False)
+        else:
+            assert (one.response, one.finished) == (f"m1 答：{prompt.turns[-1].text}", True)
+            assert one.num_tokens > 0
+    seeds = {one.seed for one in asked_of(renderer)}
+    assert {body["seed"] for body in server.requests} == seeds
+    for body in server.requests:
+        assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+        assert (body["max_tokens"], body["temperature"], body["top_p"], body["top_k"]) == (9, 0.7, 0.8, 5)
+
+
+def test_without_vllm_the_error_is_one_line(tmp_path, renderer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(vllm_generator.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="vllm is not installed; install the extra `vllm`") as error:
+        open_generator(GeneratorOptions(engine="vllm"), tmp_path, tmp_path, renderer)
+    assert "\n" not in str(error.value)
+
+
+def stand_in(monkeypatch, renderer) -> list:
+    """Modules with the names of vLLM's that we call; the engine answers with the prompt's length and the seed."""
+    calls = []
+
+    class LLM:
+        def __init__(self, **settings):
+            calls.append(settings)
+
+        def generate(self, prompts, params, use_tqdm):
+            calls.extend(params)
+            eos = renderer.tokenizer.eos_id
+            return [
+                types.SimpleNamespace(
+                    outputs=[
+                        types.SimpleNamespace(
+                            token_ids=tuple(
+                                renderer.tokenizer.encode(f"{len(prompt['prompt_token_ids'])}号{param['seed']}")
+                            )
+                            + (eos,),
+                            finish_reason="stop" if param["seed"] % 2 else "length",
+                        )
+                    ]
+                )
+                for prompt, param in zip(prompts, params, strict=True)
+            ]
+
+    module, inputs = types.ModuleType("vllm"), types.ModuleType("vllm.inputs")
+    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
+    module.LLM, module.SamplingParams, inputs.TokensPrompt = LLM, dict, dict
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
+    return calls
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_path, renderer, monkeypatch, copies):
+    calls = stand_in(monkeypatch, renderer)
+    monkeypatch.setattr(vllm_generator, "_Elsewhere", lambda settings, gpus: vllm_generator._Here(settings))
+    (tmp_path / "weights").write_bytes(b"x")
+    export = tmp_path / f"hf-{vllm_generator.fingerprint(tmp_path)[:12]}"
+    export.mkdir()
+    options = GeneratorOptions(engine="vllm", tensor_parallel=2, data_parallel=copies, dtype="bfloat16")
+    asked = asked_of(renderer)
+    with open_generator(options, tmp_path, tmp_path / "hf", renderer) as generator:
+        found = {one.key: one for one in generator.generate(asked, replace(SAMPLING, top_k=0))}
+    assert len(found) == 21
+    for one in asked:
+        assert found[one.key].response == f"{len(one.tokens)}号{one.seed}"
+        assert found[one.key].finished == bool(one.seed % 2)
+    assert calls[:copies] == [{"model": str(export), "dtype": "bfloat16", "tensor_parallel_size": 2}] * copies
+    for params in calls[copies:]:
+        assert params["stop_token_ids"] == [renderer.tokenizer.eos_id] and params["top_k"] == -1
+        assert (params["max_tokens"], params["temperature"], params["top_p"]) == (9, 0.7, 0.8)
+
+
+def test_each_copy_of_the_model_gets_gpus_of_its_own(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert vllm_generator.split_gpus(2, 2) == [["0", "1"], ["2", "3"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert vllm_generator.split_gpus(3, 1) == [["4"], ["5"], ["7"]]
+    with pytest.raises(InputError, match="2 x 2 GPUs are asked for, CUDA_VISIBLE_DEVICES names 3"):
+        vllm_generator.split_gpus(2, 2)
+
+
+def test_a_candidate_is_known_by_what_was_asked(renderer):
+    one = asked_of(renderer)[4]
+    assert one.candidate("x", 1, True).key == one.key == (1, one.prompt.id, one.key[2])
+    assert make_candidate(one.prompt.id, one.key[2]).key == one.key

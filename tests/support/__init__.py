@@ -1,0 +1,1 @@
+"""What tests share: small inputs and models, jobs with real ranks, stand-ins for servers."""

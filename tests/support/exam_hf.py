@@ -1,0 +1,22 @@
+"""A small random model with a tokenizer, whose answers are text: pieces of bytes are never the likeliest."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from megatron_chimed.tokenizer_training import train_sentencepiece, write_tokenizer
+from support.checkpoints import weights, write_hf
+from support.corpora import make_texts
+
+VOCAB, FIRST_PIECE = 420, 260  # below it: special tokens and bytes
+
+
+def write_answering_hf(folder: Path, positions: int) -> Path:
+    """A Hugging Face folder of a model that says pieces of text."""
+    folder.mkdir(exist_ok=True)
+    write_tokenizer(train_sentencepiece(make_texts(300), VOCAB), folder)
+    write_hf(folder, vocab_size=VOCAB, max_position_embeddings=positions, bos_token_id=1, eos_token_id=2)
+    tensors = weights(folder)
+    tensors["lm_head.weight"][:FIRST_PIECE] *= 0.1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,107 @@
+"""Ranks of a training without the launcher: forked from a process that has imported torch and Megatron already.
+
+A rank so costs its training alone, and not four seconds of imports before. What torchrun does for it is done here: its
+number and address in the environment, and when one rank fails the others are ended. Tests of the launcher itself, and
+all that a user starts, go through launch/torchrun.sh.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from unittest import mock
+
+from support.paths import TESTS
+
+ON_CPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TQDM_DISABLE": "",  # importing megatron_chimed.evaluation, as other tests do, turns bars off in this process
+}
+
+
+class Started:
+    """A job under way, with what its users need of subprocess.Popen. Its processes are a session of their own."""
+
+    def __init__(self, process):
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("ranks", timeout)
+        return self._process.exitcode
+
+
+def start(words: list[str], ranks: int, output: Path) -> Started:
+    """Start ``python -m megatron_chimed WORDS`` as so many ranks on the CPU; what they say is added to a file."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support.preloaded"])
+    path = {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    with mock.patch.dict(os.environ, ON_CPU | path):  # the environment of the first start is that of the imports
+        multiprocessing.forkserver.ensure_running()
+        process = context.Process(target=_lead, args=([str(word) for word in words], dict(os.environ), ranks, output))
+        process.start()
+    return Started(process)
+
+
+def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Path) -> None:
+    """Fork the ranks; exit with the code of the first that fails, or 0."""
+    os.setsid()
+    os.environ.update(environment)
+    os.chdir(TESTS.parent)
+    with open(output, "ab") as said, open(os.devnull, "rb") as nothing:
+        for number, file in enumerate((nothing, said, said)):
+            os.dup2(file.fileno(), number)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    others, code = set(), 0
+    for rank in range(ranks):
+        if (process := os.fork()) == 0:
+            os._exit(_be_rank(rank, words))
+        others.add(process)
+    while others:
+        process, status = os.wait()
+        others.discard(process)
+        if status and not code:
+            code = os.waitstatus_to_exitcode(status)
+            for other in others:
+                os.kill(other, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)  # what a rank that was ended so has left behind
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _be_rank(rank: int, words: list[str]) -> int:
+    """Run a rank; its exit code."""
+    from megatron_chimed.__main__ import main
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    sys.argv = ["megatron_chimed", *words]
+    try:
+        main()
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        multiprocessing.util._exit_function()  # as at Python's own end: processes that the rank has started end with it
