@@ -16,14 +16,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from megatron_chimed.backend.quiet import hush
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import hush
 
 hush()
 
 import torch  # noqa: E402
 
-from megatron_chimed import cpu  # noqa: E402
+from megatron_chimed.backend import cpu  # noqa: E402
 
 cpu.install()
 

@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 
+from megatron_chimed.backend.quiet import hush, quick_imports
 from megatron_chimed.errors import InputError, LostRank, one_line
-from megatron_chimed.quiet import hush, quick_imports
 
 hush()  # here, because processes that write checkpoints import this module too
 
@@ -27,7 +27,7 @@ def main() -> None:
         die_with_launcher()
     try:
         with quick_imports():
-            from megatron_chimed import cpu
+            from megatron_chimed.backend import cpu
 
             if cpu.is_needed():
                 cpu.install()

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from megatron_chimed import arguments, cpu
+from megatron_chimed import arguments
+from megatron_chimed.backend import cpu
 from megatron_chimed.config import Setting
 from megatron_chimed.models.gpt import has
 

@@ -23,7 +23,8 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_chimed import adapter, arguments, checkpoints, config, cpu, saving, tracking
+from megatron_chimed import adapter, arguments, checkpoints, config, saving, tracking
+from megatron_chimed.backend import cpu
 from megatron_chimed.config import Setting
 from megatron_chimed.defaults import defaults
 from megatron_chimed.errors import InputError

@@ -5,8 +5,8 @@ The optimizer's state is not converted: a converted checkpoint is a start, not a
 
 import argparse
 
+from megatron_chimed.backend.quiet import quick_imports
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import quick_imports
 
 EXAMPLE = """examples:
   python tools/convert_checkpoint.py hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2

@@ -2,8 +2,8 @@
 
 import argparse
 
+from megatron_chimed.backend.quiet import quick_imports
 from megatron_chimed.errors import InputError, exit_cleanly
-from megatron_chimed.quiet import quick_imports
 
 EXAMPLE = """example:
   python tools/verify_checkpoint.py --hf Ziya2-13B-Base --megatron runs/ziya2 --tensor-parallel 2

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from megatron_chimed import cpu
+from megatron_chimed.backend import cpu
+from megatron_chimed.backend.quiet import hush
 from megatron_chimed.jsonl import write_json
-from megatron_chimed.quiet import hush
 
 OUT_OF_MEMORY = 3
 """Exit code."""

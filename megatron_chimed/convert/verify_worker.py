@@ -9,13 +9,13 @@ import functools
 import sys
 from pathlib import Path
 
-from megatron_chimed.quiet import quick_imports
+from megatron_chimed.backend.quiet import quick_imports
 
 with quick_imports():
     import torch
     from safetensors.torch import load_file, save_file
 
-    from megatron_chimed import cpu
+    from megatron_chimed.backend import cpu
 
     cpu.install()  # the check runs on CPUs wherever it runs: its arithmetic is then the same everywhere
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed import __version__
+from megatron_chimed.backend.quiet import quick_imports
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.answers_log import AnswersLog
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
@@ -24,7 +25,6 @@ from megatron_chimed.evaluation.contamination import contaminated, find_training
 from megatron_chimed.evaluation.models import Model
 from megatron_chimed.evaluation.summary import summarize
 from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
-from megatron_chimed.quiet import quick_imports
 from megatron_chimed.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")

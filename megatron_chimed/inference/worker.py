@@ -15,12 +15,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.quiet import quick_imports
+from megatron_chimed.backend.quiet import quick_imports
 
 with quick_imports():
     import torch
 
-    from megatron_chimed import cpu
+    from megatron_chimed.backend import cpu
 
     ON_CPU = cpu.is_needed()  # the one place that chooses the device: below, "cuda" is what this machine has
     if ON_CPU:

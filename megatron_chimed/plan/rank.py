@@ -8,15 +8,15 @@ import json
 import os
 import sys
 
+from megatron_chimed.backend.quiet import hush
 from megatron_chimed.errors import InputError, one_line
-from megatron_chimed.quiet import hush
 
 hush()
 
 
 def main() -> None:
     """Run one step; bad input becomes one line."""
-    from megatron_chimed import cpu
+    from megatron_chimed.backend import cpu
 
     cpu.install()
     from megatron_chimed import adapter, config, train

@@ -15,7 +15,8 @@ LIMIT = 100_000  # bytes: more than loss.csv, less than a shard of a checkpoint
 
 def main() -> None:
     """Put the fault into the trainer, and run the rank."""
-    from megatron_chimed import __main__, cpu
+    from megatron_chimed import __main__
+    from megatron_chimed.backend import cpu
 
     cpu.install()
     from megatron.training import training

@@ -6,7 +6,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from megatron_chimed import cpu
+from megatron_chimed.backend import cpu
 
 cpu.install()
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from megatron_chimed import cpu
+from megatron_chimed.backend import cpu
 
 cpu.install()
 

@@ -1,10 +1,10 @@
 """What a rank imports, for the process that `ranks` forks them from."""
 
-from megatron_chimed.quiet import hush
+from megatron_chimed.backend.quiet import hush
 
 hush()
 
-from megatron_chimed import cpu  # noqa: E402
+from megatron_chimed.backend import cpu  # noqa: E402
 
 cpu.install()
 

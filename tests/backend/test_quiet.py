@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from megatron_chimed.quiet import quick_imports
+from megatron_chimed.backend.quiet import quick_imports
 
 
 class Knot:
