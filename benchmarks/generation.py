@@ -22,8 +22,8 @@ from megatron_chimed.inference.batching import batches
 from megatron_chimed.inference.client import Engine, Request
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.records import Dialogue
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -37,8 +37,8 @@ from megatron_chimed.jsonl import read_json_lines, write_json_lines  # noqa: E40
 from megatron_chimed.losses import pairwise_ranking  # noqa: E402
 from megatron_chimed.records import RankedGroup  # noqa: E402
 from megatron_chimed.stages.reward import forward_step  # noqa: E402
-from megatron_chimed.template import Renderer, Template  # noqa: E402
-from megatron_chimed.tokenizer import load_tokenizer  # noqa: E402
+from megatron_chimed.text.template import Renderer, Template  # noqa: E402
+from megatron_chimed.text.tokenizer import load_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 Batches = list[dict[str, torch.Tensor]]

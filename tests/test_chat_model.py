@@ -11,7 +11,7 @@ from support.paths import ROOT
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.models import ModelOptions, open_model
 from megatron_chimed.evaluation.run import Settings, evaluate_model
-from megatron_chimed.template import Template
+from megatron_chimed.text.template import Template
 
 pytestmark = pytest.mark.cpu  # lm-eval loads torch
 

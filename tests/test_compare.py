@@ -10,7 +10,7 @@ from megatron_chimed.evaluation.compare import bootstrap_difference, paired_diff
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.evaluation.statistics import f1_ratio, mean_ratio
 from megatron_chimed.jsonl import read_json_lines
-from megatron_chimed.template import Template
+from megatron_chimed.text.template import Template
 
 SUM = np.random.default_rng(0).integers(0, 2, size=(2, 80)).astype(float)
 

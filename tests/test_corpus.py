@@ -18,7 +18,7 @@ from megatron_chimed.data.corpus import RunOptions, TextOptions, work_folder
 from megatron_chimed.data.corpus_format import read_index
 from megatron_chimed.data.corpus_merge import merge_shards
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import SentencePieceTokenizer
+from megatron_chimed.text.tokenizer import SentencePieceTokenizer
 
 DATA = (".bin", ".idx")
 

@@ -11,8 +11,8 @@ from support.corpora import make_texts, write_rows
 from support.paths import SHARED
 
 from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
-from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
-from megatron_chimed.tokenizer_training import train_sentencepiece, write_tokenizer
+from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from megatron_chimed.text.tokenizer_training import train_sentencepiece, write_tokenizer
 
 ODD = ["一  二", " 开头", "结尾 ", "换\n行\r\n\t"]
 ODD += ["\u3000全角", "</s>结束<s>", "<unk><pad>", "\0\x1f", "😀👨‍👩‍👧", "ﬁ①Ａ", "x" * 3000]

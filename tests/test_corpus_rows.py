@@ -13,8 +13,8 @@ from megatron_chimed.data.corpus_input import Batch
 from megatron_chimed.data.corpus_part import load_part
 from megatron_chimed.data.corpus_worker import Worker
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
-from megatron_chimed.tokenizer_training import write_tokenizer
+from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from megatron_chimed.text.tokenizer_training import write_tokenizer
 
 
 @pytest.fixture(scope="module")

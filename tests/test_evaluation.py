@@ -16,7 +16,7 @@ from megatron_chimed.evaluation.harness import FOLDER
 from megatron_chimed.evaluation.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json_lines
-from megatron_chimed.template import Template
+from megatron_chimed.text.template import Template
 
 pytestmark = pytest.mark.cpu  # lm-eval loads torch
 

@@ -13,8 +13,8 @@ from megatron_chimed.evaluation.encoding import Encoder
 from megatron_chimed.evaluation.hf_model import HuggingFaceModel
 from megatron_chimed.evaluation.recorded import ChatPrompt
 from megatron_chimed.records import Turn
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 TURNS = (Turn("user", "头痛三次"), Turn("assistant", "建议检查"), Turn("user", "</s>服用什么[bot]:"))
 POSITIONS = 96

@@ -20,9 +20,9 @@ from megatron_chimed.datasets.pack_dialogues import PackOptions, describe, pack_
 from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
-from megatron_chimed.tokenizer_training import train_sentencepiece
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_training import train_sentencepiece
 
 
 @pytest.fixture(scope="module")

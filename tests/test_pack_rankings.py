@@ -20,7 +20,7 @@ from megatron_chimed.datasets.ranking_parts import NO_PAIR, TOO_LONG
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 
 @pytest.fixture(scope="module")

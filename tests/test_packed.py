@@ -17,8 +17,8 @@ from megatron_chimed.datasets.packed import PackedRows, row_arrays
 from megatron_chimed.datasets.packing import Packing
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 LENGTH = 256
 

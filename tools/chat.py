@@ -7,7 +7,7 @@ from megatron_chimed.chat.models import KINDS, open_model
 from megatron_chimed.chat.serve import serve
 from megatron_chimed.chat.terminal import talk
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.template import Renderer, load_template
+from megatron_chimed.text.template import Renderer, load_template
 
 EXAMPLE = """examples:
   python tools/chat.py --model hf:runs/demo/hf

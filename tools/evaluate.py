@@ -8,7 +8,7 @@ from megatron_chimed.evaluation.catalog import SOURCES
 from megatron_chimed.evaluation.models import KINDS, ModelOptions, open_model
 from megatron_chimed.evaluation.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
-from megatron_chimed.template import load_template
+from megatron_chimed.text.template import load_template
 
 EXAMPLE = """examples:
   python tools/evaluate.py --model hf:runs/mine/hf --output runs/mine/evaluation --tasks ceval=raw/ceval \\

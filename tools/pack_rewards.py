@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_chimed.datasets.pack_rankings import RankingOptions, describe, pack_rankings
 from megatron_chimed.datasets.ranking_parts import PAIRINGS
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.template import Renderer, load_template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 EXAMPLE = """example:
   python tools/pack_rewards.py --input ranked.jsonl --tokenizer tokenizer.model --output packed"""

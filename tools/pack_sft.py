@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_chimed.datasets.instances import MODES
 from megatron_chimed.datasets.pack_dialogues import PackOptions, describe, pack_dialogues
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.template import Renderer, load_template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 EXAMPLE = """example:
   python tools/pack_sft.py --input dialogues.jsonl --tokenizer tokenizer.model --sequence-length 4096 --output packed"""

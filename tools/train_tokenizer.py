@@ -3,7 +3,7 @@
 import argparse
 
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.tokenizer_training import train_tokenizer
+from megatron_chimed.text.tokenizer_training import train_tokenizer
 
 EXAMPLE = """example:
   python tools/train_tokenizer.py --input corpus/*.jsonl --json-key text --vocab-size 8000 --output runs/tokenizer

@@ -8,7 +8,7 @@ from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.request import Request
 from megatron_chimed.records import Turn
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 
 class Model(Protocol):

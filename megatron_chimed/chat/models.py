@@ -6,7 +6,7 @@ from typing import Any
 from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.client import Engine
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 
 KINDS = "hf:DIR or megatron:DIR"
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from megatron_chimed.chat.models import split_name
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Turn
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 HOST = "127.0.0.1"
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")

@@ -2,7 +2,7 @@
 
 import re
 
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json
-from megatron_chimed.tokenizer import HF_FILES, HF_OPTIONAL_FILES, Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer import HF_FILES, HF_OPTIONAL_FILES, Tokenizer, load_tokenizer
 
 FILES = (*HF_FILES, *HF_OPTIONAL_FILES, "chat_template.jinja")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -31,7 +31,7 @@ from megatron_chimed.data.corpus_pool import make_parts
 from megatron_chimed.data.corpus_worker import TextOptions, Worker
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, sha256_json
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.workers import Bar
 
 MADE_BY = "tools/preprocess_data.py"

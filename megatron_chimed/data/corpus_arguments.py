@@ -8,7 +8,7 @@ from megatron_chimed.data.corpus import RunOptions, build_corpus
 from megatron_chimed.data.corpus_merge import merge_shards
 from megatron_chimed.data.corpus_worker import TextOptions
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 
 SENTENCE_PIECE = ["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"]  # one and the same
 MAX_BATCH_MB = 1024  # a batch is held in memory by every worker

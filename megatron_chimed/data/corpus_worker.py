@@ -18,7 +18,7 @@ from megatron_chimed.data.corpus_part import Documents, Part, make_deduplicator,
 from megatron_chimed.data.quarantine import excerpt, kind_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import parse_line
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

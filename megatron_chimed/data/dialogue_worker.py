@@ -11,7 +11,7 @@ from megatron_chimed.data.overlap import OverlapIndex
 from megatron_chimed.data.sources import Fault
 from megatron_chimed.data.tidy import PreparedRow, Tidier
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer
 
 OVERLAP = "overlaps evaluation set"
 

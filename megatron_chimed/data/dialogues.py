@@ -29,7 +29,7 @@ from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output, glob_inputs, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 MADE_BY = "tools/prepare_sft.py"
 UNIT = "dialogues"  # by which the accounts count what is in the output

@@ -8,7 +8,7 @@ from megatron_chimed.datasets.instances import fit, make_instances
 from megatron_chimed.datasets.parts import Batch, Part, gather, located, parse, token_type
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Dialogue
-from megatron_chimed.template import Exchange, Renderer
+from megatron_chimed.text.template import Exchange, Renderer
 
 
 class DialogueMaker:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from megatron_chimed.template import Exchange, Rendered, Renderer, join
+from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
 
 MODES = ("whole", "per-turn", "last")
 

@@ -9,7 +9,7 @@ from megatron_chimed.datasets.dialogue_parts import DialogueMaker
 from megatron_chimed.datasets.instances import MODES
 from megatron_chimed.datasets.pack_records import Kind, RowOptions
 from megatron_chimed.errors import InputError
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from megatron_chimed.datasets import pack_records
 from megatron_chimed.datasets.pack_records import Kind, RowOptions
 from megatron_chimed.datasets.ranking_parts import PAIRINGS, GroupMaker
 from megatron_chimed.errors import InputError
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import parse_line, read_lines
-from megatron_chimed.template import Rendered
+from megatron_chimed.text.template import Rendered
 
 BATCH_BYTES = 1 << 20
 

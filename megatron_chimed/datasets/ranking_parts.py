@@ -15,7 +15,7 @@ import numpy as np
 from megatron_chimed.datasets.parts import Batch, Part, gather, located, parse, token_type
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import RankedGroup, Turn
-from megatron_chimed.template import Exchange, Rendered, Renderer, join
+from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
 
 PAIRINGS = ("adjacent", "all", "extremes")
 """Which answers of a group are compared; see `losses.ranked_pairs`. For "extremes" only the best and worst are kept."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 
 RESET = "\x1b[0m"
 BOLD, DIM = "\x1b[1m", "\x1b[2m"

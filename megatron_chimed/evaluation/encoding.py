@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import Tokenizer
 
 
 class Encoder:

@@ -9,8 +9,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.encoding import Encoder
 from megatron_chimed.evaluation.vllm_engine import VllmEngine
 from megatron_chimed.inference.client import Engine, Request
-from megatron_chimed.template import Template
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.template import Template
+from megatron_chimed.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 256
 

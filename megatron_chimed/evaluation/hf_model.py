@@ -8,8 +8,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers.utils import logging
 
 from megatron_chimed.evaluation.encoding import Encoder
-from megatron_chimed.template import Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 
 class HuggingFaceModel(HFLM):

@@ -12,8 +12,8 @@ from megatron_chimed.checkpoints import TRACKER, path_of
 from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file, sha256_json
-from megatron_chimed.template import Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 KINDS = "hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL"
 

@@ -25,7 +25,7 @@ from megatron_chimed.evaluation.contamination import contaminated, find_training
 from megatron_chimed.evaluation.models import Model
 from megatron_chimed.evaluation.summary import summarize
 from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
-from megatron_chimed.template import Template
+from megatron_chimed.text.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
 SCHEMA = 1

@@ -9,7 +9,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
 from megatron_chimed.stages.schedule import by_epochs
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 STAGES = ("pretrain", "sft", "reward")
 UNKNOWN = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
 from megatron_chimed.rejection.generator import Asked, Generator
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 
 class MegatronGenerator(Generator):

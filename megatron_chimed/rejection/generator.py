@@ -16,7 +16,7 @@ from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.config import Sampling
 from megatron_chimed.rejection.keys import draw
 from megatron_chimed.rejection.store import CandidateStore
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 from megatron_chimed.workers import Bar
 
 

@@ -24,7 +24,7 @@ from megatron_chimed.rejection.prompts import TOO_LONG, read_prompts
 from megatron_chimed.rejection.scorers import open_scorer, score_into
 from megatron_chimed.rejection.steps import Made
 from megatron_chimed.rejection.store import CandidateStore
-from megatron_chimed.template import Renderer, join
+from megatron_chimed.text.template import Renderer, join
 
 
 class Mean(NamedTuple):

@@ -4,8 +4,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.rounds import Round
 from megatron_chimed.rejection.steps import locked, run_step, state_of
-from megatron_chimed.template import Renderer, load_template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 
 def make_rounds(config: LoopConfig) -> list[Round]:

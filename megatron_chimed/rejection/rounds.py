@@ -27,7 +27,7 @@ from megatron_chimed.rejection.select import filter_candidates, random_control, 
 from megatron_chimed.rejection.steps import Made, Step
 from megatron_chimed.rejection.store import CandidateStore, count_stored, read_candidates, write_candidates
 from megatron_chimed.rejection.training import fine_tune
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 STEPS = ("prompts", "generate", "score", "select", "pack", "train", "sample", "report")
 

@@ -19,7 +19,7 @@ from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.config import ScorerOptions
 from megatron_chimed.rejection.prompts import answered
 from megatron_chimed.rejection.store import CandidateStore
-from megatron_chimed.template import Renderer, join
+from megatron_chimed.text.template import Renderer, join
 from megatron_chimed.workers import Bar
 
 

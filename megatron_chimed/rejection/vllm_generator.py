@@ -21,7 +21,7 @@ from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
 from megatron_chimed.rejection.generator import Asked, Generator
 from megatron_chimed.rejection.steps import fingerprint
-from megatron_chimed.template import Renderer
+from megatron_chimed.text.template import Renderer
 
 Answer = tuple[list[int], bool]
 

@@ -15,8 +15,8 @@ from megatron_chimed.chat.conversation import ChatOptions, Conversation
 from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Turn
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 LONG = "".join(f"{number}头痛" for number in range(150))
 HARD = [

@@ -20,7 +20,7 @@ from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.dialogue_worker import Unanswered, arrange
 from megatron_chimed.data.dialogues import describe
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 SOURCES = {
     "toyhom": "toyhom_internal_medicine.csv",

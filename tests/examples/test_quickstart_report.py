@@ -16,7 +16,7 @@ from megatron_chimed.evaluation.prompts import GOLD
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json, read_json_lines, write_json
 from megatron_chimed.runlog import COLUMNS
-from megatron_chimed.template import Template
+from megatron_chimed.text.template import Template
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 

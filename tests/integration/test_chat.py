@@ -32,8 +32,8 @@ from megatron_chimed.convert.tokenizer_files import copy_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.client import Request
 from megatron_chimed.records import Turn
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUESTIONS = ["头痛三次", "</s>服用什么", "血压 37.5℃？", "医生"]

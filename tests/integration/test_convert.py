@@ -61,8 +61,8 @@ def test_a_model_trained_by_two_ranks_goes_there_and_back(tmp_path, bf16):
 
 
 def test_a_trained_model_comes_with_its_tokenizer(tmp_path):
-    from megatron_chimed.tokenizer import load_tokenizer
-    from megatron_chimed.tokenizer_training import write_tokenizer
+    from megatron_chimed.text.tokenizer import load_tokenizer
+    from megatron_chimed.text.tokenizer_training import write_tokenizer
 
     model = write_model(tmp_path)
     (tmp_path / "tokenizer").mkdir()

@@ -8,7 +8,7 @@ from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.evaluation.models import ModelOptions, open_model
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json_lines
-from megatron_chimed.template import Template
+from megatron_chimed.text.template import Template
 
 
 def test_a_folder_and_its_checkpoint_give_the_same_scores(tmp_path):

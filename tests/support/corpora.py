@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
-from megatron_chimed.tokenizer import SentencePieceTokenizer
-from megatron_chimed.tokenizer_training import train_sentencepiece
+from megatron_chimed.text.tokenizer import SentencePieceTokenizer
+from megatron_chimed.text.tokenizer_training import train_sentencepiece
 from support.paths import TOOLS
 
 WORDS = ["慢性", "胃炎", "患者", "建议", "检查", "血压", "头痛", "发热", "服用", "医生", "insulin", "37.5℃", "三次"]

@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.template import Renderer, Template
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
-from megatron_chimed.tokenizer_training import write_tokenizer
+from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer_training import write_tokenizer
 from support.corpora import WORDS, make_texts, write_model
 
 KINDS = ["sentencepiece", "dummy_prefix", "hugging_face", "pad_is_eos"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from megatron_chimed.tokenizer_training import train_sentencepiece, write_tokenizer
+from megatron_chimed.text.tokenizer_training import train_sentencepiece, write_tokenizer
 from support.checkpoints import weights, write_hf
 from support.corpora import make_texts
 

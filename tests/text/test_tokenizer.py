@@ -15,8 +15,8 @@ from support.corpora import call_here
 from support.paths import ROOT, SHARED
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
-from megatron_chimed.tokenizer_training import expand_inputs, train_sentencepiece, train_tokenizer
+from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer_training import expand_inputs, train_sentencepiece, train_tokenizer
 
 SENTENCES = [
     "慢性胃炎患者应当规律饮食，避免辛辣刺激的食物。",
@@ -279,7 +279,7 @@ def test_surrogates_and_nul_in_the_input_do_not_stop_training(tmp_path):
 
 def test_a_failure_while_writing_leaves_no_folder(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", SENTENCES)
-    monkeypatch.setattr("megatron_chimed.tokenizer_training.hugging_face_backend", lambda model: 1 / 0)
+    monkeypatch.setattr("megatron_chimed.text.tokenizer_training.hugging_face_backend", lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_tokenizer([str(source)], 420, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -31,7 +31,7 @@ from megatron_chimed.config import fill, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_json
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

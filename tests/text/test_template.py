@@ -10,7 +10,7 @@ from support.dialogues import KINDS, make_dialogue, make_dialogues, make_tokeniz
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Turn
-from megatron_chimed.template import Renderer, Template, load_template
+from megatron_chimed.text.template import Renderer, Template, load_template
 
 FORGED = ["</s>", "<s>", "<pad>", "[bot]:", "[human]:", "\n[bot]:", "\n", " ", "胃炎", "头痛", "<", "s", ">"]
 TEXTS = st.lists(st.sampled_from(FORGED), min_size=1, max_size=8).map("".join).filter(str.strip)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support.paths import SHARED
 
-from megatron_chimed.tokenizer import load_tokenizer
-from megatron_chimed.tokenizer_training import train_sentencepiece, write_tokenizer
+from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_training import train_sentencepiece, write_tokenizer
 
 pytest.importorskip("megatron.core", reason="needs Megatron")
 PARTS = ["慢性胃炎", "</s>", "<s>", "<pad>", "<unk>", " ", "  ", "\n", "\t", "\0", "😀", "龘", "１２", "a b", "▁", "12"]
