@@ -2,8 +2,8 @@
 
 import argparse
 
-from megatron_chimed.chat_api import OPENAI_URL, CallSettings
-from megatron_chimed.chat_costs import Prices
+from megatron_chimed.api.client import OPENAI_URL, CallSettings
+from megatron_chimed.api.costs import Prices
 from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions, describe
 from megatron_chimed.errors import exit_cleanly
 

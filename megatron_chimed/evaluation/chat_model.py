@@ -3,7 +3,7 @@
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from megatron_chimed.chat_api import ChatApi, ChatError, ChatRequest
+from megatron_chimed.api.client import ChatApi, ChatError, ChatRequest
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.engine_model import until
 

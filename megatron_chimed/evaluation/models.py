@@ -122,7 +122,7 @@ def _iteration_folder(folder: Path, iteration: int | None) -> Path:
 
 
 def _chat(name: str, place: str, options: ModelOptions, template: Template) -> Model:
-    from megatron_chimed.chat_api import OPENAI_URL, ChatApi
+    from megatron_chimed.api.client import OPENAI_URL, ChatApi
 
     base_url = options.base_url or OPENAI_URL
     api = ChatApi(place, base_url)

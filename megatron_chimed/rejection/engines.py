@@ -61,7 +61,7 @@ class OpenAIGenerator(Generator):
 
     def __init__(self, options: GeneratorOptions):
         """Raises InputError for a URL or a key of another form."""
-        from megatron_chimed.chat_api import CallSettings, ChatApi
+        from megatron_chimed.api.client import CallSettings, ChatApi
 
         settings = CallSettings(concurrency=options.concurrency, requests_per_minute=options.requests_per_minute)
         self.api = ChatApi(options.model, options.base_url, settings)
@@ -71,7 +71,7 @@ class OpenAIGenerator(Generator):
 
         Raises InputError when the server refuses all requests.
         """
-        from megatron_chimed.chat_api import ChatRequest
+        from megatron_chimed.api.client import ChatRequest
 
         common = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.top_k:

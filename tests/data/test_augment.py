@@ -11,8 +11,8 @@ from support.chat_server import ChatServer, Gate, answer_of
 from support.corpora import call, call_here, command
 from support.reward_sources import make_groups, prepare, read_groups, row_of, write_groups, write_rows
 
-from megatron_chimed.chat_api import CallSettings, ChatError
-from megatron_chimed.chat_costs import Prices, estimate_tokens
+from megatron_chimed.api.client import CallSettings, ChatError
+from megatron_chimed.api.costs import Prices, estimate_tokens
 from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions
 from megatron_chimed.errors import InputError
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from megatron_chimed.chat_api import ChatRequest
+from megatron_chimed.api.client import ChatRequest
 
 GOOD = {"finish_reason": "stop"}
 

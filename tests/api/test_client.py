@@ -13,8 +13,8 @@ import pytest
 from support.chat_server import ChatServer, Gate, answer_of, ask
 from support.paths import TESTS
 
-from megatron_chimed.chat_api import CallSettings, ChatApi, ChatError, Completion
-from megatron_chimed.chat_log import ChatLog, complete_once
+from megatron_chimed.api.client import CallSettings, ChatApi, ChatError, Completion
+from megatron_chimed.api.log import ChatLog, complete_once
 from megatron_chimed.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -331,8 +331,8 @@ PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 from support.chat_server import ask
-from megatron_chimed.chat_api import CallSettings, ChatApi
-from megatron_chimed.chat_log import ChatLog, complete_once
+from megatron_chimed.api.client import CallSettings, ChatApi
+from megatron_chimed.api.log import ChatLog, complete_once
 from megatron_chimed.errors import exit_cleanly
 def main():
     api = ChatApi("m1", sys.argv[1], CallSettings(concurrency=4))

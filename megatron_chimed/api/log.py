@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_chimed.chat_api import ChatApi, ChatRequest, Completion
+from megatron_chimed.api.client import ChatApi, ChatRequest, Completion
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_json
 

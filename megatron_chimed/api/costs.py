@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_chimed.chat_api import ChatRequest
+from megatron_chimed.api.client import ChatRequest
 from megatron_chimed.errors import InputError
 
 PER_ASCII, PER_OTHER = 0.25, 1.2  # tokens of a character: a rough rule for GPT's tokenizers, good for an estimate
