@@ -1,6 +1,6 @@
 """JSON lines to Megatron's indexed dataset: a drop-in for Megatron's tool of this name, with byte-identical output."""
 
-from megatron_chimed.data.corpus_arguments import parse_arguments, run_command
+from megatron_chimed.corpus.arguments import parse_arguments, run_command
 from megatron_chimed.errors import exit_cleanly
 
 

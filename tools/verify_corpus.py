@@ -2,7 +2,7 @@
 
 import argparse
 
-from megatron_chimed.data.corpus_verify import adopt_dataset, verify_corpus
+from megatron_chimed.corpus.verify import adopt_dataset, verify_corpus
 from megatron_chimed.errors import exit_cleanly
 
 EXAMPLE = """examples:

@@ -211,7 +211,7 @@ TRAINING = ("train", "adapter", "saving", "supervision")
 
 
 def module_name(path: str) -> str:
-    """``megatron_chimed/data/corpus.py`` to ``data.corpus``; a folder's __init__.py is the folder."""
+    """``megatron_chimed/corpus/builder.py`` to ``data.corpus``; a folder's __init__.py is the folder."""
     name = path.removeprefix(f"{PACKAGE}/").removesuffix(".py").replace("/", ".")
     return name.removesuffix(".__init__")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
+from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
 from megatron_chimed.text.tokenizer import SentencePieceTokenizer
 from megatron_chimed.text.tokenizer_training import train_sentencepiece
 from support.paths import TOOLS

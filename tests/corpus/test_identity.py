@@ -10,7 +10,7 @@ from support import corpora
 from support.corpora import make_texts, write_rows
 from support.paths import SHARED
 
-from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
+from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 from megatron_chimed.text.tokenizer_training import train_sentencepiece, write_tokenizer
 

@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_chimed.data.corpus import RunOptions, build_corpus
-from megatron_chimed.data.corpus_merge import merge_shards
-from megatron_chimed.data.corpus_worker import TextOptions
+from megatron_chimed.corpus.builder import RunOptions, build_corpus
+from megatron_chimed.corpus.merge import merge_shards
+from megatron_chimed.corpus.worker import TextOptions
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 

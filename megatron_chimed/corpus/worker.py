@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from megatron_chimed.corpus.indexed_dataset import token_dtype
+from megatron_chimed.corpus.inputs import MAX_LINE_BYTES, Batch
+from megatron_chimed.corpus.part import Documents, Part, make_deduplicator, save_part, sign_all
 from megatron_chimed.data.clean import clean, redact
-from megatron_chimed.data.corpus_format import token_dtype
-from megatron_chimed.data.corpus_input import MAX_LINE_BYTES, Batch
-from megatron_chimed.data.corpus_part import Documents, Part, make_deduplicator, save_part, sign_all
 from megatron_chimed.data.quarantine import excerpt, kind_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import parse_line

@@ -13,10 +13,10 @@ import sentencepiece
 from support import corpora, reference
 from support.corpora import build, call, call_here, command, files_of, make_texts, write_rows
 
-from megatron_chimed.data import corpus_input, corpus_output
-from megatron_chimed.data.corpus import RunOptions, TextOptions, work_folder
-from megatron_chimed.data.corpus_format import read_index
-from megatron_chimed.data.corpus_merge import merge_shards
+from megatron_chimed.corpus import inputs, output
+from megatron_chimed.corpus.builder import RunOptions, TextOptions, work_folder
+from megatron_chimed.corpus.indexed_dataset import read_index
+from megatron_chimed.corpus.merge import merge_shards
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import SentencePieceTokenizer
 
@@ -131,7 +131,7 @@ def test_too_many_bad_rows_fail_and_leave_nothing(tmp_path, model, bad, fails):
 
 
 def test_a_line_over_the_limit_is_set_aside_without_being_held_whole(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(corpus_input, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 10_000)
     texts = make_texts(40)
     rows = [{"text": text} for text in texts]
     rows[10:10] = [{"text": "长" * 50_000}]
@@ -197,7 +197,7 @@ class Killed(BaseException):
 def interrupted(tmp_path, model, monkeypatch):
     """A run that ended with some parts finished; returns (input, prefix, the parts' names)."""
     path = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(200)])
-    add, calls = corpus_output.Assembler.add, []
+    add, calls = output.Assembler.add, []
 
     def add_some(self, *args):
         calls.append(1)
@@ -206,7 +206,7 @@ def interrupted(tmp_path, model, monkeypatch):
         add(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_output.Assembler, "add", add_some)
+        patch.setattr(output.Assembler, "add", add_some)
         with pytest.raises(Killed):
             build([path], tmp_path / "out", model)
     return path, tmp_path / "out", sorted((tmp_path / "out.work/parts").glob("*.npz"))
@@ -317,11 +317,11 @@ def test_shards_divide_the_lines_without_loss_or_overlap(tmp_path):
     for num_shards in (1, 2, 3, 10, 500):
         lines = b""
         for index in range(num_shards):
-            for source in corpus_input.select_shard([str(path)], num_shards, index):
+            for source in inputs.select_shard([str(path)], num_shards, index):
                 before = path.read_bytes()[: len(lines)].count(b"\n")
-                batches = list(corpus_input.cut_into_batches(0, source, 50, corpus_input.hashlib.sha256()))
+                batches = list(inputs.cut_into_batches(0, source, 50, inputs.hashlib.sha256()))
                 if batches:
-                    assert corpus_input.count_lines_before(source) == before
+                    assert inputs.count_lines_before(source) == before
                 lines += b"".join(batch.read() for batch in batches)
         assert lines == path.read_bytes()
 

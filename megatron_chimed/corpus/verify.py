@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from megatron_chimed.data.corpus_format import read_index
+from megatron_chimed.corpus.indexed_dataset import read_index
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import find_corpus_manifest, manifest, read_json, sha256_file, write_json
 

@@ -7,8 +7,8 @@ would cost more than the tokenisation itself.
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from megatron_chimed.data.corpus_input import Batch
-from megatron_chimed.data.corpus_worker import Worker
+from megatron_chimed.corpus.inputs import Batch
+from megatron_chimed.corpus.worker import Worker
 from megatron_chimed.workers import map_in_order
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_chimed.data.corpus_format import write_index
-from megatron_chimed.data.corpus_part import Part, are_new, make_deduplicator
+from megatron_chimed.corpus.indexed_dataset import write_index
+from megatron_chimed.corpus.part import Part, are_new, make_deduplicator
 from megatron_chimed.jsonl import manifest, sha256_file, write_json
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from megatron_chimed.data.corpus import MADE_BY, find_finished, shard_prefix, work_folder
-from megatron_chimed.data.corpus_format import read_index
-from megatron_chimed.data.corpus_output import Assembler, dataset_name, manifest_path
-from megatron_chimed.data.corpus_part import Documents, Part
-from megatron_chimed.data.corpus_verify import verify_corpus
+from megatron_chimed.corpus.builder import MADE_BY, find_finished, shard_prefix, work_folder
+from megatron_chimed.corpus.indexed_dataset import read_index
+from megatron_chimed.corpus.output import Assembler, dataset_name, manifest_path
+from megatron_chimed.corpus.part import Documents, Part
+from megatron_chimed.corpus.verify import verify_corpus
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, sha256_file, sha256_json
 

@@ -6,12 +6,12 @@ import pytest
 from support import corpora
 from support.corpora import build, call_here, make_texts, to_lines, write_rows
 
-from megatron_chimed.data import corpus_input
-from megatron_chimed.data.corpus import RunOptions, TextOptions, build_corpus
-from megatron_chimed.data.corpus_arguments import parse_arguments
-from megatron_chimed.data.corpus_input import Batch
-from megatron_chimed.data.corpus_part import load_part
-from megatron_chimed.data.corpus_worker import Worker
+from megatron_chimed.corpus import inputs
+from megatron_chimed.corpus.arguments import parse_arguments
+from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
+from megatron_chimed.corpus.inputs import Batch
+from megatron_chimed.corpus.part import load_part
+from megatron_chimed.corpus.worker import Worker
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 from megatron_chimed.text.tokenizer_training import write_tokenizer
@@ -33,7 +33,7 @@ def binary(prefix):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 @pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
 def test_a_large_file_is_read_to_its_end_whatever_ends_its_lines(tmp_path, model, monkeypatch, name, end):
-    monkeypatch.setattr(corpus_input, "MAX_LINE_BYTES", 3000)
+    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 3000)
     rows = [{"text": text} for text in make_texts(300)]
     build([write_rows(tmp_path / "plain.jsonl", rows)], tmp_path / "plain", model)
     rows[150:150] = [b"x" * 10_000]
@@ -53,7 +53,7 @@ def test_a_large_file_is_read_to_its_end_whatever_ends_its_lines(tmp_path, model
 
 @pytest.mark.parametrize("start", [b'{"text": "a"}', b"", b'{"text": '])
 def test_the_start_of_a_line_over_the_limit_is_never_taken_for_the_line(tmp_path, model, monkeypatch, start):
-    monkeypatch.setattr(corpus_input, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(start + b" " * 5000 + b"x\n" + to_lines([{"text": text} for text in make_texts(20)]))
     content = build([path], tmp_path / "out", model, batch_bytes=500, max_rejected_share=0.5)
@@ -68,8 +68,8 @@ def test_rows_in_quarantine_do_not_come_back_as_input(tmp_path, model):
     first = build([tmp_path / "*.jsonl"], tmp_path / "out", model, **share)
     assert build([tmp_path / "*.jsonl"], tmp_path / "out", model, **share) == first
     quarantine = tmp_path / "out.rejected.jsonl"
-    assert corpus_input.find_inputs([str(tmp_path / "*.jsonl")]) == [str(tmp_path / "a.jsonl")]
-    assert corpus_input.find_inputs([str(quarantine)]) == [str(quarantine)]
+    assert inputs.find_inputs([str(tmp_path / "*.jsonl")]) == [str(tmp_path / "a.jsonl")]
+    assert inputs.find_inputs([str(quarantine)]) == [str(quarantine)]
     named = build([tmp_path / "a.jsonl", quarantine], tmp_path / "second", model, **share)  # as a shell expands it
     assert named["documents"] == 30 and named["dropped"] == {"invalid JSON": 1, "missing key": 1}
 
