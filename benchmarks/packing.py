@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_chimed.datasets.packed import write_arrays
-from megatron_chimed.datasets.packing import lower_bound, pack
 from megatron_chimed.errors import InputError, exit_cleanly
+from megatron_chimed.packing.bin_packing import lower_bound, pack
+from megatron_chimed.packing.packed_rows import write_arrays
 
 # Source: instances and mean tokens (arXiv 2311.06025, table of the fine-tuning data).
 UNION = {

@@ -7,8 +7,8 @@ from support.dialogues import make_renderer
 from support.rankings import make_groups, write_groups
 
 from megatron_chimed.config import RewardConfig, Setting
-from megatron_chimed.datasets.pack_rankings import RankingOptions, pack_rankings
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing.rankings import RankingOptions, pack_rankings
 from megatron_chimed.stages.schedule import by_epochs
 
 

@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_chimed.datasets.pack_rankings import RankingOptions, describe, pack_rankings
-from megatron_chimed.datasets.ranking_parts import PAIRINGS
 from megatron_chimed.errors import exit_cleanly
+from megatron_chimed.packing.ranking_worker import PAIRINGS
+from megatron_chimed.packing.rankings import RankingOptions, describe, pack_rankings
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 

@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_chimed.datasets.instances import MODES
-from megatron_chimed.datasets.pack_dialogues import PackOptions, describe, pack_dialogues
 from megatron_chimed.errors import exit_cleanly
+from megatron_chimed.packing.dialogues import PackOptions, describe, pack_dialogues
+from megatron_chimed.packing.instances import MODES
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 

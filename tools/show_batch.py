@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 
-from megatron_chimed.datasets.packed import PackedRows
-from megatron_chimed.datasets.show import packing_tokenizer, read_row, to_html, to_terminal
 from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.packing.packed_rows import PackedRows
+from megatron_chimed.packing.show import packing_tokenizer, read_row, to_html, to_terminal
 
 EXAMPLE = """examples:
   python tools/show_batch.py packed --row 3 | less -R

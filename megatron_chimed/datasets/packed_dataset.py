@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from megatron_chimed.datasets import rows
 from megatron_chimed.datasets.blend import StreamBuilder, raise_on_every_rank
-from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing.packed_rows import PackedRows
 
 
 @dataclasses.dataclass

@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 from torch.utils.data import Dataset
 
-from megatron_chimed.datasets.packed import PackedRows, row_arrays
 from megatron_chimed.datasets.packed_dataset import PackedDataset, PackedDatasetConfig
-from megatron_chimed.datasets.ranking_parts import PAIRINGS
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing.packed_rows import PackedRows, row_arrays
+from megatron_chimed.packing.ranking_worker import PAIRINGS
 
 
 class RankingDataset(PackedDataset):

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
-from megatron_chimed.datasets.packed import row_arrays
 from megatron_chimed.datasets.packed_dataset import PackedDataset, PackedDatasetConfig
+from megatron_chimed.packing.packed_rows import row_arrays
 
 
 @dataclasses.dataclass

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_chimed.checkpoints import latest_iteration
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json_lines
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
 from megatron_chimed.records import Candidate, Dialogue, Prompt
 from megatron_chimed.rejection import heldout
 from megatron_chimed.rejection.config import LoopConfig, training_shape

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.config import RewardConfig, Setting
-from megatron_chimed.datasets.packed import read_manifest
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing.packed_rows import read_manifest
 
 WARMUP_SHARE, LEAST_WARMUP = 0.03, 5
 """Warm-up of the paper's reward model: 3% of the steps, five at least (arXiv 2311.06025)."""

@@ -12,7 +12,7 @@ from support.job import ON_GPU, LaunchedJob, figures, write_corpus
 from support.ranks import ON_CPU
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
 
 LENGTH, STEPS = 128, 5
 LOSS, NORM = 5e-3, 1.5e-2

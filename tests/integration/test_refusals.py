@@ -12,7 +12,7 @@ from support.job import MODEL, ROOT, Job, figures, write_corpus
 from support.ranks import ON_CPU
 from support.ranks import start as start_ranks
 
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
 
 
 def start(*words: object, ranks: int = 1) -> tuple[int, str]:

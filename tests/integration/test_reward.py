@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.convert.verify import verify
-from megatron_chimed.datasets.pack_rankings import RankingOptions, pack_rankings
-from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset
+from megatron_chimed.packing.packed_rows import PackedRows
+from megatron_chimed.packing.rankings import RankingOptions, pack_rankings
 
 LENGTH, ROWS = 128, 4
 STAGE = {

@@ -13,11 +13,11 @@ from support.job import Job, figures
 from transformers import AutoModelForCausalLM
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
-from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.losses import response_metrics
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.packed_rows import PackedRows
 
 LENGTH, ROWS = 128, 4
 STAGE = {

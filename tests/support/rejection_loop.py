@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
 from support.checkpoints import write_hf
 from support.corpora import command
 from support.dialogues import make_dialogues, make_renderer, write_dialogues

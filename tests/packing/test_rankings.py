@@ -10,15 +10,15 @@ from support.corpora import call, call_here, write_model
 from support.dialogues import KINDS, make_renderer
 from support.rankings import make_groups, write_groups
 
-from megatron_chimed.datasets import parts
-from megatron_chimed.datasets.pack_rankings import RankingOptions, describe, pack_rankings
-from megatron_chimed.datasets.pack_records import RowOptions, pack_units
-from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset
-from megatron_chimed.datasets.ranking_parts import NO_PAIR, TOO_LONG
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing import chunks
+from megatron_chimed.packing.builder import RowOptions, pack_units
+from megatron_chimed.packing.packed_rows import PackedRows
+from megatron_chimed.packing.ranking_worker import NO_PAIR, TOO_LONG
+from megatron_chimed.packing.rankings import RankingOptions, describe, pack_rankings
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
 from megatron_chimed.text.template import Renderer
 
@@ -138,7 +138,7 @@ def test_one_question_per_row_and_workers_and_batches(tmp_path, renderer, monkey
     assert len(packed) == content["report"]["kept"]["instances"]
     assert all(len(set(packed.arrays["segment_group"][list(packed.segments(row))])) == 1 for row in range(len(packed)))
     run(tmp_path, groups, renderer, name="one")
-    monkeypatch.setattr(parts, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(chunks, "BATCH_BYTES", 2000)
     run(tmp_path, groups, renderer, name="two", workers=2)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two

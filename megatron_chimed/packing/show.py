@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 
 RESET = "\x1b[0m"

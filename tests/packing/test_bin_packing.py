@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.reference import best_fit_decreasing as plain_best_fit
 from support.reference import fewest_rows
 
-from megatron_chimed.datasets import packing
-from megatron_chimed.datasets.packing import lower_bound, pack
+from megatron_chimed.packing import bin_packing
+from megatron_chimed.packing.bin_packing import lower_bound, pack
 
 CAPACITY = 20
 LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=60)
@@ -48,7 +48,7 @@ def test_every_sample_is_in_exactly_one_row_and_no_row_is_too_full(lengths, seed
 def test_the_runs_fill_rows_exactly_as_the_plain_algorithm_does(lengths):
     """Among rows with the same space either may be taken, so what is compared is how full the rows are."""
     histogram = np.bincount(np.array(lengths, np.int64), minlength=CAPACITY + 1)
-    places = packing.best_fit_decreasing(histogram, CAPACITY)
+    places = bin_packing.best_fit_decreasing(histogram, CAPACITY)
     assert Counter(places.lengths.tolist()) == Counter(lengths)
     filled = np.bincount(places.rows, weights=places.lengths).astype(int).tolist()
     assert sorted(filled) == sorted(map(sum, plain_best_fit(lengths, CAPACITY)))
@@ -119,5 +119,5 @@ def test_any_part_of_the_rows_is_a_fair_sample():
     """Best fit decreasing opens the rows of the longest samples first; a split by rows must not take only those."""
     lengths = np.concatenate([np.full(500, 60), np.full(5000, 6)])
     packing = pack(lengths, 100, seed=3)
-    longest = np.array([lengths[packing.order[a:b]].max() for a, b in pairwise(packing.row_offsets)])
+    longest = np.array([lengths[bin_packing.order[a:b]].max() for a, b in pairwise(bin_packing.row_offsets)])
     assert len(longest) > 500 and 0 < (longest[-100:] == 60).sum() < 100

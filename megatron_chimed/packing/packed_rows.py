@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_chimed.datasets.packing import Packing
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, sha256_file
+from megatron_chimed.packing.bin_packing import Packing
 
 MANIFEST, FORMAT = "manifest.json", "packed rows 1"
 TOKENS_AT_ONCE = 1 << 22  # gathered in memory at a time

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.datasets import pack_records
-from megatron_chimed.datasets.dialogue_parts import DialogueMaker
-from megatron_chimed.datasets.instances import MODES
-from megatron_chimed.datasets.pack_records import Kind, RowOptions
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing import builder
+from megatron_chimed.packing.builder import Kind, RowOptions
+from megatron_chimed.packing.dialogue_worker import DialogueMaker
+from megatron_chimed.packing.instances import MODES
 from megatron_chimed.text.template import Renderer
 
 
@@ -41,11 +41,11 @@ def pack_dialogues(
     """Pack JSON lines of `Dialogue` into the folder `output`; returns its manifest. See `pack_records`."""
     maker = DialogueMaker(renderer, options.sequence_length, options.mode)
     kind = Kind("tools/pack_sft.py", "dialogues", {"mode": options.mode}, maker)
-    return pack_records.pack_records(inputs, output, renderer, kind, options.rows(), tokenizer_path)
+    return builder.pack_records(inputs, output, renderer, kind, options.rows(), tokenizer_path)
 
 
 def describe(content: dict[str, Any]) -> str:
     """The report of a manifest as lines for people."""
     report = content["report"]
     first = f"dialogues      {report['dialogues']:,}, as {report['in']['instances']:,} instances ({content['mode']})"
-    return first + "\n" + pack_records.describe(content, "tokens to be learnt")
+    return first + "\n" + builder.describe(content, "tokens to be learnt")

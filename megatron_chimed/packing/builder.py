@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_chimed.datasets.packed import FORMAT, MANIFEST, find_finished, is_packed, write_arrays
-from megatron_chimed.datasets.packing import Packing, lower_bound, pack
-from megatron_chimed.datasets.parts import Batch, Part, cut_into_batches, digest_input
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, manifest, open_input, sha256_json, write_json
+from megatron_chimed.packing.bin_packing import Packing, lower_bound, pack
+from megatron_chimed.packing.chunks import Batch, Part, cut_into_batches, digest_input
+from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, find_finished, is_packed, write_arrays
 from megatron_chimed.text.template import Renderer
 from megatron_chimed.workers import Bar, map_in_order
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer
 
-from megatron_chimed.datasets.instances import NO_ANSWER, NO_QUESTION, TOO_LONG, Instance, fit, make_instances
+from megatron_chimed.packing.instances import NO_ANSWER, NO_QUESTION, TOO_LONG, Instance, fit, make_instances
 from megatron_chimed.text.template import Exchange
 
 PLENTY = 10**6

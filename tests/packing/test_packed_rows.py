@@ -10,12 +10,12 @@ import pytest
 from support.dialogues import KINDS, make_dialogues, make_renderer, write_dialogues
 from support.paths import SHARED
 
-from megatron_chimed.datasets import packed as packed_module
 from megatron_chimed.datasets import rows
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
-from megatron_chimed.datasets.packed import PackedRows, row_arrays
-from megatron_chimed.datasets.packing import Packing
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing import packed_rows as packed_module
+from megatron_chimed.packing.bin_packing import Packing
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.packed_rows import PackedRows, row_arrays
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer

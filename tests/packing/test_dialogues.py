@@ -15,11 +15,11 @@ import pytest
 from support.corpora import call, call_here, command, make_texts, write_model
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
 
-from megatron_chimed.datasets import parts
-from megatron_chimed.datasets.pack_dialogues import PackOptions, describe, pack_dialogues
-from megatron_chimed.datasets.packed import PackedRows
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
+from megatron_chimed.packing import chunks
+from megatron_chimed.packing.dialogues import PackOptions, describe, pack_dialogues
+from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 from megatron_chimed.text.tokenizer_training import train_sentencepiece
@@ -47,8 +47,8 @@ def arrays(folder: Path) -> dict[str, bytes]:
 def test_workers_and_batches_change_no_byte(tmp_path, renderer, monkeypatch, mode):
     source = write_dialogues(tmp_path / "in.jsonl", make_dialogues(400))
     run(source, tmp_path / "one", renderer, mode=mode)
-    monkeypatch.setattr(parts, "BATCH_BYTES", 2000)
-    batches = list(parts.cut_into_batches([str(source)], [hashlib.sha256()]))
+    monkeypatch.setattr(chunks, "BATCH_BYTES", 2000)
+    batches = list(chunks.cut_into_batches([str(source)], [hashlib.sha256()]))
     assert len(batches) > 20
     run(source, tmp_path / "two", renderer, mode=mode, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -140,7 +140,7 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize(("line", "reason"), BAD_ROWS)
 def test_a_bad_row_is_named_with_its_line_and_nothing_is_left(tmp_path, renderer, monkeypatch, line, reason):
-    monkeypatch.setattr(parts, "BATCH_BYTES", 600)
+    monkeypatch.setattr(chunks, "BATCH_BYTES", 600)
     source = write_dialogues(tmp_path / "in.jsonl", make_dialogues(3))
     source.write_bytes(source.read_bytes() + b"\n" + line + b"\n" + source.read_bytes())
     with pytest.raises(InputError, match=r"in\.jsonl:5: ") as caught:

@@ -8,9 +8,9 @@ import pytest
 from support.corpora import call, call_here
 from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer, make_tokenizer, write_dialogues
 
-from megatron_chimed.datasets import show
-from megatron_chimed.datasets.pack_dialogues import PackOptions, pack_dialogues
-from megatron_chimed.datasets.packed import PackedRows
+from megatron_chimed.packing import show
+from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.packed_rows import PackedRows
 
 HOSTILE = make_dialogue("头痛\x1b[2J\u202e<b>&amp;</b>«</s>", "服用<script>x</script>\n检查\x07", number=7)
 

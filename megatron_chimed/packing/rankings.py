@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.datasets import pack_records
-from megatron_chimed.datasets.pack_records import Kind, RowOptions
-from megatron_chimed.datasets.ranking_parts import PAIRINGS, GroupMaker
 from megatron_chimed.errors import InputError
+from megatron_chimed.packing import builder
+from megatron_chimed.packing.builder import Kind, RowOptions
+from megatron_chimed.packing.ranking_worker import PAIRINGS, GroupMaker
 from megatron_chimed.text.template import Renderer
 
 
@@ -52,7 +52,7 @@ def pack_rankings(
     shuffle_seed = options.seed if options.shuffle_ranks else None
     maker = GroupMaker(renderer, options.sequence_length, options.pairing, shuffle_seed)
     kind = Kind("tools/pack_rewards.py", "questions", settings, maker)
-    return pack_records.pack_records(inputs, output, renderer, kind, options.rows(), tokenizer_path)
+    return builder.pack_records(inputs, output, renderer, kind, options.rows(), tokenizer_path)
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -60,4 +60,4 @@ def describe(content: dict[str, Any]) -> str:
     questions, kept = content["report"]["questions"], content["report"]["kept"]
     pairing = content["pairing"] + (", ranks shuffled" if content["shuffle_ranks"] else "")
     lines = [f"questions      {questions:,}, {kept['instances']:,} of them kept (pairing: {pairing})"]
-    return "\n".join([*lines, pack_records.describe(content, "answers")])
+    return "\n".join([*lines, builder.describe(content, "answers")])
