@@ -33,9 +33,9 @@ from megatron_chimed.convert.model import build_model  # noqa: E402
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets  # noqa: E402
 from megatron_chimed.datasets.ranking import RankingDataset  # noqa: E402
 from megatron_chimed.jsonl import read_json_lines, write_json_lines  # noqa: E402
-from megatron_chimed.losses import pairwise_ranking  # noqa: E402
 from megatron_chimed.packing.rankings import RankingOptions, pack_rankings  # noqa: E402
 from megatron_chimed.records import RankedGroup  # noqa: E402
+from megatron_chimed.stages.losses import pairwise_ranking  # noqa: E402
 from megatron_chimed.stages.reward import forward_step  # noqa: E402
 from megatron_chimed.text.template import Renderer, Template  # noqa: E402
 from megatron_chimed.text.tokenizer import load_tokenizer  # noqa: E402

@@ -29,8 +29,8 @@ cpu.install()
 from megatron_chimed.config import SftConfig  # noqa: E402
 from megatron_chimed.convert import architecture as arch  # noqa: E402
 from megatron_chimed.convert.model import build_model  # noqa: E402
-from megatron_chimed.losses import masked_nll  # noqa: E402
 from megatron_chimed.packing.packed_rows import PackedRows, row_arrays  # noqa: E402
+from megatron_chimed.stages.losses import masked_nll  # noqa: E402
 from megatron_chimed.stages.sft import forward_step  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,11 +9,11 @@ from megatron_chimed.config import RewardConfig
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset, num_ranks_of, pairings_of
 from megatron_chimed.errors import InputError
-from megatron_chimed.losses import pairwise_ranking, ranked_pairs
 from megatron_chimed.models.reward import HEAD, build_reward
 from megatron_chimed.packing.ranking_worker import PAIRINGS
-from megatron_chimed.ranking_metrics import derive, report
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
+from megatron_chimed.stages.losses import pairwise_ranking, ranked_pairs
+from megatron_chimed.stages.ranking_metrics import derive, report
 from megatron_chimed.stages.schedule import by_epochs
 from megatron_chimed.stages.stage import Batch, DataRequest, Loss, Stage
 

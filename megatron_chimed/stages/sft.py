@@ -9,10 +9,10 @@ import torch
 from megatron_chimed.config import ModelOptions, SftConfig
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets, sources_of
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
-from megatron_chimed.losses import masked_nll, response_metrics
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.prediction import keep_predictions, last_predictions
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
+from megatron_chimed.stages.losses import masked_nll, response_metrics
 from megatron_chimed.stages.stage import Batch, DataRequest, Loss, Stage
 
 

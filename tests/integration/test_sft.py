@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
-from megatron_chimed.losses import response_metrics
 from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
+from megatron_chimed.stages.losses import response_metrics
 
 LENGTH, ROWS = 128, 4
 STAGE = {

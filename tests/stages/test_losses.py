@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, pearsonr
 
-from megatron_chimed.losses import pairwise_ranking, ranked_pairs
-from megatron_chimed.ranking_metrics import BINS, derive, report
+from megatron_chimed.stages.losses import pairwise_ranking, ranked_pairs
+from megatron_chimed.stages.ranking_metrics import BINS, derive, report
 
 GROUPS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5), max_size=5)
 

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from megatron_chimed.losses import ranked_pairs
+from megatron_chimed.stages.losses import ranked_pairs
 
 BINS = 10
 """Bins of the calibration error, over the probability 0.5 to 1 that the model gives to the answer it prefers."""
