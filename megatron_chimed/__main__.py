@@ -31,7 +31,7 @@ def main() -> None:
 
             if cpu.is_needed():
                 cpu.install()
-            from megatron_chimed.train import train
+            from megatron_chimed.training.trainer import train
 
         train(sys.argv[1:])
     except InputError as error:

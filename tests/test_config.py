@@ -4,7 +4,6 @@ import argparse
 
 import pytest
 
-from megatron_chimed.arguments import to_words, with_defaults
 from megatron_chimed.config import (
     ModelOptions,
     PretrainConfig,
@@ -15,6 +14,7 @@ from megatron_chimed.config import (
     read_yaml,
 )
 from megatron_chimed.errors import InputError
+from megatron_chimed.training.arguments import to_words, with_defaults
 
 
 @pytest.fixture

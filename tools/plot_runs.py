@@ -2,8 +2,8 @@
 
 import argparse
 
-from megatron_chimed.curves import NAMES, draw, read_runs, with_window, write_table
 from megatron_chimed.errors import exit_cleanly
+from megatron_chimed.training.curves import NAMES, draw, read_runs, with_window, write_table
 
 EXAMPLE = """examples:
   python tools/plot_runs.py runs/demo/pretrain --output runs/pretrain.png

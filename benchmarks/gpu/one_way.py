@@ -67,9 +67,9 @@ def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
     Engine's ("te"); the clock and the last loss."""
     if cpu.is_needed():
         cpu.install()
-    from megatron_chimed import train
     from megatron_chimed.config import Setting, Settings
     from megatron_chimed.stages.pretrain import STAGE
+    from megatron_chimed.training import trainer
 
     clock, last = Clock(), [float("nan")]
 
@@ -97,7 +97,7 @@ def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
     if way == "stock":
         stage = dataclasses.replace(stage, build_model=stock_model)
     settings = {key: Setting(value, "benchmark") for key, value in arguments(way, given).items()}
-    train.run(stage, Settings(settings, {"isolate_documents": Setting(way == "packed", "benchmark")}))
+    trainer.run(stage, Settings(settings, {"isolate_documents": Setting(way == "packed", "benchmark")}))
     return clock, float(last[0])
 
 

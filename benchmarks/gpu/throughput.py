@@ -25,7 +25,7 @@ from figures import FORMULA, SHAPES, layers_that_fit, table, throughput
 
 from megatron_chimed.errors import InputError, exit_cleanly
 from megatron_chimed.jsonl import atomic_output, read_json, write_json
-from megatron_chimed.run_record import git_state
+from megatron_chimed.training.run_record import git_state
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT_OF_MEMORY = 3

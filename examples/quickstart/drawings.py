@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib
 from demo_figures import MODELS, REWARDS, TRAININGS, Figure
 
-from megatron_chimed.curves import Panel, figures_of, picture
 from megatron_chimed.evaluation.plots import as_svg, bar_chart
+from megatron_chimed.training.curves import Panel, figures_of, picture
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  behind the choice of a backend without a screen

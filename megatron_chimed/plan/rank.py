@@ -19,9 +19,10 @@ def main() -> None:
     from megatron_chimed.backend import cpu
 
     cpu.install()
-    from megatron_chimed import adapter, config, train
+    from megatron_chimed import config
     from megatron_chimed.plan.changes import apply
     from megatron_chimed.plan.dry_run import ERROR, RESULT
+    from megatron_chimed.training import patches, trainer
 
     changes, left_out = json.loads(sys.argv[1])
     stage, *files = sys.argv[2:]
@@ -29,8 +30,8 @@ def main() -> None:
         settings = apply(config.load_settings(files[0], files[1], files[2:]), changes, left_out)
         only = {"fake-process-group": True, "exit-interval": 1, "log-interval": 1}
         settings = apply(settings, only, ())
-        kept = adapter.keep_model()
-        train.run(train.STAGES[stage], settings)
+        kept = patches.keep_model()
+        trainer.run(trainer.STAGES[stage], settings)
     except InputError as error:
         print(f"\n{ERROR}{one_line(error)}", flush=True)
         os._exit(1)

@@ -50,8 +50,8 @@ def test_megatron_gets_arguments_that_its_own_parser_takes():
 
     from megatron.training.arguments import add_megatron_arguments
 
-    from megatron_chimed.arguments import to_words
     from megatron_chimed.config import Setting
+    from megatron_chimed.training.arguments import to_words
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     for kind in KINDS.values():

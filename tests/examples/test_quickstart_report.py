@@ -15,8 +15,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.prompts import GOLD
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json, read_json_lines, write_json
-from megatron_chimed.runlog import COLUMNS
 from megatron_chimed.text.template import Template
+from megatron_chimed.training.runlog import COLUMNS
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 

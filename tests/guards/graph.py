@@ -15,7 +15,7 @@ PLACE = re.compile(r"(<!-- imports -->\n).*?(<!-- /imports -->)", re.DOTALL)
 def box(module: str) -> str:
     """The folder of a module, or the module itself.
 
-    >>> box("megatron_chimed.data.clean"), box("megatron_chimed.train")
+    >>> box("megatron_chimed.data.clean"), box("megatron_chimed.training.trainer")
     ('data/', 'train')
     """
     name, *inner = module.removeprefix("megatron_chimed.").split(".")

@@ -21,7 +21,7 @@ from support.ranks import ON_CPU
 
 from megatron_chimed import checkpoints
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
-from megatron_chimed.runlog import read_log
+from megatron_chimed.training.runlog import read_log
 
 # What makes recovery hard: dropout, bf16 with float32 main weights, sharded Adam moments.
 MODEL = {"attention-dropout": 0.1, "hidden-dropout": 0.1}
@@ -52,7 +52,7 @@ class Run:
         self.log = self._log()
         if not fault:
             return self.job.start("--save", self.save)
-        launch = [sys.executable, "-m", "megatron_chimed.launch", "--standalone", "--nproc-per-node", "2"]
+        launch = [sys.executable, "-m", "megatron_chimed.training.launch", "--standalone", "--nproc-per-node", "2"]
         words = ["-m", "support.faulty_rank", "pretrain", self.job.model, self.job.stage, "--save", self.save]
         more = {"FAULT": json.dumps(fault), "PYTHONPATH": f"{ROOT}:{TESTS}"}
         return subprocess.Popen(

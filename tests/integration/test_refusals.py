@@ -151,8 +151,8 @@ def test_a_training_without_validation_data_goes_without_evaluation(tmp_path):
 def test_every_argument_of_the_shipped_configurations_is_one_of_megatrons():
     from megatron.training.arguments import add_megatron_arguments
 
-    from megatron_chimed.arguments import to_words
     from megatron_chimed.config import load_settings
+    from megatron_chimed.training.arguments import to_words
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     others = ("model.yaml", "rejection.yaml")

@@ -5,7 +5,7 @@ import random
 import pytest
 from support.job import Job, figures, write_corpus
 
-from megatron_chimed.run_record import read_attempts
+from megatron_chimed.training.run_record import read_attempts
 
 # What makes resuming hard: dropout (RNG states), bf16 with float32 main weights, sharded Adam moments.
 HARD = {"bf16": True, "use-distributed-optimizer": True, "tensor-model-parallel-size": 2, "save-interval": 3}

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from support.job import Job, write_corpus
 
-from megatron_chimed.runlog import read_log
+from megatron_chimed.training.runlog import read_log
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None

@@ -13,7 +13,7 @@ import yaml
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_chimed.jsonl import sha256_file
-from megatron_chimed.runlog import read_log
+from megatron_chimed.training.runlog import read_log
 from support.paths import ROOT
 from support.ranks import ON_CPU, Started
 from support.ranks import start as start_ranks

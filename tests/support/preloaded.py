@@ -8,4 +8,4 @@ from megatron_chimed.backend import cpu  # noqa: E402
 
 cpu.install()
 
-import megatron_chimed.train  # noqa: E402, F401
+import megatron_chimed.training.trainer  # noqa: E402, F401

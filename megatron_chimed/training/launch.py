@@ -1,6 +1,6 @@
 """torchrun without its traceback: when a rank fails, its own message is the last word.
 
-``python -m megatron_chimed.launch [torchrun options] -m megatron_chimed STAGE ...``
+``python -m megatron_chimed.training.launch [torchrun options] -m megatron_chimed STAGE ...``
 
 SIGTERM or SIGUSR1, to this process or to any rank, lets the ranks finish their iteration, save and end with code 75;
 the same command continues. A second signal, or MEGATRON_CHIMED_STOP_SECONDS (600) after the first, kills them.
@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from megatron_chimed.errors import STOPPED, InputError, one_line
-from megatron_chimed.job import prepare
+from megatron_chimed.training.job import prepare
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 OWN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's share: it ends its ranks within 30 seconds

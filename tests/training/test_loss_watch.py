@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from megatron_chimed.loss_watch import LossWatch
+from megatron_chimed.training.loss_watch import LossWatch
 
 
 def first(watch, losses):

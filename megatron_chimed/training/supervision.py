@@ -23,7 +23,7 @@ from megatron_chimed import checkpoints
 from megatron_chimed.config import JobOptions
 from megatron_chimed.errors import STOPPED, InputError, LostRank
 from megatron_chimed.jsonl import atomic_output
-from megatron_chimed.loss_watch import LossWatch
+from megatron_chimed.training.loss_watch import LossWatch
 
 SHOWN = 8  # rows of a source in a message; all of them are in the file
 

@@ -58,7 +58,10 @@ def test_one_node_and_many_give_torchrun_their_place(tmp_path):
     for environment in ({}, more):
         done = run(tmp_path, "launch/torchrun.sh", *stage, PYTHON=python, NPROC="2", **environment)
         assert done.returncode == 0, done.stderr
-    launch, ours = "python -m megatron_chimed.launch", "--nproc-per-node 2 -m megatron_chimed " + " ".join(stage)
+    launch, ours = (
+        "python -m megatron_chimed.training.launch",
+        "--nproc-per-node 2 -m megatron_chimed " + " ".join(stage),
+    )
     many = "--nnodes 4 --node-rank 3 --master-addr n1 --master-port 1234"
     assert calls(tmp_path) == [f"{launch} --standalone {ours}", f"{launch} {many} {ours}"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from megatron_chimed.curves import Panel, figures_of, read_runs, smoothed, with_window
 from megatron_chimed.errors import InputError
-from megatron_chimed.runlog import RunLog
+from megatron_chimed.training.curves import Panel, figures_of, read_runs, smoothed, with_window
+from megatron_chimed.training.runlog import RunLog
 
 
 def write_run(folder: Path, name: str = "lm loss", factor: float = 1.0, steps: int = 60) -> Path:

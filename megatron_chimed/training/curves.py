@@ -11,7 +11,7 @@ import yaml
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
-from megatron_chimed.runlog import read_log
+from megatron_chimed.training.runlog import read_log
 
 NAMES = ("train/loss", "valid/loss", "grad_norm", "learning_rate")
 """What is drawn unless told: "loss" is the run's own, "lm loss" or "ranking loss"."""

@@ -21,7 +21,7 @@ from megatron.training import checkpointing, initialize, training
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_chimed.errors import InputError, LostRank
-from megatron_chimed.starting_weights import start_anew
+from megatron_chimed.training.starting_weights import start_anew
 
 
 def install(*, without_cuda: bool, log: "Log") -> None:
@@ -78,7 +78,7 @@ def explain(error: Exception, args: argparse.Namespace) -> InputError | None:
 class StageModelConfig(GPTModelConfig):
     """Megatron's model config with a stage's builder; the trainer takes a model from nowhere else."""
 
-    builder: ClassVar[str] = "megatron_chimed.adapter.StageModelBuilder"
+    builder: ClassVar[str] = "megatron_chimed.training.patches.StageModelBuilder"
     build: Callable[..., torch.nn.Module] | None = None
     num_ids: int | None = None
     """Size of the vocabulary before padding."""

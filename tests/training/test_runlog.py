@@ -1,6 +1,6 @@
 """The loss log: full precision, and one file for a run in several parts."""
 
-from megatron_chimed.runlog import RunLog, read_log
+from megatron_chimed.training.runlog import RunLog, read_log
 
 
 def test_a_resumed_log_reads_like_an_uninterrupted_one(tmp_path):

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from megatron_chimed import run_record
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
-from megatron_chimed.run_record import KILLED, RunRecord, Tee, git_state, read_attempts
+from megatron_chimed.training import run_record
+from megatron_chimed.training.run_record import KILLED, RunRecord, Tee, git_state, read_attempts
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 

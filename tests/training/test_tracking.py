@@ -5,10 +5,10 @@ import importlib.util
 
 import pytest
 
-from megatron_chimed import tracking
 from megatron_chimed.errors import InputError
-from megatron_chimed.runlog import RunLog, read_log
-from megatron_chimed.tracking import Tracker
+from megatron_chimed.training import tracking
+from megatron_chimed.training.runlog import RunLog, read_log
+from megatron_chimed.training.tracking import Tracker
 
 
 class Writer:

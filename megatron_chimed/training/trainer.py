@@ -1,4 +1,4 @@
-"""A stage and its configuration into `megatron.training.pretrain`: the only module, with adapter.py, that knows both.
+"""A stage and its configuration into `megatron.training.pretrain`: the only module, with patches.py, that knows both.
 
 Order of things: settings -> Megatron's parser -> refusals -> run folder -> the trainer with the stage's hooks.
 """
@@ -23,21 +23,22 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_chimed import adapter, arguments, checkpoints, config, saving, tracking
+from megatron_chimed import checkpoints, config
 from megatron_chimed.backend import cpu
 from megatron_chimed.config import Setting
-from megatron_chimed.defaults import defaults
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape, has
-from megatron_chimed.run_record import RunRecord
-from megatron_chimed.runlog import RunLog
 from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import DataRequest, Stage
-from megatron_chimed.supervision import Supervisor
-from megatron_chimed.tracking import Tracker
+from megatron_chimed.training import arguments, patches, saving, tracking
+from megatron_chimed.training.defaults import defaults
+from megatron_chimed.training.run_record import RunRecord
+from megatron_chimed.training.runlog import RunLog
+from megatron_chimed.training.supervision import Supervisor
+from megatron_chimed.training.tracking import Tracker
 
 STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE, reward_stage.STAGE)}
 USAGE = "launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
@@ -79,14 +80,14 @@ def run(stage: Stage, settings: config.Settings) -> None:
     except OSError as error:
         raise InputError(f"--save {args.save}: cannot be written ({error.strerror}); name another folder") from None
     _say(line)
-    adapter.install(without_cuda=cpu.is_needed(), log=log)
-    adapter.check_weights(stage.new_weights, stage.unused_weights)
+    patches.install(without_cuda=cpu.is_needed(), log=log)
+    patches.check_weights(stage.new_weights, stage.unused_weights)
     saving.install(job.keep_checkpoints, in_background=args.async_save)
     datasets: list = []  # filled by the provider, before the first forward step
     supervisor = Supervisor(job, datasets, _say)
     supervisor.install()
     try:
-        with supervisor.running(functools.partial(adapter.explain, args=args)):
+        with supervisor.running(functools.partial(patches.explain, args=args)):
             pretrain(
                 pretrain_cfg_container_from_args(args, model),
                 _iterators_provider(stage, stage_config, datasets),
@@ -201,17 +202,17 @@ def start_line(args: argparse.Namespace, stage: Stage, options: config.ModelOpti
 def _run_log(args: argparse.Namespace, stage: Stage, start: int, total: int) -> Any:
     """The run's log on the last rank, where the losses are; elsewhere one that keeps nothing."""
     if args.rank != args.world_size - 1:
-        return adapter.Log()
+        return patches.Log()
     track = Tracker(get_tensorboard_writer, get_wandb_writer, args.tensorboard_log_interval)
     return RunLog(args.save, start, total, args.global_batch_size * args.seq_length, stage.derive, track)
 
 
-def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> adapter.StageModelConfig:
+def model_config(args: argparse.Namespace, stage: Stage, options: config.ModelOptions) -> patches.StageModelConfig:
     """Megatron's model config from its arguments, with the stage's model.
 
     Raises InputError when the model is not LLaMA-shaped, or its attention kernel cannot run here.
     """
-    made = gpt_config_from_args(args, model_config_cls=adapter.StageModelConfig)
+    made = gpt_config_from_args(args, model_config_cls=patches.StageModelConfig)
     made.rope_scaling_factor = args.rope_scaling_factor  # forgotten upstream
     made.num_ids = args.vocab_size
     try:

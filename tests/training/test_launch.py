@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_chimed.launch import STOP_SECONDS, STOPPED, main
+from megatron_chimed.training.launch import STOP_SECONDS, STOPPED, main
 
 RANK = """
 import signal, time
@@ -17,7 +17,7 @@ while True:
 """
 LAUNCHER = """
 import subprocess, sys
-from megatron_chimed.launch import Stop
+from megatron_chimed.training.launch import Stop
 stop = Stop(int(sys.argv[1]))
 rank = subprocess.Popen([sys.executable, "-c", sys.argv[2]])
 print("ended", stop.code(rank.wait()), flush=True)

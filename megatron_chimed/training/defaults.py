@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from megatron_chimed import arguments
 from megatron_chimed.backend import cpu
 from megatron_chimed.config import Setting
 from megatron_chimed.models.gpt import has
+from megatron_chimed.training import arguments
 
 
 def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
