@@ -4,9 +4,9 @@ import argparse
 from dataclasses import fields
 
 from megatron_chimed.errors import exit_cleanly
+from megatron_chimed.evaluation.backends.models import KINDS, ModelOptions, open_model
 from megatron_chimed.evaluation.catalog import SOURCES
-from megatron_chimed.evaluation.models import KINDS, ModelOptions, open_model
-from megatron_chimed.evaluation.report import write_report
+from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.text.template import load_template
 

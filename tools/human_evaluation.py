@@ -3,8 +3,8 @@
 import argparse
 
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.evaluation.agreement import report_ratings
-from megatron_chimed.evaluation.human import make_form
+from megatron_chimed.evaluation.reports.agreement import report_ratings
+from megatron_chimed.evaluation.reports.human import make_form
 
 EXAMPLE = """examples:
   python tools/human_evaluation.py make runs/a/evaluation runs/b/evaluation --output runs/human

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from demo_figures import MODELS, REWARDS, TRAININGS, Figure
 
-from megatron_chimed.evaluation.plots import as_svg, bar_chart
+from megatron_chimed.evaluation.reports.plots import as_svg, bar_chart
 from megatron_chimed.training.curves import Panel, figures_of, picture
 
 matplotlib.use("Agg")

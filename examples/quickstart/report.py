@@ -28,7 +28,7 @@ from demo_figures import (
 )
 
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.evaluation.page import Block, write_page
+from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.jsonl import read_json, write_json
 
 PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "sentencepiece", "nltk", "numpy")

@@ -8,18 +8,18 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation import text_metrics
-from megatron_chimed.evaluation.answer_readers import read_chimed, read_mc
-from megatron_chimed.evaluation.bias import read_scale
-from megatron_chimed.evaluation.entity_readers import read_ccks2019, read_columns
-from megatron_chimed.evaluation.exam_readers import (
+from megatron_chimed.evaluation.readers.answers import read_chimed, read_mc
+from megatron_chimed.evaluation.readers.bias import read_scale
+from megatron_chimed.evaluation.readers.entities import read_ccks2019, read_columns
+from megatron_chimed.evaluation.readers.exams import (
     CEVAL_SUBJECTS,
     CMMLU_SUBJECTS,
     read_ceval,
     read_cmmlu,
     read_mcmle,
 )
-from megatron_chimed.evaluation.items import Loaded
-from megatron_chimed.evaluation.statistics import f1_ratio, mean_ratio
+from megatron_chimed.evaluation.readers.items import Loaded
+from megatron_chimed.evaluation.reports.statistics import f1_ratio, mean_ratio
 
 
 @dataclass(frozen=True)

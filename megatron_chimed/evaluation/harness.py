@@ -8,9 +8,9 @@ from typing import Any
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from megatron_chimed.evaluation.backends.recorded import RecordedLM
 from megatron_chimed.evaluation.catalog import LIKELIHOODS, METRICS, TASKS
 from megatron_chimed.evaluation.prompts import GOLD, SCORERS, letters
-from megatron_chimed.evaluation.recorded import RecordedLM
 
 FOLDER = Path(__file__).parent / "tasks"
 

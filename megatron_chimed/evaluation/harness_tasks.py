@@ -16,8 +16,9 @@ from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation import bias, prompts
+from megatron_chimed.evaluation import prompts
 from megatron_chimed.evaluation.catalog import METRICS, SOURCES, read_source
+from megatron_chimed.evaluation.readers import bias
 
 # The names that the YAMLs use.
 choice_text = prompts.choice_text

@@ -9,8 +9,9 @@ import string
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from megatron_chimed.evaluation import bias, entities
+from megatron_chimed.evaluation import entities
 from megatron_chimed.evaluation.entities import Mention
+from megatron_chimed.evaluation.readers import bias
 from megatron_chimed.evaluation.text_metrics import text_scores
 
 # What may follow a letter that is a choice: not the rest of a word such as B超 or A型.

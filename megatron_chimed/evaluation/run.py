@@ -19,11 +19,11 @@ from typing import Any
 from megatron_chimed import __version__
 from megatron_chimed.backend.quiet import quick_imports
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.answers_log import AnswersLog
+from megatron_chimed.evaluation.backends.answers_log import AnswersLog
+from megatron_chimed.evaluation.backends.models import Model
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
 from megatron_chimed.evaluation.contamination import contaminated, find_training_files
-from megatron_chimed.evaluation.models import Model
-from megatron_chimed.evaluation.summary import summarize
+from megatron_chimed.evaluation.reports.summary import summarize
 from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
 from megatron_chimed.text.template import Template
 
@@ -107,8 +107,8 @@ def _run_all(
 ) -> dict[str, list[list[dict]]]:
     """{task: records of each run}, written as they are made."""
     with quick_imports():  # lm-eval takes seconds to load; by now the flags are checked
+        from megatron_chimed.evaluation.backends.recorded import RecordedLM
         from megatron_chimed.evaluation.harness import run_tasks
-        from megatron_chimed.evaluation.recorded import RecordedLM
 
     decoding = {"temperature": settings.temperature, "top_p": settings.top_p}
     identity = {"model": model.identity, "max_new_tokens": settings.max_new_tokens, **decoding}

@@ -16,8 +16,8 @@ from support.paths import ROOT, SHARED
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation import prompts
-from megatron_chimed.evaluation.bias import read_scale
 from megatron_chimed.evaluation.entities import parse_answer
+from megatron_chimed.evaluation.readers.bias import read_scale
 from megatron_chimed.jsonl import read_json, read_json_lines, sha256_file
 
 QUICKSTART = ROOT / "examples" / "quickstart"

@@ -5,7 +5,7 @@ from support.exam_files import page, write_ccks, write_ceval, write_lines
 from support.exam_hf import write_answering_hf
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
-from megatron_chimed.evaluation.models import ModelOptions, open_model
+from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.text.template import Template

@@ -5,9 +5,9 @@ import random
 
 from lm_eval.api.model import LM
 
-from megatron_chimed.evaluation.exam_readers import CMMLU_SUBJECTS
-from megatron_chimed.evaluation.models import Model
+from megatron_chimed.evaluation.backends.models import Model
 from megatron_chimed.evaluation.prompts import GOLD
+from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
 from support.exam_files import dialogue, page, write_ccks, write_ceval, write_cmmlu, write_lines, write_mcmle
 
 

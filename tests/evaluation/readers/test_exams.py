@@ -20,11 +20,11 @@ from support.exam_files import (
 from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.answer_readers import read_chimed, read_mc
 from megatron_chimed.evaluation.catalog import parse_tasks
-from megatron_chimed.evaluation.entity_readers import read_ccks2019, read_columns
-from megatron_chimed.evaluation.exam_readers import CMMLU_SUBJECTS, read_ceval, read_cmmlu, read_mcmle
 from megatron_chimed.evaluation.prompts import parse_choice
+from megatron_chimed.evaluation.readers.answers import read_chimed, read_mc
+from megatron_chimed.evaluation.readers.entities import read_ccks2019, read_columns
+from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS, read_ceval, read_cmmlu, read_mcmle
 
 
 def test_ceval_is_answered_from_val_as_its_test_split_has_no_answers(tmp_path):

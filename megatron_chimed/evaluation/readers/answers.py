@@ -6,7 +6,7 @@ from typing import Any
 from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import arrange
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.items import Loaded, load
+from megatron_chimed.evaluation.readers.items import Loaded, load
 
 
 def read_chimed(path: str) -> dict[str, Loaded]:

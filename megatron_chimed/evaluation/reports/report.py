@@ -5,9 +5,9 @@ from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import TASKS
-from megatron_chimed.evaluation.page import Block, write_page
-from megatron_chimed.evaluation.paper import MODELS, published
-from megatron_chimed.evaluation.plots import bar_chart
+from megatron_chimed.evaluation.reports.page import Block, write_page
+from megatron_chimed.evaluation.reports.paper import MODELS, published
+from megatron_chimed.evaluation.reports.plots import bar_chart
 from megatron_chimed.jsonl import read_json
 
 MAIN = {

@@ -1,7 +1,7 @@
 """The report over results: tables, plots, and text that cannot break the page."""
 
-from megatron_chimed.evaluation.report import load_results, report_blocks, write_report
-from megatron_chimed.evaluation.summary import summarize
+from megatron_chimed.evaluation.reports.report import load_results, report_blocks, write_report
+from megatron_chimed.evaluation.reports.summary import summarize
 from megatron_chimed.jsonl import write_json
 
 

@@ -7,7 +7,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers.utils import logging
 
-from megatron_chimed.evaluation.encoding import Encoder
+from megatron_chimed.evaluation.backends.encoding import Encoder
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 

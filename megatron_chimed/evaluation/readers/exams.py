@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_chimed.data.sources import read_rows
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.items import Loaded, load
+from megatron_chimed.evaluation.readers.items import Loaded, load
 
 CEVAL_SUBJECTS = {"basic_medicine": "基础医学", "clinical_medicine": "临床医学"}
 CMMLU_SUBJECTS = {

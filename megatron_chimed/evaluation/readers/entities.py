@@ -11,7 +11,7 @@ from megatron_chimed.data.dialogue_texts import read_blocks
 from megatron_chimed.data.sources import Fault
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.entities import Mention
-from megatron_chimed.evaluation.items import Loaded, load
+from megatron_chimed.evaluation.readers.items import Loaded, load
 from megatron_chimed.jsonl import glob_inputs, parse_line, read_lines
 
 

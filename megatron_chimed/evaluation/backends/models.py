@@ -60,7 +60,7 @@ def _hugging_face(name: str, place: str, options: ModelOptions, template: Templa
         raise InputError(f"--model {name}: {folder} holds no config.json; expected a Hugging Face folder")
 
     def make() -> Any:
-        from megatron_chimed.evaluation.hf_model import HuggingFaceModel
+        from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
 
         return HuggingFaceModel(folder, template, batch_size=options.batch_size, dtype=options.dtype)
 
@@ -72,7 +72,7 @@ def _vllm(name: str, place: str, options: ModelOptions, template: Template) -> M
     model = _hugging_face(name, place, options, template)
 
     def make() -> Any:
-        from megatron_chimed.evaluation.engine_model import EngineModel
+        from megatron_chimed.evaluation.backends.engine_model import EngineModel
         from megatron_chimed.evaluation.vllm_engine import VllmEngine
 
         engine = VllmEngine(Path(place), tensor_parallel=options.tensor_parallel, dtype=options.dtype)
@@ -90,7 +90,7 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
     dtype = "float32" if options.dtype == "auto" else options.dtype
 
     def make() -> Any:
-        from megatron_chimed.evaluation.engine_model import EngineModel
+        from megatron_chimed.evaluation.backends.engine_model import EngineModel
         from megatron_chimed.inference.client import Engine
 
         engine = Engine(
@@ -128,7 +128,7 @@ def _chat(name: str, place: str, options: ModelOptions, template: Template) -> M
     api = ChatApi(place, base_url)
 
     def make() -> Any:
-        from megatron_chimed.evaluation.chat_model import ChatModel
+        from megatron_chimed.evaluation.backends.chat_model import ChatModel
 
         return ChatModel(api)
 

@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.answers_log import AnswersLog
+from megatron_chimed.evaluation.backends.answers_log import AnswersLog
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Template
 from megatron_chimed.workers import Bar

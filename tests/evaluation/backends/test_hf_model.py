@@ -9,9 +9,9 @@ from support.corpora import WORDS
 from support.exam_hf import write_answering_hf
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.encoding import Encoder
-from megatron_chimed.evaluation.hf_model import HuggingFaceModel
-from megatron_chimed.evaluation.recorded import ChatPrompt
+from megatron_chimed.evaluation.backends.encoding import Encoder
+from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
+from megatron_chimed.evaluation.backends.recorded import ChatPrompt
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer

@@ -5,7 +5,7 @@ from lm_eval.api.model import LM
 
 from megatron_chimed.api.client import ChatApi, ChatError, ChatRequest
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.engine_model import until
+from megatron_chimed.evaluation.backends.engine_model import until
 
 MAX_TOKENS = 256
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_chimed.evaluation.plots import save_png
+from megatron_chimed.evaluation.reports.plots import save_png
 from megatron_chimed.jsonl import atomic_output
 
 STYLE = """body{font:16px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}

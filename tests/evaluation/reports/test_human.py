@@ -9,8 +9,8 @@ from sklearn.metrics import cohen_kappa_score
 from support.browser import needs_browser, open_page
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.agreement import report_ratings, weighted_kappa
-from megatron_chimed.evaluation.human import CRITERIA, make_form, ratings_csv, read_ratings
+from megatron_chimed.evaluation.reports.agreement import report_ratings, weighted_kappa
+from megatron_chimed.evaluation.reports.human import CRITERIA, make_form, ratings_csv, read_ratings
 from megatron_chimed.jsonl import read_json, write_json, write_json_lines
 
 HOSTILE = '</script><script>document.title="broken"</script><b>粗体</b> " \' & \\u003c'
@@ -168,7 +168,7 @@ def test_the_form_is_filled_in_by_a_browser_and_its_files_are_imported(outputs, 
 def test_the_report_opens_in_a_browser(tmp_path):
     from test_report import write_results
 
-    from megatron_chimed.evaluation.report import write_report
+    from megatron_chimed.evaluation.reports.report import write_report
 
     write_report([write_results(tmp_path / "a", "one"), write_results(tmp_path / "b", "two")], tmp_path)
     with open_page(tmp_path) as page:

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.items import Loaded, load
+from megatron_chimed.evaluation.readers.items import Loaded, load
 
 EXAMPLE = Path(__file__).parent / "scales" / "example.yaml"
 PROMPT = (

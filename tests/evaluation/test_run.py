@@ -11,9 +11,9 @@ from support.exam_models import Scripted, empty, guess, guesser, oracle, scripte
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import LIKELIHOODS
-from megatron_chimed.evaluation.exam_readers import CMMLU_SUBJECTS
 from megatron_chimed.evaluation.harness import FOLDER
-from megatron_chimed.evaluation.report import write_report
+from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
+from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.text.template import Template

@@ -9,7 +9,7 @@ from support.exam_files import dialogue, write_ceval
 from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.models import ModelOptions, open_model
+from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.text.template import Template
 
