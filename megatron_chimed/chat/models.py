@@ -39,7 +39,7 @@ def open_model(
     """
     kind, folder = split_name(name)
     if kind == "hf":
-        from megatron_chimed.chat.hf import HuggingFaceStream
+        from megatron_chimed.inference.hf_engine import HuggingFaceStream
 
         ids = load_tokenizer(folder)
         model = HuggingFaceStream(folder, dtype)

@@ -7,8 +7,8 @@ from lm_eval.api.model import TemplateLM
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.encoding import Encoder
-from megatron_chimed.evaluation.vllm_engine import VllmEngine
 from megatron_chimed.inference.client import Engine, Request
+from megatron_chimed.inference.vllm_engine import VllmEngine
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 

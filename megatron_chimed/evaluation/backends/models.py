@@ -73,7 +73,7 @@ def _vllm(name: str, place: str, options: ModelOptions, template: Template) -> M
 
     def make() -> Any:
         from megatron_chimed.evaluation.backends.engine_model import EngineModel
-        from megatron_chimed.evaluation.vllm_engine import VllmEngine
+        from megatron_chimed.inference.vllm_engine import VllmEngine
 
         engine = VllmEngine(Path(place), tensor_parallel=options.tensor_parallel, dtype=options.dtype)
         return EngineModel(engine, load_tokenizer(place), template)

@@ -13,9 +13,9 @@ from support.checkpoints import write_hf
 from transformers import AutoModelForCausalLM
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation import vllm_engine
-from megatron_chimed.evaluation.vllm_engine import VllmEngine
+from megatron_chimed.inference import vllm_engine
 from megatron_chimed.inference.request import Request
+from megatron_chimed.inference.vllm_engine import VllmEngine
 
 Record = types.SimpleNamespace
 
