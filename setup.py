@@ -28,7 +28,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",
     packages=find_packages(include=["megatron_chimed", "megatron_chimed.*"]),
-    package_data={"megatron_chimed.evaluation": ["tasks/*.yaml", "scales/*.yaml", "form.html"]},
+    package_data={"megatron_chimed.evaluation": ["tasks/*.yaml", "readers/scales/*.yaml", "reports/form.html"]},
     # requirements.lock holds the versions that the tests run with (torch 2.11.0).
     install_requires=[
         "torch>=2.11,<3",
@@ -53,7 +53,7 @@ setup(
         "tracking": ["tensorboard", "wandb"],  # for --tensorboard-dir and --wandb-project
         "eval": ["lm-eval", "rouge-score", "jieba", "scikit-learn"],
         "serve": ["transformers[serving]"],  # the server behind tools/chat.py --serve, where there is no vllm
-        "dev": ["pytest>=9", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
+        "dev": ["pytest>=9", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "import-linter"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

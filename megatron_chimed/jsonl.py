@@ -22,6 +22,8 @@ from megatron_chimed.errors import InputError
 
 SCHEMA = 1
 BOM = b"\xef\xbb\xbf"
+MAX_LINE_BYTES = 64 << 20
+"""A line is held in memory whole, several times over while it is tokenised; a longer one is put in quarantine."""
 
 
 @contextlib.contextmanager

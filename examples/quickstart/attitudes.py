@@ -1,4 +1,4 @@
-"""Statements about patients: a bias scale of the world's own, in the form of megatron_chimed/evaluation/scales, and
+"""Statements about patients: a bias scale of the world's own, in the form of those in evaluation/readers/scales, and
 exercises that teach how a doctor answers it. The diseases of the scale are not those of the exercises.
 
 Exercises are of mixed quality, as the fine-tuning data is: most answers are free of bias, some are neutral, a few are

@@ -16,7 +16,7 @@ from grading import Grader
 from world import load_world
 
 from megatron_chimed.evaluation.reports.compare import bootstrap_difference, paired_difference, read_samples
-from megatron_chimed.evaluation.reports.statistics import mean_ratio
+from megatron_chimed.evaluation.statistics import mean_ratio
 from megatron_chimed.jsonl import find_corpus_manifest, read_json, read_json_lines
 from megatron_chimed.training.curves import figures_of
 from megatron_chimed.training.runlog import read_log

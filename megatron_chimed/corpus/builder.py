@@ -2,9 +2,9 @@
 
 The same rows give byte-identical .bin and .idx files. Beyond that: bad rows go into quarantine instead of hanging the
 tool, cleaning, redaction, deduplication, a manifest with hashes, work on several machines, and safety against being
-killed. The input is cut into batches (inputs); worker processes (corpus_pool) make a part of each (corpus_worker,
-corpus_part); the parts are joined in document order as they come (corpus_output). Finished parts wait in PREFIX.work,
-so that a run that was killed is continued, and everything appears under its final name at the end, the manifest last.
+killed. The input is cut into batches (inputs); worker processes (pool) make a part of each (worker, part); the parts
+are joined in document order as they come (output). Finished parts wait in PREFIX.work, so that a run that was killed is
+continued, and everything appears under its final name at the end, the manifest last.
 """
 
 import collections
@@ -22,9 +22,17 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed import __version__
-from megatron_chimed.corpus import inputs
 from megatron_chimed.corpus.indexed_dataset import token_dtype
-from megatron_chimed.corpus.inputs import Batch, Source
+from megatron_chimed.corpus.inputs import (
+    Batch,
+    Source,
+    count_lines_before,
+    cut_into_batches,
+    digest_source,
+    find_inputs,
+    identity,
+    select_shard,
+)
 from megatron_chimed.corpus.output import Assembler, manifest_path, number_rejected
 from megatron_chimed.corpus.part import load_part
 from megatron_chimed.corpus.pool import make_parts
@@ -82,14 +90,14 @@ def build_corpus(
     sharded = run.shard_index is not None
     if sharded:
         prefix = shard_prefix(prefix, run.num_shards, run.shard_index)
-    sources = inputs.select_shard(inputs.find_inputs(inputs), run.num_shards, run.shard_index or 0)
+    sources = select_shard(find_inputs(inputs), run.num_shards, run.shard_index or 0)
     settings = {"version": __version__, **asdict(text), "json_keys": list(text.json_keys)}
     parents = {"tokenizer": tokenizer.fingerprint, "settings": sha256_json(settings)}
     with work_folder(prefix) as work:
         hash_inputs = functools.partial(_hash_sources, sources)
         if present := find_finished(prefix, parents, hash_inputs, run.max_rejected_share):
             return present
-        _discard_stale_parts(work, sha256_json([parents, inputs.identity(sources), run.batch_bytes]))
+        _discard_stale_parts(work, sha256_json([parents, identity(sources), run.batch_bytes]))
         assembler = Assembler(
             work / "joined",
             text.json_keys,
@@ -116,7 +124,7 @@ def _input_hash(digests: Iterator[str]) -> str:
 
 
 def _hash_sources(sources: list[Source]) -> str:
-    return _input_hash(map(inputs.digest_source, sources))
+    return _input_hash(map(digest_source, sources))
 
 
 @contextlib.contextmanager
@@ -198,13 +206,13 @@ def _make_and_join(
     def jobs() -> Iterator[tuple[Batch, Path, bool]]:
         number = 0
         for index, source in enumerate(sources):
-            for batch in inputs.cut_into_batches(index, source, run.batch_bytes, digests[index]):
+            for batch in cut_into_batches(index, source, run.batch_bytes, digests[index]):
                 path = work / "parts" / f"{number:08d}.npz"
                 yield batch, path, not path.exists()
                 number += 1
 
     lines_before = collections.Counter()
-    first_line = functools.cache(lambda index: inputs.count_lines_before(sources[index]))
+    first_line = functools.cache(lambda index: count_lines_before(sources[index]))
     total = sum(source.end - source.start for source in sources)
     with Bar(total=total, unit="B", unit_scale=True, disable=not run.progress, mininterval=0.5) as bar:
         for batch, path in make_parts(jobs(), worker, run.workers):

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import BOM, glob_inputs, open_input
-
-# A line is held in memory whole, several times over while it is tokenised; a longer one is put in quarantine.
-MAX_LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _next_line_start(file: IO[bytes], position: int, size: int) -> int:
     if position in (0, size):
         return position
     file.seek(position - 1)
-    while (piece := file.readline(MAX_LINE_BYTES)) and not piece.endswith(b"\n"):
+    while (piece := file.readline(jsonl.MAX_LINE_BYTES)) and not piece.endswith(b"\n"):
         pass
     return file.tell()
 
@@ -148,10 +146,10 @@ def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> t
     block = file.read(size)
     length = len(block)
     if block and not block.endswith(b"\n"):
-        rest = file.readline(MAX_LINE_BYTES)
+        rest = file.readline(jsonl.MAX_LINE_BYTES)
         block, length = block + rest, length + len(rest)
     last_start = block.rfind(b"\n", 0, -1) + 1
-    fits = len(block) - last_start < MAX_LINE_BYTES
+    fits = len(block) - last_start < jsonl.MAX_LINE_BYTES
     if not fits and (cut := block.rfind(b"\r", last_start, -2 if block.endswith(b"\r\n") else -1) + 1):
         file.seek(cut - length, os.SEEK_CUR)  # lines that end in CR alone
         block, length, fits = block[:cut], cut, True

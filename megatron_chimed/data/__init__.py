@@ -1,0 +1,1 @@
+"""Raw sources to records: read, cleaned, redacted, deduplicated, every row accounted for."""

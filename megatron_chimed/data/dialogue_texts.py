@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.corpus import inputs
+from megatron_chimed import jsonl
 from megatron_chimed.data.sources import Fault, bounded_lines, detect_encoding, too_long
 from megatron_chimed.errors import InputError
 
@@ -40,8 +40,8 @@ def read_blocks(path: str | Path, begins: Callable[[str], bool], blank_ends: boo
             continue
         if not lines:
             start = number
-        size += inputs.MAX_LINE_BYTES + 1 if content is None else len(content)
-        if size <= inputs.MAX_LINE_BYTES or not lines:
+        size += jsonl.MAX_LINE_BYTES + 1 if content is None else len(content)
+        if size <= jsonl.MAX_LINE_BYTES or not lines:
             lines.append(line)
     if lines:
         yield start, _block(lines, size)
@@ -49,7 +49,7 @@ def read_blocks(path: str | Path, begins: Callable[[str], bool], blank_ends: boo
 
 def _block(lines: list[str], size: int) -> str | Fault:
     """The block of these lines; size: bytes that it has in the file."""
-    return "\n".join(lines) if size <= inputs.MAX_LINE_BYTES else too_long()
+    return "\n".join(lines) if size <= jsonl.MAX_LINE_BYTES else too_long()
 
 
 def mc_blocks(path: str | Path) -> Iterator[tuple[int, str | Fault]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_chimed.corpus import inputs
+from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import open_input
 
@@ -117,8 +117,8 @@ class _Text:
                 raise self.fault("a number is too long") from None
             if self.ended:
                 raise self.fault(reason)
-            if len(self.buffer) - self.place > inputs.MAX_LINE_BYTES:
-                limit = f"a value of over {inputs.MAX_LINE_BYTES} characters"
+            if len(self.buffer) - self.place > jsonl.MAX_LINE_BYTES:
+                limit = f"a value of over {jsonl.MAX_LINE_BYTES} characters"
                 raise self.fault(f"{reason}, or {limit}" if reason else limit)
             self.more()
 

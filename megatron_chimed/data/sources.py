@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from megatron_chimed.corpus import inputs
+from megatron_chimed import jsonl
 from megatron_chimed.data.json_values import read_json_values, strings_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import BOM, open_input, parse_line
@@ -54,7 +54,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
 def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
     """Yield (number from 1, line with its end) without a byte-order mark; None for a line that is too long to hold."""
     with open_input(path) as file:
-        number, limit = 0, inputs.MAX_LINE_BYTES
+        number, limit = 0, jsonl.MAX_LINE_BYTES
         while line := file.readline(limit + 1):
             number += 1
             if len(line) <= limit or line.endswith(b"\n"):
@@ -67,7 +67,7 @@ def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
 
 def too_long() -> Fault:
     """The fault of a row or dialogue that is not read, as it would not fit into memory."""
-    return Fault(f"line too long: over {inputs.MAX_LINE_BYTES} bytes")
+    return Fault(f"line too long: over {jsonl.MAX_LINE_BYTES} bytes")
 
 
 def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:

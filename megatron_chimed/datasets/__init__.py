@@ -1,0 +1,1 @@
+"""Samples for Megatron's trainer, from corpora and from packed rows."""

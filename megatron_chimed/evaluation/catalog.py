@@ -19,7 +19,7 @@ from megatron_chimed.evaluation.readers.exams import (
     read_mcmle,
 )
 from megatron_chimed.evaluation.readers.items import Loaded
-from megatron_chimed.evaluation.reports.statistics import f1_ratio, mean_ratio
+from megatron_chimed.evaluation.statistics import f1_ratio, mean_ratio
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def evaluating(model: GPTModel) -> Iterator[None]:
     """The model without dropout; each module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    # Where cpu.py is installed, every torch function passes through Python to map devices: half of the time of a small
-    # model. Nothing here names a device.
+    # Where backend/cpu.py is installed, every torch function passes through Python to map devices: half of the time
+    # of a small model. Nothing here names a device.
     with torch._C.DisableTorchFunction():
         try:
             yield

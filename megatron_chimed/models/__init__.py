@@ -1,0 +1,1 @@
+"""GPT and reward model with Megatron's layers, without Transformer Engine."""

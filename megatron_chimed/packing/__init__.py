@@ -1,0 +1,1 @@
+"""Records to packed rows: rendered, made to fit, packed, and read as a memory map."""

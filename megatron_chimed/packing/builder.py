@@ -1,7 +1,7 @@
 """Records to packed rows: JSON lines in, a folder for `PackedRows` out.
 
-Worker processes render batches of lines and make them fit (dialogue_parts, ranking_parts); their tokens are appended to
-two files in the order of the input. Only what is known of each segment stays in memory: its length, its source, ...
+Worker processes render batches of lines and make them fit (dialogue_worker, ranking_worker); their tokens are appended
+to two files in the order of the input. Only what is known of each segment stays in memory: its length, its source, ...
 Then the units, segments that belong together, are packed by their lengths and the tokens gathered row by row.
 """
 

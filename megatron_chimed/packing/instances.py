@@ -1,6 +1,7 @@
 """Training instances of dialogues, each made to fit into a sequence; what is lost on the way is counted to the token.
 
-Two modes see the same targets, each behind the same tokens (`tests/packing/test_instances.py` shows it), a third only a part:
+Two modes see the same targets, each behind the same tokens (`tests/packing/test_instances.py` shows it), a third only
+a part:
 
 - per-turn, the paper's: one instance for each answer, its history and question in front, the loss on that answer;
 - whole, the efficient one: one instance for each dialogue, the loss on all its answers;

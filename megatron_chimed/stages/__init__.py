@@ -1,0 +1,1 @@
+"""What is trained: each stage a record of hooks that the trainer calls."""

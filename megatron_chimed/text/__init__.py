@@ -1,0 +1,1 @@
+"""Texts to token ids: the template, the tokenizers, their training."""

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there: a manifest written last, no half-written folder left, the last k kept.
 
-Together with train.py, adapter.py and supervision.py the only importer of megatron.training.
+Together with trainer.py, patches.py and supervision.py the only importer of megatron.training.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """How a training stops: on a signal with a checkpoint, on a loss that is lost with what it takes to find out why.
 
 All ranks agree in each iteration, by one small sum, taken when the gradients are there and the weights are not yet
-changed. Together with train.py, adapter.py and saving.py the only importer of megatron.training.
+changed. Together with trainer.py, patches.py and saving.py the only importer of megatron.training.
 """
 
 import contextlib

@@ -13,6 +13,7 @@ import sentencepiece
 from support import corpora, reference
 from support.corpora import build, call, call_here, command, files_of, make_texts, write_rows
 
+from megatron_chimed import jsonl
 from megatron_chimed.corpus import inputs, output
 from megatron_chimed.corpus.builder import RunOptions, TextOptions, work_folder
 from megatron_chimed.corpus.indexed_dataset import read_index
@@ -131,7 +132,7 @@ def test_too_many_bad_rows_fail_and_leave_nothing(tmp_path, model, bad, fails):
 
 
 def test_a_line_over_the_limit_is_set_aside_without_being_held_whole(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 10_000)
     texts = make_texts(40)
     rows = [{"text": text} for text in texts]
     rows[10:10] = [{"text": "长" * 50_000}]

@@ -10,7 +10,7 @@ from support import corpora
 from support.corpora import build, call, call_here, make_texts, to_lines
 from support.mutations import BYTE_KINDS, mutate_bytes
 
-from megatron_chimed.corpus import inputs
+from megatron_chimed import jsonl
 from megatron_chimed.corpus.builder import TextOptions
 from megatron_chimed.corpus.verify import verify_corpus
 from megatron_chimed.errors import InputError, one_line
@@ -64,7 +64,7 @@ def make_mutant(draw, texts):
 
 
 def test_a_thousand_mutants_end_in_a_whole_corpus_or_one_line(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 60_000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 60_000)
     draw, texts = random.Random(20), make_texts(200)
     outcomes = {"built": 0, "built with rejects": 0, "refused": 0}
     for number in range(NUM_MUTANTS):

@@ -6,6 +6,7 @@ import pytest
 from support import corpora
 from support.corpora import build, call_here, make_texts, to_lines, write_rows
 
+from megatron_chimed import jsonl
 from megatron_chimed.corpus import inputs
 from megatron_chimed.corpus.arguments import parse_arguments
 from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
@@ -33,7 +34,7 @@ def binary(prefix):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 @pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
 def test_a_large_file_is_read_to_its_end_whatever_ends_its_lines(tmp_path, model, monkeypatch, name, end):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 3000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 3000)
     rows = [{"text": text} for text in make_texts(300)]
     build([write_rows(tmp_path / "plain.jsonl", rows)], tmp_path / "plain", model)
     rows[150:150] = [b"x" * 10_000]
@@ -53,7 +54,7 @@ def test_a_large_file_is_read_to_its_end_whatever_ends_its_lines(tmp_path, model
 
 @pytest.mark.parametrize("start", [b'{"text": "a"}', b"", b'{"text": '])
 def test_the_start_of_a_line_over_the_limit_is_never_taken_for_the_line(tmp_path, model, monkeypatch, start):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(start + b" " * 5000 + b"x\n" + to_lines([{"text": text} for text in make_texts(20)]))
     content = build([path], tmp_path / "out", model, batch_bytes=500, max_rejected_share=0.5)

@@ -5,7 +5,7 @@ import json
 import pytest
 from support.sft_sources import NAMES, content_of, expected_turns, make_dialogues, write_source
 
-from megatron_chimed.corpus import inputs
+from megatron_chimed import jsonl
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered, join_question
 from megatron_chimed.data.json_values import read_json_values
 from megatron_chimed.data.sources import Fault
@@ -201,7 +201,7 @@ def test_json_values_are_read_in_blocks_of_any_size(tmp_path, monkeypatch, block
 )  # fmt: skip
 def test_broken_json_is_refused_at_its_place(tmp_path, monkeypatch, text, reason):
     monkeypatch.setattr("megatron_chimed.data.json_values.BLOCK", 1000)
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 10_000)
     path = tmp_path / "a.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as refusal:
@@ -213,7 +213,7 @@ def test_broken_json_is_refused_at_its_place(tmp_path, monkeypatch, text, reason
     "reader", ["chimed", "cmd", "mc", "meddialog", "sharegpt"]
 )  # of the others, the file is refused
 def test_a_row_that_is_too_long_is_put_aside_and_the_next_is_read(tmp_path, monkeypatch, reader):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 5000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 5000)
     dialogues = make_dialogues(9)
     dialogues[4][1] = ("assistant", "长" * 3000)
     path = tmp_path / NAMES[reader]

@@ -7,7 +7,7 @@ import pytest
 from support.mutations import BYTE_KINDS, mutate_bytes
 from support.sft_sources import NAMES, check_accounts, content_of, make_dialogues, prepare, read_lines, write_source
 
-from megatron_chimed.corpus import inputs
+from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError, one_line
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def mutate(draw, content):
 
 @pytest.mark.parametrize("reader", NAMES)
 def test_500_mutants_end_in_a_full_account_or_one_line(tmp_path, monkeypatch, reader):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 20_000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20_000)
     draw = random.Random(f"hostile {reader}")
     contents = [content_of(reader, make_dialogues(count, seed=count)).encode() for count in (1, 4, 12)]
     outcomes = dict.fromkeys(("whole", "with rejects", "refused"), 0)

@@ -80,8 +80,7 @@ def tree_entries(markdown: str) -> Iterator[tuple[int, str]]:
             yield number, parent + words[0]
             if words[0].endswith("/"):
                 stack.append((indent, parent + words[0]))
-                parent += words[0]
-            yield from ((number, parent + word) for word in words[1:] if word.endswith(SOURCES))
+                yield from ((number, parent + words[0] + word) for word in words[1:] if word.endswith(SOURCES))
 
 
 def wrong_trees(path: str, markdown: str, files: Iterable[str]) -> list[str]:

@@ -1,15 +1,17 @@
-"""The package's imports as a picture: one box for each folder and each module beside them, what it needs below it.
+"""The package as pictures in docs/architecture.md: its folders and files, a line each, and who imports whom.
 
-PYTHONPATH=tests python -m guards.graph        # writes the picture into CONTRIBUTING.md
+PYTHONPATH=tests python -m guards.graph        # writes both
 """
 
+import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from guards import imports, tree
 
-PLACE = re.compile(r"(<!-- imports -->\n).*?(<!-- /imports -->)", re.DOTALL)
+DOCUMENT = "docs/architecture.md"
 
 
 def box(module: str) -> str:
@@ -58,11 +60,37 @@ def picture(graph: Mapping[str, set[str]]) -> str:
     return "\n".join([*lines, "```", ""])
 
 
-def drawn(document: str, graph: Mapping[str, set[str]]) -> str:
-    """The document with the picture between its marks."""
-    return PLACE.sub(lambda match: match[1] + picture(graph) + match[2], document)
+def first_line(path: str) -> str:
+    """The first line of a module's docstring, which says what it is."""
+    return (ast.get_docstring(tree.syntax(tree.read(path))) or "").partition("\n")[0]
+
+
+def listing(paths: Iterable[str]) -> str:
+    """The package's files as a tree: a folder's line is that of its __init__.py, a module's its own."""
+    lines = ["```"]
+    for folder, inside in groupby(
+        sorted(paths, key=lambda path: path.rpartition("/")[::2]), lambda p: p.rpartition("/")[0]
+    ):
+        files = list(inside)
+        lines.append(f"{folder + '/':<38}{first_line(f'{folder}/__init__.py')}".rstrip())
+        modules = (path for path in files if not path.endswith("/__init__.py"))
+        lines += [f"  {path.rpartition('/')[2]:<24}{first_line(path)}" for path in modules]
+    return "\n".join([*lines, "```", ""])
+
+
+def drawn(document: str, pictures: Mapping[str, str]) -> str:
+    """The document with each picture between the marks of its name."""
+    for name, text in pictures.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        document = place.sub(lambda match, text=text: match[1] + text + match[2], document)
+    return document
+
+
+def pictures(paths: Iterable[str]) -> dict[str, str]:
+    """Both pictures of the package's files. Raises ValueError for a circle of imports."""
+    return {"tree": listing(paths), "imports": picture(boxes(paths))}
 
 
 if __name__ == "__main__":
     package = tree.python_files("megatron_chimed")
-    (tree.ROOT / "CONTRIBUTING.md").write_text(drawn(tree.read("CONTRIBUTING.md"), boxes(package)), encoding="utf-8")
+    (tree.ROOT / DOCUMENT).write_text(drawn(tree.read(DOCUMENT), pictures(package)), encoding="utf-8")

@@ -119,5 +119,5 @@ def test_any_part_of_the_rows_is_a_fair_sample():
     """Best fit decreasing opens the rows of the longest samples first; a split by rows must not take only those."""
     lengths = np.concatenate([np.full(500, 60), np.full(5000, 6)])
     packing = pack(lengths, 100, seed=3)
-    longest = np.array([lengths[bin_packing.order[a:b]].max() for a, b in pairwise(bin_packing.row_offsets)])
+    longest = np.array([lengths[packing.order[a:b]].max() for a, b in pairwise(packing.row_offsets)])
     assert len(longest) > 500 and 0 < (longest[-100:] == 60).sum() < 100

@@ -1,0 +1,1 @@
+"""Models as lm-eval calls them."""

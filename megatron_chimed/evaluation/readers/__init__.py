@@ -1,0 +1,1 @@
+"""Published files of test sets to items; rows that are none are counted."""

@@ -1,0 +1,1 @@
+"""Records of samples to figures, tables, pictures and pages."""

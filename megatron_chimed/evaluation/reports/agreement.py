@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.reports.human import CRITERIA, LEVELS, PAPER, Ratings, read_ratings
-from megatron_chimed.evaluation.reports.statistics import estimate, mean_ratio
+from megatron_chimed.evaluation.statistics import estimate, mean_ratio
 from megatron_chimed.jsonl import atomic_output, read_json, write_json
 
 

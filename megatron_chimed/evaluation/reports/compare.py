@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import METRICS, TASKS
-from megatron_chimed.evaluation.reports.statistics import CONFIDENCE, RESAMPLES
+from megatron_chimed.evaluation.statistics import CONFIDENCE, RESAMPLES
 from megatron_chimed.jsonl import read_json_lines
 
 

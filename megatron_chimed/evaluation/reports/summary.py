@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from megatron_chimed.evaluation.catalog import METRICS, TASKS, Metric
-from megatron_chimed.evaluation.reports.statistics import estimate
+from megatron_chimed.evaluation.statistics import estimate
 
 Records = list[dict]
 

@@ -7,8 +7,8 @@ from support.exam_models import Scripted, guess, is_right, scripted
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.reports.compare import bootstrap_difference, paired_difference
-from megatron_chimed.evaluation.reports.statistics import f1_ratio, mean_ratio
 from megatron_chimed.evaluation.run import Settings, evaluate_model
+from megatron_chimed.evaluation.statistics import f1_ratio, mean_ratio
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.text.template import Template
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from megatron_chimed.evaluation.reports.statistics import estimate, f1_ratio, mean_ratio
+from megatron_chimed.evaluation.statistics import estimate, f1_ratio, mean_ratio
 
 
 def test_the_mean_and_its_standard_error_over_runs():
