@@ -29,7 +29,7 @@ ALTERNATIVES = (
 
 
 @dataclass(frozen=True)
-class Setting:
+class Located:
     """One value and where it was given, for messages: ``model.yaml:12`` or ``command line``."""
 
     value: Any
@@ -105,13 +105,13 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunConfig:
     """The merged content of a model YAML, a stage YAML and the command line."""
 
-    megatron: dict[str, Setting]
+    megatron: dict[str, Located]
     """Megatron's arguments by option name without the leading dashes, hyphens inside: "num-layers"."""
 
-    chimed: dict[str, Setting] = field(default_factory=dict)
+    chimed: dict[str, Located] = field(default_factory=dict)
     """Our own keys."""
 
 
@@ -120,8 +120,8 @@ class _LocatedLoader(yaml.SafeLoader):
 
 
 def _construct_mapping(loader: _LocatedLoader, node: yaml.MappingNode) -> dict:
-    """A mapping as {key: Setting with line}, nested mappings likewise."""
-    content: dict[Any, Setting] = {}
+    """A mapping as {key: Located with line}, nested mappings likewise."""
+    content: dict[Any, Located] = {}
     for key_node, value_node in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             line = key_node.start_mark.line + 1
@@ -130,15 +130,15 @@ def _construct_mapping(loader: _LocatedLoader, node: yaml.MappingNode) -> dict:
         where = f"{loader.name}:{key_node.start_mark.line + 1}"
         if key in content:
             raise InputError(f"{where}: key {key!r} is given twice (first at {content[key].where}); keep one")
-        content[key] = Setting(loader.construct_object(value_node, deep=True), where)
+        content[key] = Located(loader.construct_object(value_node, deep=True), where)
     return content
 
 
 _LocatedLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def read_mapping(path: str | Path) -> dict[str, Setting]:
-    """Read a YAML file that is one mapping to {key: Setting}; nested mappings likewise.
+def read_mapping(path: str | Path) -> dict[str, Located]:
+    """Read a YAML file that is one mapping to {key: Located}; nested mappings likewise.
 
     Raises InputError with file and line: not a file, not YAML, a key given twice, no mapping.
     """
@@ -164,7 +164,7 @@ def read_mapping(path: str | Path) -> dict[str, Setting]:
     return content
 
 
-def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
+def read_yaml(path: str | Path) -> dict[str, dict[str, Located]]:
     """Read one configuration file to {"megatron": {...}, "chimed": {...}}; both blocks may be absent.
 
     Raises InputError as `read_mapping`, and for an unknown block or one that is no mapping.
@@ -172,9 +172,9 @@ def read_yaml(path: str | Path) -> dict[str, dict[str, Setting]]:
     return _blocks(read_mapping(path))
 
 
-def _blocks(content: dict[str, Setting]) -> dict[str, dict[str, Setting]]:
+def _blocks(content: dict[str, Located]) -> dict[str, dict[str, Located]]:
     """Check the two-block form of a configuration file and normalise Megatron's names to hyphens."""
-    blocks: dict[str, dict[str, Setting]] = {name: {} for name in BLOCKS}
+    blocks: dict[str, dict[str, Located]] = {name: {} for name in BLOCKS}
     for name, block in content.items():
         if name not in BLOCKS:
             raise InputError(f"{block.where}: unknown block {name!r}; a configuration has megatron: and chimed:")
@@ -188,7 +188,7 @@ def _blocks(content: dict[str, Setting]) -> dict[str, dict[str, Setting]]:
     return blocks
 
 
-def merge(into: dict[str, Setting], more: dict[str, Setting]) -> None:
+def merge(into: dict[str, Located], more: dict[str, Located]) -> None:
     """Add settings to a block. Raises InputError when a key is given in both."""
     for key, setting in more.items():
         if key in into:
@@ -196,12 +196,12 @@ def merge(into: dict[str, Setting], more: dict[str, Setting]) -> None:
         into[key] = setting
 
 
-def parse_overrides(words: list[str]) -> dict[str, Setting]:
+def parse_overrides(words: list[str]) -> dict[str, Located]:
     """``["--lr", "1e-4", "--bf16", "--data-path", "a", "b"]`` to settings: no value is True, several are a list.
 
     Raises InputError when a word stands before the first ``--key``, and when a key is given twice.
     """
-    overrides: dict[str, Setting] = {}
+    overrides: dict[str, Located] = {}
     values: dict[str, list[str]] = {}
     key = None
     for word in words:
@@ -217,13 +217,13 @@ def parse_overrides(words: list[str]) -> dict[str, Setting]:
             values[key].append(word)
     for key, given in values.items():
         value: Any = True if not given else given[0] if len(given) == 1 else given
-        overrides[key] = Setting(value, f"command line --{key}")
+        overrides[key] = Located(value, f"command line --{key}")
     return overrides
 
 
-def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: list[str]) -> Settings:
+def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: list[str]) -> RunConfig:
     """Merge the two files; the command line overrides Megatron's arguments, and ALTERNATIVES. Raises InputError."""
-    merged: dict[str, dict[str, Setting]] = {name: {} for name in BLOCKS}
+    merged: dict[str, dict[str, Located]] = {name: {} for name in BLOCKS}
     for path in (model_yaml, stage_yaml):
         for name, block in read_yaml(path).items():
             merge(merged[name], block)
@@ -233,10 +233,10 @@ def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: lis
             if given.keys() & set(ours):
                 for key in others:
                     merged["megatron"].pop(key, None)
-    return Settings(merged["megatron"] | given, merged["chimed"])
+    return RunConfig(merged["megatron"] | given, merged["chimed"])
 
 
-def fill(settings: dict[str, Setting], *classes: type, block: str = " in chimed:") -> list[Any]:
+def parse_dataclass(settings: dict[str, Located], *classes: type, block: str = " in chimed:") -> list[Any]:
     """Fill one instance of each dataclass from the ``chimed:`` block, every key going to the class that has it.
 
     block: where the keys stand, for the message, if not there.
@@ -252,7 +252,7 @@ def fill(settings: dict[str, Setting], *classes: type, block: str = " in chimed:
     return [cls(**given[cls]) for cls in classes]
 
 
-def _checked(key: str, setting: Setting, expected: Any) -> Any:
+def _checked(key: str, setting: Located, expected: Any) -> Any:
     """The setting's value if it has the expected type (an int may stand for a float)."""
     value = setting.value
     if isinstance(value, str) and expected is float:

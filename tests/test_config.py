@@ -5,11 +5,11 @@ import argparse
 import pytest
 
 from megatron_chimed.config import (
+    Located,
     ModelOptions,
     PretrainConfig,
-    Setting,
-    fill,
     load_settings,
+    parse_dataclass,
     parse_overrides,
     read_yaml,
 )
@@ -33,7 +33,7 @@ def parser():
 
 def settings(**values):
     return {
-        key.replace("_", "-"): Setting(value, f"stage.yaml:{n}") for n, (key, value) in enumerate(values.items(), 1)
+        key.replace("_", "-"): Located(value, f"stage.yaml:{n}") for n, (key, value) in enumerate(values.items(), 1)
     }
 
 
@@ -51,7 +51,7 @@ def test_two_files_and_the_command_line_are_merged(tmp_path):
         "lr": "2e-4",
         "data-path": ["a", "b"],
     }
-    options, config = fill(merged.chimed, ModelOptions, PretrainConfig)
+    options, config = parse_dataclass(merged.chimed, ModelOptions, PretrainConfig)
     assert options == ModelOptions(attention="sdpa")
     assert config == PretrainConfig(isolate_documents=True)
 
@@ -97,7 +97,9 @@ def test_files_that_are_no_text_are_refused(tmp_path):
 )
 def test_our_own_keys_are_checked(block, message):
     with pytest.raises(InputError) as refusal:
-        fill({key: Setting(value, "stage.yaml:1") for key, value in block.items()}, ModelOptions, PretrainConfig)
+        parse_dataclass(
+            {key: Located(value, "stage.yaml:1") for key, value in block.items()}, ModelOptions, PretrainConfig
+        )
     assert str(refusal.value).startswith("stage.yaml:1: ") and message in str(refusal.value)
 
 
@@ -132,7 +134,7 @@ def test_a_word_before_the_first_key_is_refused():
 
 def test_settings_become_the_words_of_the_parser(parser):
     given = settings(num_layers=2, lr="1e-4", bf16=True, no_rope_fusion=False, data_path=["a", "b"])
-    given["override-opt-param-scheduler"] = Setting(True, "here")  # upstream's name has an underscore
+    given["override-opt-param-scheduler"] = Located(True, "here")  # upstream's name has an underscore
     parsed = parser.parse_args(to_words(given, parser))
     assert vars(parsed) == {
         "num_layers": 2,

@@ -67,7 +67,7 @@ def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
     Engine's ("te"); the clock and the last loss."""
     if cpu.is_needed():
         cpu.install()
-    from megatron_chimed.config import Setting, Settings
+    from megatron_chimed.config import Located, RunConfig
     from megatron_chimed.stages.pretrain import STAGE
     from megatron_chimed.training import trainer
 
@@ -96,8 +96,8 @@ def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
     stage = dataclasses.replace(STAGE, forward_step=forward_step, build_datasets=build_datasets)
     if way == "stock":
         stage = dataclasses.replace(stage, build_model=stock_model)
-    settings = {key: Setting(value, "benchmark") for key, value in arguments(way, given).items()}
-    trainer.run(stage, Settings(settings, {"isolate_documents": Setting(way == "packed", "benchmark")}))
+    settings = {key: Located(value, "benchmark") for key, value in arguments(way, given).items()}
+    trainer.run(stage, RunConfig(settings, {"isolate_documents": Located(way == "packed", "benchmark")}))
     return clock, float(last[0])
 
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from megatron_chimed.checkpoints import TRACKER
-from megatron_chimed.config import Settings
+from megatron_chimed.config import RunConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import memory
 from megatron_chimed.plan.changes import apply
@@ -30,7 +30,7 @@ LEFT_OUT = ("load", "finetune", "save", "transformer-impl", "distributed-backend
 
 def dry_run(
     plan: Plan,
-    settings: Settings,
+    settings: RunConfig,
     words: list[str],
     *,
     layers: int | None = None,
@@ -58,7 +58,7 @@ def dry_run(
     return _text(plan, small, found)
 
 
-def _check_files(settings: Settings, skip_load: bool) -> None:
+def _check_files(settings: RunConfig, skip_load: bool) -> None:
     """Raise InputError for a checkpoint or a tokenizer that is not there; of data the trainer tells more."""
     load, tokenizer = settings.megatron.get("load"), settings.megatron.get("tokenizer-model")
     if load and not skip_load and not (Path(str(load.value)) / TRACKER).is_file():

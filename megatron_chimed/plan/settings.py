@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import RewardConfig, Setting, Settings, fill
+from megatron_chimed.config import Located, RewardConfig, RunConfig, parse_dataclass
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
@@ -50,7 +50,7 @@ def stage_of(path: str, given: str | None = None) -> str:
     return name
 
 
-def read_plan(stage: str, settings: Settings, gpus: int) -> Plan:
+def read_plan(stage: str, settings: RunConfig, gpus: int) -> Plan:
     """Model, layout and steps of a training on `gpus` GPUs.
 
     Raises InputError for a number that is missing or none, and for an argument that the plan cannot follow.
@@ -68,7 +68,7 @@ def read_plan(stage: str, settings: Settings, gpus: int) -> Plan:
     return Plan(stage, read_model(stage, given), layout, steps, why)
 
 
-def read_model(stage: str, given: dict[str, Setting]) -> Model:
+def read_model(stage: str, given: dict[str, Located]) -> Model:
     """The sizes of the model. Raises InputError."""
     hidden, heads = whole(given, "hidden-size"), whole(given, "num-attention-heads")
     grouped = flag(given, "group-query-attention")
@@ -87,7 +87,7 @@ def read_model(stage: str, given: dict[str, Setting]) -> Model:
     )
 
 
-def _layout(given: dict[str, Setting], gpus: int) -> Layout:
+def _layout(given: dict[str, Located], gpus: int) -> Layout:
     """The layout that the files ask for, on so many GPUs."""
     tp = whole(given, "tensor-model-parallel-size", 1)
     micro = whole(given, "micro-batch-size")
@@ -110,38 +110,40 @@ def _layout(given: dict[str, Setting], gpus: int) -> Layout:
     )
 
 
-def _recompute(given: dict[str, Setting]) -> dict[str, Any]:
+def _recompute(given: dict[str, Located]) -> dict[str, Any]:
     """recompute and recomputed of the layout. Raises InputError."""
     granularity = given.get("recompute-granularity")
     if granularity is None:
         return {}
     if granularity.value not in ("selective", "full"):
         raise InputError(f"{granularity.where}: recompute-granularity is selective or full")
-    modules = given.get("recompute-modules", Setting(["core_attn"], "Megatron's default")).value
+    modules = given.get("recompute-modules", Located(["core_attn"], "Megatron's default")).value
     return {"recompute": granularity.value, "recomputed": tuple(modules if isinstance(modules, list) else [modules])}
 
 
-def _steps(stage: str, settings: Settings, layout: Layout) -> int:
+def _steps(stage: str, settings: RunConfig, layout: Layout) -> int:
     """Steps of the run. Raises InputError when they follow from data that cannot be read."""
     given = settings.megatron
     if stage == "reward":
         reward = {key: one for key, one in settings.chimed.items() if key in RewardConfig.__dataclass_fields__}
-        given = {k: Setting(v, "epochs") for k, v in by_epochs(fill(reward, RewardConfig)[0], given).items()} | given
+        given = {
+            k: Located(v, "epochs") for k, v in by_epochs(parse_dataclass(reward, RewardConfig)[0], given).items()
+        } | given
     if "train-samples" in given:
         return whole(given, "train-samples") // layout.global_batch
     return whole(given, "train-iters")
 
 
-def _tokenizer_size(given: dict[str, Setting]) -> int:
+def _tokenizer_size(given: dict[str, Located]) -> int:
     """Ids of the tokenizer. Raises InputError."""
     if "tokenizer-model" not in given:
         raise InputError("neither --vocab-size nor --tokenizer-model is given; give one of them")
     return load_tokenizer(str(given["tokenizer-model"].value)).vocab_size
 
 
-def whole(given: dict[str, Setting], key: str, default: int | None = None) -> int:
+def whole(given: dict[str, Located], key: str, default: int | None = None) -> int:
     """A whole number above 0. Raises InputError."""
-    setting = given.get(key, Setting(default, "default"))
+    setting = given.get(key, Located(default, "default"))
     if setting.value is None:
         raise InputError(f"no --{key} is given; give it in one of the YAML files")
     if isinstance(setting.value, bool) or not str(setting.value).isdecimal() or not int(str(setting.value)):
@@ -149,6 +151,6 @@ def whole(given: dict[str, Setting], key: str, default: int | None = None) -> in
     return int(str(setting.value))
 
 
-def flag(given: dict[str, Setting], key: str) -> bool:
+def flag(given: dict[str, Located], key: str) -> bool:
     """Whether a flag is set."""
     return key in given and str(given[key].value).lower() == "true"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_chimed.config import Setting, fill, load_settings, read_mapping
+from megatron_chimed.config import Located, load_settings, parse_dataclass, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.select import Filters, Rule
 
@@ -215,12 +215,12 @@ def read_config(path: str | Path) -> LoopConfig:
     content = {str(key): setting for key, setting in read_mapping(path).items()}
     sections = {}
     for name, kind in SECTIONS.items():
-        section = content.pop(name, Setting({}, f"{path}"))
+        section = content.pop(name, Located({}, f"{path}"))
         if not isinstance(section.value, dict):
             raise InputError(f"{section.where}: {name}: holds {section.value!r}; expected a mapping")
-        sections[name] = fill(section.value, kind, block=f" in {name}:")[0]
+        sections[name] = parse_dataclass(section.value, kind, block=f" in {name}:")[0]
     try:
-        paths = fill(content, Paths, block="")[0]
+        paths = parse_dataclass(content, Paths, block="")[0]
     except InputError as error:
         if "unknown key" in str(error):
             raise InputError(f"{error}; sections: {', '.join(SECTIONS)}") from None

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import RewardConfig, Setting
+from megatron_chimed.config import Located, RewardConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.packed_rows import read_manifest
 
@@ -12,7 +12,7 @@ WARMUP_SHARE, LEAST_WARMUP = 0.03, 5
 """Warm-up of the paper's reward model: 3% of the steps, five at least (arXiv 2311.06025)."""
 
 
-def by_epochs(config: RewardConfig, settings: dict[str, Setting]) -> dict[str, Any]:
+def by_epochs(config: RewardConfig, settings: dict[str, Located]) -> dict[str, Any]:
     """Megatron's arguments for config.epochs over the rows of --train-data-path; {} where epochs is None.
 
     --train-iters on the command line wins over epochs; a warm-up that is given is left as it is. Raises InputError when
@@ -35,7 +35,7 @@ def by_epochs(config: RewardConfig, settings: dict[str, Setting]) -> dict[str, A
     return chosen
 
 
-def _iterations(epochs: int, settings: dict[str, Setting]) -> int:
+def _iterations(epochs: int, settings: dict[str, Located]) -> int:
     """Steps of so many epochs; the last one of the run may begin another."""
     if epochs < 1:
         raise InputError(f"epochs: {epochs}; expected 1 or more")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megatron_chimed.config import Setting
+from megatron_chimed.config import Located
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Stage:
     """(config, iterator of batches, model, what build_datasets gave) -> (output, function of the output to (sum, count,
     report))."""
 
-    schedule: Callable[[Any, dict[str, Setting]], dict[str, Any]] = lambda config, settings: {}
+    schedule: Callable[[Any, dict[str, Located]], dict[str, Any]] = lambda config, settings: {}
     """(config, Megatron's settings as given) -> further settings, for what is not given: the length of the run, ..."""
 
     derive: Callable[[dict[str, float]], dict[str, float]] = dict

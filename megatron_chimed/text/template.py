@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_chimed.config import fill, read_mapping
+from megatron_chimed.config import parse_dataclass, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_json
 from megatron_chimed.records import Dialogue, Turn
@@ -69,7 +69,9 @@ def load_template(path: str | Path | None = None) -> Template:
         return Template()
     settings = read_mapping(path)
     try:
-        return fill({str(key): value for key, value in settings.items()}, Template, block=" in a template")[0]
+        return parse_dataclass({str(key): value for key, value in settings.items()}, Template, block=" in a template")[
+            0
+        ]
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 

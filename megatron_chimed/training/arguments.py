@@ -3,19 +3,19 @@
 import argparse
 from typing import Any
 
-from megatron_chimed.config import Setting
+from megatron_chimed.config import Located
 from megatron_chimed.errors import InputError
 
 
-def with_defaults(settings: dict[str, Setting], defaults: dict[str, Any], parser: argparse.ArgumentParser) -> dict:
+def with_defaults(settings: dict[str, Located], defaults: dict[str, Any], parser: argparse.ArgumentParser) -> dict:
     """Add our defaults where neither a key nor another option of the same argument is given."""
     options = _options(parser)
     given = {options[key].dest for key in settings if key in options}
-    missing = {key: Setting(value, "default") for key, value in defaults.items() if options[key].dest not in given}
+    missing = {key: Located(value, "default") for key, value in defaults.items() if options[key].dest not in given}
     return missing | settings
 
 
-def to_words(settings: dict[str, Setting], parser: argparse.ArgumentParser) -> list[str]:
+def to_words(settings: dict[str, Located], parser: argparse.ArgumentParser) -> list[str]:
     """Settings to command-line words, each checked against the parser's option of that name.
 
     A flag takes true or false (false leaves it out); a list gives several values. Raises InputError with the place of
@@ -24,7 +24,7 @@ def to_words(settings: dict[str, Setting], parser: argparse.ArgumentParser) -> l
     """
     words: list[str] = []
     options = _options(parser)
-    owner: dict[str, Setting] = {}
+    owner: dict[str, Located] = {}
     for key, setting in settings.items():
         action = options.get(key)
         if action is None:
@@ -36,13 +36,13 @@ def to_words(settings: dict[str, Setting], parser: argparse.ArgumentParser) -> l
     return words
 
 
-def padded_vocabulary(settings: dict[str, Setting]) -> int:
+def padded_vocabulary(settings: dict[str, Located]) -> int:
     """--vocab-size padded as Megatron pads it. Megatron heeds it only where it has no tokenizer; but a model may have
     more rows than its tokenizer has ids."""
     keys = {"vocab-size": None, "make-vocab-size-divisible-by": 128, "tensor-model-parallel-size": 1}
     numbers = []
     for key, default in keys.items():
-        setting = settings.get(key, Setting(default, "Megatron's default"))
+        setting = settings.get(key, Located(default, "Megatron's default"))
         if not str(setting.value).isdecimal() or not int(str(setting.value)):
             raise InputError(f"{setting.where}: --{key} expects a whole number above 0, found {setting.value!r}")
         numbers.append(int(str(setting.value)))
@@ -65,7 +65,7 @@ def _is_plain_flag(action: argparse.Action) -> bool:
     return action.nargs == 0
 
 
-def _option(setting: Setting, action: argparse.Action, name: str) -> list[str]:
+def _option(setting: Located, action: argparse.Action, name: str) -> list[str]:
     """One option with its values as words. Raises InputError."""
     value = setting.value
     if _is_plain_flag(action):
@@ -85,7 +85,7 @@ def _option(setting: Setting, action: argparse.Action, name: str) -> list[str]:
     return [name, *(str(item) for item in values)]
 
 
-def _check_value(name: str, item: Any, setting: Setting, action: argparse.Action) -> None:
+def _check_value(name: str, item: Any, setting: Located, action: argparse.Action) -> None:
     """Raise InputError unless the parser would take this value."""
     if item is None or isinstance(item, bool | dict | list):
         found = "a mapping" if isinstance(item, dict) else repr(item)

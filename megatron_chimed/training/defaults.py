@@ -3,12 +3,12 @@
 from typing import Any
 
 from megatron_chimed.backend import cpu
-from megatron_chimed.config import Setting
+from megatron_chimed.config import Located
 from megatron_chimed.models.gpt import has
 from megatron_chimed.training import arguments
 
 
-def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
+def defaults(settings: dict[str, Located]) -> dict[str, Any]:
     """Arguments that follow from what is installed here, for those that the user does not give."""
     chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
     chosen["no-check-for-nan-in-loss-and-grad"] = True  # upstream's raises on one rank; supervision.py does it on all
@@ -25,7 +25,7 @@ def defaults(settings: dict[str, Setting]) -> dict[str, Any]:
         }
         if not has("fused_weight_gradient_mlp_cuda"):
             chosen["no-gradient-accumulation-fusion"] = True
-    dropout = (settings.get(key, Setting(0.1, "Megatron's default")) for key in ("attention-dropout", "hidden-dropout"))
+    dropout = (settings.get(key, Located(0.1, "Megatron's default")) for key in ("attention-dropout", "hidden-dropout"))
     if any(str(rate.value) not in ("0", "0.0") for rate in dropout):
         # Otherwise every data-parallel rank resumes with the dropout generator of rank 0, and packed rows draw apart.
         chosen["data-parallel-random-init"] = True

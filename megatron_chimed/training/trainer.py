@@ -25,7 +25,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_chimed import checkpoints, config
 from megatron_chimed.backend import cpu
-from megatron_chimed.config import Setting
+from megatron_chimed.config import Located
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape, has
@@ -56,10 +56,10 @@ def train(words: list[str]) -> None:
     run(STAGES[words[0]], config.load_settings(words[1], words[2], words[3:]))
 
 
-def run(stage: Stage, settings: config.Settings) -> None:
+def run(stage: Stage, settings: config.RunConfig) -> None:
     """The same from settings that are read already. Raises InputError."""
     kinds = (config.ModelOptions, config.JobOptions, stage.config_class)
-    options, job, stage_config = config.fill(settings.chimed, *kinds)
+    options, job, stage_config = config.parse_dataclass(settings.chimed, *kinds)
     job.check()
     args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
     if stage.new_weights and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:
@@ -108,8 +108,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(
-    settings: dict[str, Setting], more: dict[str, Any] | None = None
-) -> tuple[argparse.Namespace, dict[str, Setting]]:
+    settings: dict[str, Located], more: dict[str, Any] | None = None
+) -> tuple[argparse.Namespace, dict[str, Located]]:
     """Settings through Megatron's own parser and validation, into its global arguments.
 
     more: defaults of the stage. Returns the arguments and the settings with all defaults. Raises InputError.
@@ -160,14 +160,14 @@ def _refuse(parsed: argparse.Namespace) -> None:
             )
 
 
-def _resume(settings: dict[str, Setting]) -> dict[str, Setting]:
+def _resume(settings: dict[str, Located]) -> dict[str, Located]:
     """The same command again continues: a checkpoint in --save wins over --load and what belongs to a first start."""
     save = settings.get("save")
     if save is None or not checkpoints.latest_iteration(str(save.value)):
         return settings
     first_start = ("load", "finetune", "pretrained-checkpoint", "no-load-optim", "no-load-rng")
     kept = {key: setting for key, setting in settings.items() if key not in first_start}
-    return kept | {"load": Setting(save.value, "checkpoint in --save")}
+    return kept | {"load": Located(save.value, "checkpoint in --save")}
 
 
 def _begin(record: RunRecord, args: argparse.Namespace, given: dict[str, Any], iterations: tuple, line: str) -> None:

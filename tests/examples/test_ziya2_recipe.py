@@ -12,8 +12,8 @@ from megatron_chimed.config import (
     PretrainConfig,
     RewardConfig,
     SftConfig,
-    fill,
     load_settings,
+    parse_dataclass,
 )
 from megatron_chimed.rejection.config import read_config, training_shape
 
@@ -93,7 +93,9 @@ def test_a_run_sees_the_papers_tokens_once():
 
 
 def test_the_reward_model_takes_two_epochs_with_the_papers_warm_up():
-    filled = fill(load_settings(MODEL, FOLDER / "reward.yaml", []).chimed, ModelOptions, RewardConfig, JobOptions)[1]
+    filled = parse_dataclass(
+        load_settings(MODEL, FOLDER / "reward.yaml", []).chimed, ModelOptions, RewardConfig, JobOptions
+    )[1]
     given = settings("reward")
     assert filled.epochs == 2 and filled.margin == 0 and filled.centring == 0
     assert not [key for key in given if key.startswith("lr-warmup") or key in ("train-iters", "lr-decay-iters")]
@@ -102,7 +104,7 @@ def test_the_reward_model_takes_two_epochs_with_the_papers_warm_up():
 @pytest.mark.parametrize(("stage", "kind"), STAGES.items())
 def test_every_stage_fills_its_dataclass(stage, kind):
     given = load_settings(MODEL, FOLDER / f"{stage}.yaml", []).chimed
-    model, options, job = fill(given, ModelOptions, kind, JobOptions)
+    model, options, job = parse_dataclass(given, ModelOptions, kind, JobOptions)
     job.check()
     assert job.keep_checkpoints >= 2 or stage == "rejection_sft"  # a damaged one has one before it
     assert model.attention == "auto"

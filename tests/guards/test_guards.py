@@ -343,13 +343,13 @@ def test_every_yaml_loads_and_gives_no_key_twice():
 def test_every_configuration_fills_our_dataclasses():
     """Reading and filling raise on an unknown block or key and on a wrong type; a folder's files together give both."""
     ours = [thing for thing in vars(config).values() if dataclasses.is_dataclass(thing)]
-    options = [cls for cls in ours if cls not in (config.Setting, config.Settings)]
+    options = [cls for cls in ours if cls not in (config.Located, config.RunConfig)]
     stages = [path for path in YAMLS if path.startswith("examples/") and path not in LOOPS]
     read = {path: config.read_yaml(tree.ROOT / path) for path in stages}
     assert read and options
     for path, blocks in read.items():
         assert any(blocks.values()), f"{path} is empty"
-        assert len(config.fill(blocks["chimed"], *options)) == len(options)
+        assert len(config.parse_dataclass(blocks["chimed"], *options)) == len(options)
 
 
 def test_every_configuration_of_rejection_sampling_is_read_and_names_its_stage():

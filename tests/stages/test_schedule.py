@@ -6,7 +6,7 @@ import pytest
 from support.dialogues import make_renderer
 from support.rankings import make_groups, write_groups
 
-from megatron_chimed.config import RewardConfig, Setting
+from megatron_chimed.config import Located, RewardConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.rankings import RankingOptions, pack_rankings
 from megatron_chimed.stages.schedule import by_epochs
@@ -22,8 +22,8 @@ def packed(tmp_path_factory) -> tuple[str, int]:
     return str(folder / "packed"), content["rows"]
 
 
-def settings(where: str = "stage.yaml:3", **values) -> dict[str, Setting]:
-    return {name.replace("_", "-"): Setting(value, where) for name, value in values.items()}
+def settings(where: str = "stage.yaml:3", **values) -> dict[str, Located]:
+    return {name.replace("_", "-"): Located(value, where) for name, value in values.items()}
 
 
 def test_two_epochs_see_every_row_twice(packed):
