@@ -33,7 +33,7 @@ from megatron_chimed.convert.model import build_model  # noqa: E402
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets  # noqa: E402
 from megatron_chimed.datasets.ranking import RankingDataset  # noqa: E402
 from megatron_chimed.jsonl import read_json_lines, write_json_lines  # noqa: E402
-from megatron_chimed.packing.rankings import RankingOptions, pack_rankings  # noqa: E402
+from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings  # noqa: E402
 from megatron_chimed.records import RankedGroup  # noqa: E402
 from megatron_chimed.stages.losses import pairwise_ranking  # noqa: E402
 from megatron_chimed.stages.reward import forward_step  # noqa: E402
@@ -74,7 +74,7 @@ def packed_rows(folder: Path, name: str, groups: list[RankedGroup], renderer: Re
     """The samples of all packed rows of some groups."""
     source = folder / f"{name}.jsonl"
     write_json_lines(source, (group.to_row() for group in groups))
-    content = pack_rankings([str(source)], folder / name, renderer, RankingOptions(length, progress=False))
+    content = pack_rankings([str(source)], folder / name, renderer, RankingRowOptions(length, progress=False))
     config = PackedDatasetConfig(
         random_seed=1, sequence_length=length, blend=([str(folder / name)], None), split="1,0,0", vocab_size=1 << 30
     )

@@ -47,13 +47,36 @@ def latest_iteration(folder: str | Path) -> int:
     if not text:
         whole = [number for number in iterations(folder) if (path_of(folder, number) / "metadata.json").is_file()]
         text = str(max(whole, default=0))
-        _write_tracker(folder, text)
+        write_tracker(folder, text)
     if not text.isdecimal():
         raise InputError(f"{tracker}: holds {text!r}; expected an iteration number. Remove it or write the right one")
     return int(text)
 
 
-def _write_tracker(folder: str | Path, text: str) -> None:
+def resolve(folder: str | Path, iteration: int | None = None) -> Path:
+    """The folder of one checkpoint in a run's folder: the newest one, or that of an iteration.
+
+    Raises InputError when there is none, with the iterations that there are.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a folder of Megatron checkpoints")
+    there = sorted(path.name for path in (*folder.glob("iter_*"), folder / "release") if path.is_dir())
+    if iteration is None:
+        tracker = folder / TRACKER
+        text = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else ""
+        name = "release" if text == "release" else path_of(folder, int(text)).name if text.isdecimal() else None
+        if name is None:
+            raise InputError(f"{tracker}: holds no iteration; give --iteration, one of {', '.join(there) or 'none'}")
+    else:
+        name = path_of(folder, iteration).name
+    if name not in there:
+        raise InputError(f"{folder}: has no {name}; there is {', '.join(there) or 'no checkpoint'}")
+    return folder / name
+
+
+def write_tracker(folder: str | Path, text: str) -> None:
+    """Name the newest checkpoint of a run's folder: the digits of its iteration, or ``release``."""
     with atomic_output(Path(folder) / TRACKER) as file:
         file.write(text)
 
@@ -125,7 +148,7 @@ def fall_back(folder: str | Path) -> str | None:
             f"{name}: {damage}, and there is no whole checkpoint before it; bring a copy back, or remove "
             f"{Path(folder) / TRACKER} to start anew"
         )
-    _write_tracker(folder, str(good))
+    write_tracker(folder, str(good))
     for number in (latest, *(number for number in older if number > good)):
         _set_aside(path_of(folder, number))
     return f"{name}: {damage}; set aside as {DAMAGED}{name.name}, continuing from iteration {good}"

@@ -6,6 +6,9 @@ type are errors that name file, line and key.
 """
 
 import dataclasses
+import functools
+import os
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -100,7 +103,7 @@ class RewardConfig:
     margin: float = 0.0
     """What the better of two answers must be ahead, for each rank between them."""
 
-    centring: float = 0.0
+    center_rewards_coefficient: float = field(default=0.0, metadata={"was": "centring"})
     """Weight of (better + worse)^2, which keeps rewards near 0."""
 
 
@@ -239,17 +242,41 @@ def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: lis
 def parse_dataclass(settings: dict[str, Located], *classes: type, block: str = " in chimed:") -> list[Any]:
     """Fill one instance of each dataclass from the ``chimed:`` block, every key going to the class that has it.
 
-    block: where the keys stand, for the message, if not there.
-    Raises InputError on a key that no class has (with the known ones) and on a wrong type.
+    block: where the keys stand, for the message, if not there. A field's metadata may name what its key ``was``:
+    the old key is taken too, and a line on stderr says the new one.
+    Raises InputError on a key that no class has (with the known ones), on a wrong type, and on one key by both names.
     """
     owner = {f.name: (cls, f) for cls in classes for f in dataclasses.fields(cls)}
+    new_names = {f.metadata["was"]: name for name, (_, f) in owner.items() if "was" in f.metadata}
     given: dict[type, dict[str, Any]] = {cls: {} for cls in classes}
     for key, setting in settings.items():
+        if key in new_names and key not in owner:
+            _say_new_name(key, new_names[key], setting.where)
+            if new_names[key] in settings:
+                raise InputError(f"{setting.where}: {key!r} is the old name of {new_names[key]!r}; keep one")
+            key = new_names[key]
         if key not in owner:
             raise InputError(f"{setting.where}: unknown key {key!r}{block}; known here: {', '.join(sorted(owner))}")
         cls, f = owner[key]
         given[cls][key] = _checked(key, setting, typing.get_type_hints(cls)[f.name])
     return [cls(**given[cls]) for cls in classes]
+
+
+@functools.cache
+def _say_new_name(old: str, new: str, where: str) -> None:
+    """Tell once, on rank 0, that a key has a new name."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"megatron_chimed: {where}: {old} is called {new} now; the old name works", file=sys.stderr, flush=True)
+
+
+def as_written(options: Any) -> dict[str, Any]:
+    """A dataclass as JSON under the names that its keys have on disk, where a renamed key keeps the old one, so that
+    hashes of settings stay the same."""
+    found = {}
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        found[f.metadata.get("was", f.name)] = as_written(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 def _checked(key: str, setting: Located, expected: Any) -> Any:

@@ -102,9 +102,23 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def glob_inputs(pattern: str) -> list[str]:
-    """The files that a pattern matches, by name, without rows that an earlier run has put in quarantine."""
-    return [path for path in sorted(glob.glob(pattern, recursive=True)) if not path.endswith(".rejected.jsonl")]
+def expand(patterns: Iterable[str], flag: str = "") -> list[str]:
+    """The files that names and globs stand for: in the order given, those of one glob by name.
+
+    A glob passes over folders, and over rows that an earlier run has put in quarantine. flag: stands before the name in
+    a message, for example "--exclude ". Raises InputError for a name or glob that has no file.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            raise InputError(f"{flag}{pattern}: not a file; give files or a pattern such as {pattern}/*.jsonl")
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        files = [path for path in matches if os.path.isfile(path)]
+        files = [path for path in files if path == pattern or not path.endswith(".rejected.jsonl")]
+        if not files:
+            raise InputError(f"{flag}{pattern}: no such file, and no file matches it as a pattern")
+        found += files
+    return found
 
 
 @contextlib.contextmanager
@@ -165,10 +179,29 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        try:
-            yield number, parse_line(line)
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+        with located(path, number):
+            row = parse_line(line)
+        yield number, row
+
+
+@contextlib.contextmanager
+def located(path: str | Path, number: int) -> Iterator[None]:
+    """Put file and line in front of an InputError's text."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}:{number}: {error}") from None
+
+
+def read_records(path: str | Path, record: type) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, record) of JSON lines, by the record's ``from_row``; blank lines are passed over.
+
+    Raises InputError as ``file:line: reason`` at the first bad line.
+    """
+    for number, row in read_json_lines(path):
+        with located(path, number):
+            made = record.from_row(row)
+        yield number, made
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict]) -> int:
@@ -212,44 +245,3 @@ def manifest(*, made_by: str, rows: int, sha256: Any, parents: dict, dropped: di
         "dropped": dropped,
         **extra,
     }
-
-
-def find_corpus_manifest(dataset_prefix: str | Path) -> tuple[Path, dict]:
-    """The manifest that lists ``dataset_prefix.bin``, for example PREFIX.manifest.json for PREFIX_text_document.
-
-    Manifests of other things, whole or not, are passed over. Raises InputError when there is none, naming the tool
-    that writes one.
-    """
-    dataset_prefix = Path(dataset_prefix)
-    binary = f"{dataset_prefix.name}.bin"
-    for path in sorted(dataset_prefix.parent.glob("*.manifest.json")):
-        try:
-            content = read_json(path)
-        except (InputError, OSError):
-            continue
-        sizes = content.get("bytes") if isinstance(content, dict) else None
-        if isinstance(sizes, dict) and binary in sizes:
-            return path, content
-    raise InputError(
-        f"{dataset_prefix}: no manifest lists {binary}; build the corpus with tools/preprocess_data.py, "
-        f"or adopt a finished one with tools/verify_corpus.py --write-manifest {dataset_prefix}"
-    )
-
-
-def check_corpus_sizes(dataset_prefix: str | Path) -> str:
-    """Quick check at the start of a training: manifest present, .bin and .idx of the sizes that it states.
-
-    Returns the corpus hash: a SHA-256 over the recorded hashes of both files. It does not read the files; the full
-    check is tools/verify_corpus.py. Raises InputError.
-    """
-    dataset_prefix = Path(dataset_prefix)
-    manifest_path, content = find_corpus_manifest(dataset_prefix)
-    names = [f"{dataset_prefix.name}.bin", f"{dataset_prefix.name}.idx"]
-    for name in names:
-        path = dataset_prefix.parent / name
-        expected = content["bytes"].get(name)
-        found = path.stat().st_size if path.is_file() else None
-        if found is None or found != expected:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise InputError(f"{path}: {state}; {manifest_path.name} states {expected}: build the corpus again")
-    return sha256_json([content["sha256"][name] for name in names])

@@ -8,16 +8,9 @@ import sys
 
 import pytest
 
+from megatron_chimed.corpus.manifest import check_corpus_sizes, find_corpus_manifest
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import (
-    atomic_output,
-    check_corpus_sizes,
-    find_corpus_manifest,
-    parse_line,
-    read_json,
-    read_json_lines,
-    write_json_lines,
-)
+from megatron_chimed.jsonl import atomic_output, parse_line, read_json, read_json_lines, write_json_lines
 
 
 def test_an_output_appears_only_when_it_is_whole(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.packing.ranking_worker import PAIRINGS
-from megatron_chimed.packing.rankings import RankingOptions, describe, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, describe, pack_rankings
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -36,8 +36,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
     args = parser.parse_args()
     renderer = Renderer(load_template(args.template), load_tokenizer(args.tokenizer))
-    options = RankingOptions(
-        args.sequence_length, args.pairing, args.one_question_per_row, args.shuffle_ranks, args.seed, args.workers
+    options = RankingRowOptions(
+        args.sequence_length,
+        args.seed,
+        args.one_question_per_row,
+        args.workers,
+        pairing=args.pairing,
+        shuffle_ranks=args.shuffle_ranks,
     )
     content = pack_rankings(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
     print(f"{args.output}\n{describe(content)}")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.packing.dialogues import PackOptions, describe, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, describe, pack_dialogues
 from megatron_chimed.packing.instances import MODES
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
     args = parser.parse_args()
     renderer = Renderer(load_template(args.template), load_tokenizer(args.tokenizer))
-    options = PackOptions(args.sequence_length, args.mode, args.seed, args.workers)
+    options = DialogueRowOptions(args.sequence_length, args.seed, workers=args.workers, mode=args.mode)
     content = pack_dialogues(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
     print(f"{args.output}\n{describe(content)}")
 

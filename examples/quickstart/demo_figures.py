@@ -15,9 +15,10 @@ import numpy as np
 from grading import Grader
 from world import load_world
 
+from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.evaluation.reports.compare import bootstrap_difference, paired_difference, read_samples
 from megatron_chimed.evaluation.statistics import mean_ratio
-from megatron_chimed.jsonl import find_corpus_manifest, read_json, read_json_lines
+from megatron_chimed.jsonl import read_json, read_json_lines
 from megatron_chimed.training.curves import figures_of
 from megatron_chimed.training.runlog import read_log
 

@@ -29,7 +29,7 @@ if [ "$size" = tiny ]; then
   sed -i "s/train-iters: .*/train-iters: 300/" "$recipe/pretrain.yaml" # a tenth of it, as of all others
   sed -i "s/\"tiny\"/\"$size\"/; s/\(train-iters\|lr-decay-iters\|lr-warmup-iters\): \([0-9]*\)0\b/\1: \2/; \
     s/eval-interval: .*/eval-interval: 10/; s/epochs: 2/epochs: 1/; s/eval-iters: .*/eval-iters: 1/; \
-    s/\( count\|drift_count\): .*/\1: 16/; s/ n: 8/ n: 4/; s/max_tokens: .*/max_tokens: 32/" "$recipe"/*.yaml
+    s/\( count\|reference_nll_count\): .*/\1: 16/; s/ n: 8/ n: 4/; s/max_tokens: .*/max_tokens: 32/" "$recipe"/*.yaml
 fi
 
 number=0 title='' steps=$(grep -c '^step ' "$0")

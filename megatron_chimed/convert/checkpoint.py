@@ -17,7 +17,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from megatron_chimed.checkpoints import check_whole, has_manifest
+from megatron_chimed.checkpoints import check_whole, has_manifest, resolve
 from megatron_chimed.convert import architecture as arch
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.family import Entry
@@ -31,7 +31,7 @@ from megatron_chimed.convert.tokenizer_files import (
     tokenizer_folder,
     vocabulary,
 )
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration, write_checkpoint
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, write_checkpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, atomic_output, write_json
 from megatron_chimed.text.tokenizer import has_tokenizer
@@ -153,7 +153,7 @@ def megatron_to_hf(
 
 def _open_whole(megatron: str | Path, iteration: int | None) -> TorchDistCheckpoint:
     """A checkpoint whose bytes are those of its manifest, if it has one. Raises InputError."""
-    place = find_iteration(megatron, iteration)
+    place = resolve(megatron, iteration)
     if has_manifest(place):
         check_whole(place)
     return TorchDistCheckpoint(place)

@@ -27,10 +27,10 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_chimed.checkpoints import TRACKER, path_of
+from megatron_chimed.checkpoints import write_tracker
 from megatron_chimed.convert.plan import Planned
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import atomic_output, read_json
+from megatron_chimed.jsonl import read_json
 
 COMMON = "common_state/shard_0_1"
 
@@ -50,28 +50,6 @@ class _MetadataUnpickler(SafeUnpickler):
         | {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
         | {("torch.distributed.checkpoint.filesystem", "_StorageInfo")}
     )
-
-
-def find_iteration(folder: str | Path, iteration: int | None = None) -> Path:
-    """The folder of one checkpoint in a run's folder: the newest one, or that of an iteration.
-
-    Raises InputError when there is none, with the iterations that there are.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of Megatron checkpoints")
-    there = sorted(path.name for path in (*folder.glob("iter_*"), folder / "release") if path.is_dir())
-    if iteration is None:
-        tracker = folder / TRACKER
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else ""
-        name = "release" if text == "release" else path_of(folder, int(text)).name if text.isdecimal() else None
-        if name is None:
-            raise InputError(f"{tracker}: holds no iteration; give --iteration, one of {', '.join(there) or 'none'}")
-    else:
-        name = path_of(folder, iteration).name
-    if name not in there:
-        raise InputError(f"{folder}: has no {name}; there is {', '.join(there) or 'no checkpoint'}")
-    return folder / name
 
 
 class TorchDistCheckpoint:
@@ -193,8 +171,7 @@ def write_checkpoint(
     finally:
         torch.serialization.set_crc32_options(True)
     save_config(CheckpointingConfig("torch_dist", 1), str(place))
-    with atomic_output(folder / TRACKER) as file:
-        file.write("release")
+    write_tracker(folder, "release")
 
 
 def _saved(value: Any) -> io.BytesIO:

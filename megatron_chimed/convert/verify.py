@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_chimed.checkpoints import resolve
 from megatron_chimed.convert import architecture as arch
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.plan import DTYPES
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json
 
@@ -78,7 +79,7 @@ def verify(
 
     Raises InputError when one side cannot be read, or their architectures differ.
     """
-    place = find_iteration(megatron, iteration)
+    place = resolve(megatron, iteration)
     model = _same_architecture(Path(hf), place)
     for name in ("heads", "groups", "ffn"):
         if getattr(model.sizes, name) % tensor_parallel:

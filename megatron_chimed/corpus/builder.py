@@ -29,7 +29,6 @@ from megatron_chimed.corpus.inputs import (
     count_lines_before,
     cut_into_batches,
     digest_source,
-    find_inputs,
     identity,
     select_shard,
 )
@@ -38,7 +37,8 @@ from megatron_chimed.corpus.part import load_part
 from megatron_chimed.corpus.pool import make_parts
 from megatron_chimed.corpus.worker import TextOptions, Worker
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import read_json, sha256_json
+from megatron_chimed.jsonl import expand, sha256_json
+from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.workers import Bar
 
@@ -90,7 +90,7 @@ def build_corpus(
     sharded = run.shard_index is not None
     if sharded:
         prefix = shard_prefix(prefix, run.num_shards, run.shard_index)
-    sources = select_shard(find_inputs(inputs), run.num_shards, run.shard_index or 0)
+    sources = select_shard(expand(inputs, "--input "), run.num_shards, run.shard_index or 0)
     settings = {"version": __version__, **asdict(text), "json_keys": list(text.json_keys)}
     parents = {"tokenizer": tokenizer.fingerprint, "settings": sha256_json(settings)}
     with work_folder(prefix) as work:
@@ -166,23 +166,14 @@ def find_finished(prefix: Path, parents: dict, input_hash, max_rejected_share: f
     input_hash: a function, called only if all else is equal, as it reads all inputs. max_rejected_share: a corpus that
     was made with more bad rows than this is not taken.
     """
-    try:
-        content = read_json(manifest_path(prefix))
-        known, sizes = content["parents"], content["bytes"]
+
+    def few_rejected(content: dict) -> bool:
         rejected = sum(count for kind, count in content["dropped"].items() if not kind.endswith(" duplicate"))
-        if rejected > max_rejected_share * content["input_rows"]:
-            return None
-    except (InputError, KeyError, TypeError, AttributeError):  # none, or not one of this tool
-        return None
-    if {name: known.get(name) for name in parents} != parents:
-        return None
-    for name, size in sizes.items():
-        path = prefix.with_name(name)
-        if not path.is_file() or path.stat().st_size != size:
-            return None
-    if known.get("inputs") != input_hash():
-        return None
-    print(f"{prefix}: up to date", file=sys.stderr)
+        return rejected <= max_rejected_share * content["input_rows"]
+
+    content = find_up_to_date(manifest_path(prefix), parents, late={"inputs": input_hash}, accept=few_rejected)
+    if content:
+        print(f"{prefix}: up to date", file=sys.stderr)
     return content
 
 

@@ -14,7 +14,7 @@ from typing import IO
 
 from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import BOM, glob_inputs, open_input
+from megatron_chimed.jsonl import BOM, open_input
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,6 @@ class Batch:
         if len(content) != self.length:
             raise InputError(f"{self.path}: became shorter while it was read; run again when nobody writes to it")
         return content
-
-
-def find_inputs(patterns: list[str]) -> list[str]:
-    """The files that names and globs stand for: in the order given, those of one glob by name.
-
-    Raises InputError if a name or glob has no file.
-    """
-    paths = []
-    for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else glob_inputs(pattern)
-        if not found:
-            raise InputError(f"{pattern}: no such file, and no file matches it as a pattern; check --input")
-        folders = [path for path in found if not os.path.isfile(path)]
-        if folders:
-            raise InputError(f"{folders[0]}: not a file; give files or a pattern such as {folders[0]}/*.jsonl")
-        paths += found
-    return paths
 
 
 def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[Source]:

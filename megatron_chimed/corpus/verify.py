@@ -7,8 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from megatron_chimed.corpus.indexed_dataset import read_index
+from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import find_corpus_manifest, manifest, read_json, sha256_file, write_json
+from megatron_chimed.jsonl import manifest, read_json, sha256_file, write_json
 
 BLOCK_TOKENS = 1 << 22
 FIELDS = {"bytes": dict, "sha256": dict, "documents": int, "tokens": int, "vocab_size": int, "dtype": str}

@@ -17,7 +17,8 @@ from megatron_chimed.data.quarantine import kind_of
 from megatron_chimed.data.source_files import SourceFile
 from megatron_chimed.data.tidy import PreparedRow
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import manifest, read_json, sha256_file, write_json
+from megatron_chimed.jsonl import manifest, sha256_file, write_json
+from megatron_chimed.steps import find_up_to_date
 
 
 @dataclass
@@ -120,15 +121,13 @@ def publish(
 
 def find_finished(output: Path, parents: dict, unit: str, max_rejected_share: float) -> dict | None:
     """The manifest of whole outputs that were made of the same inputs in the same way, or None."""
-    try:
-        content = read_json(beside(output, "manifest.json"))
-        whole = all(output.with_name(name).stat().st_size == size for name, size in content["bytes"].items())
-        if not whole or content["parents"] != parents:
-            return None
+
+    def good(content: dict) -> bool:
         require_good_input(unit, content["sources"], max_rejected_share)
-    except (InputError, OSError, KeyError, TypeError, AttributeError):  # none, or not one of this tool
-        return None
-    print(f"{output}: up to date", file=sys.stderr)
+        return True
+
+    if content := find_up_to_date(beside(output, "manifest.json"), parents, accept=good):
+        print(f"{output}: up to date", file=sys.stderr)
     return content
 
 

@@ -19,7 +19,6 @@ from megatron_chimed.api.log import ChatLog, complete_once, fingerprint
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import (
     manifest,
-    read_json,
     read_json_lines,
     sha256_file,
     sha256_json,
@@ -27,9 +26,11 @@ from megatron_chimed.jsonl import (
     write_json_lines,
 )
 from megatron_chimed.records import ABSENT, RankedGroup
+from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.workers import Bar
 
 MADE_BY = "tools/augment_rewards.py"
+
 INSTRUCTION = "假设你是一名医生，请回答患者的问题。"
 
 
@@ -157,15 +158,12 @@ class Augmentation:
 
     def _find_finished(self) -> dict | None:
         """The manifest of a whole output of the same input and settings in which nothing failed, or None."""
-        try:
-            content = read_json(self.manifest)
-            whole = self.output.stat().st_size == content["bytes"][self.output.name]
-            failed = any(account["failed"] for account in content["models"].values())
-            if not whole or failed or content["parents"] != self.parents:
-                return None
-        except (InputError, OSError, KeyError, TypeError, AttributeError):  # none, or not one of this tool
-            return None
-        print(f"{self.output}: up to date", file=sys.stderr)
+
+        def nothing_failed(content: dict) -> bool:
+            return not any(account["failed"] for account in content["models"].values())
+
+        if content := find_up_to_date(self.manifest, self.parents, accept=nothing_failed):
+            print(f"{self.output}: up to date", file=sys.stderr)
         return content
 
 

@@ -7,20 +7,16 @@ and containment of documents" (1997).
 """
 
 import hashlib
-import unicodedata
 from abc import ABC, abstractmethod
 from functools import cache
 
 import numpy as np
 
+from megatron_chimed.text.normalise import normalise
+
 SHINGLE = 5  # characters; 5-grams of Chinese are about three words long
 EXACT, NEAR = "exact duplicate", "near duplicate"  # names of what is found, in reports
 CHUNK = 1 << 14  # shingles hashed at once: bounds the memory for one huge document to some 10 MB
-
-
-def normalise(text: str) -> str:
-    """The text as it is compared: one width of characters (NFKC), no case, no white space."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 class Deduplicator[S](ABC):

@@ -4,13 +4,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_chimed.data.dedup import make_deduplicators, normalise
+from megatron_chimed.data.dedup import make_deduplicators
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
 from megatron_chimed.data.dialogue_texts import Turns
 from megatron_chimed.data.overlap import OverlapIndex
 from megatron_chimed.data.sources import Fault
 from megatron_chimed.data.tidy import PreparedRow, Tidier
 from megatron_chimed.errors import InputError
+from megatron_chimed.text.normalise import normalise
 from megatron_chimed.text.tokenizer import Tokenizer
 
 OVERLAP = "overlaps evaluation set"

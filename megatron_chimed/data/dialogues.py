@@ -26,8 +26,7 @@ from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared
 from megatron_chimed.data.overlap import OverlapIndex, read_texts
 from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_rows
-from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import atomic_output, glob_inputs, sha256_file, sha256_json
+from megatron_chimed.jsonl import atomic_output, expand, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -66,7 +65,7 @@ def prepare_dialogues(
     are malformed, or no dialogue is left.
     """
     options, output = options or DialogueOptions(), Path(output)
-    files, excluded = find_sources(sources, READERS), _find_excluded(exclude)
+    files, excluded = find_sources(sources, READERS), expand(exclude, "--exclude ")
     inputs = (*(file.path for file in files), *excluded)
     check_flags(output, inputs, [output], max_rejected_share, workers)
     tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path else None
@@ -88,17 +87,6 @@ def prepare_dialogues(
         beside(output, "manifest.json").unlink(missing_ok=True)  # what it describes is about to be replaced
     settings = {**asdict(options), "tokenizer": tokenizer_path, "excluded": excluded}
     return publish(output, [output], counts, unit=UNIT, made_by=MADE_BY, parents=parents, settings=settings)
-
-
-def _find_excluded(patterns: list[str]) -> list[str]:
-    """The files of --exclude flags. Raises InputError for one that matches nothing."""
-    found = []
-    for pattern in patterns:
-        paths = [pattern] if Path(pattern).is_file() else list(filter(Path.is_file, map(Path, glob_inputs(pattern))))
-        if not paths:
-            raise InputError(f"--exclude {pattern}: no such file")
-        found += map(str, paths)
-    return found
 
 
 class _Writer:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from megatron_chimed.data.json_values import strings_of
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import glob_inputs
+from megatron_chimed.jsonl import expand
 from megatron_chimed.workers import Bar, map_in_order
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1 << 20  # for one piece of work
@@ -49,10 +49,7 @@ def find_sources(
         unknown = reader not in readers
         if unknown and (colon or not detect):
             raise InputError(f"--source {spec}: there is no reader {reader!r}; {expected}")
-        paths = [pattern] if Path(pattern).is_file() else glob_inputs(pattern)
-        paths = [path for path in paths if Path(path).is_file()]
-        if not paths:
-            raise InputError(f"--source {spec}: no such file: {pattern}")
+        paths = expand([pattern], f"--source {head}=")
         found += [(label, detect(path) if unknown else reader, path) for path in paths]
     return [SourceFile(label, reader, path, _name(label, path, found)) for label, reader, path in found]
 

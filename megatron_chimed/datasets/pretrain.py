@@ -16,10 +16,10 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
+from megatron_chimed.corpus.manifest import check_corpus_sizes
 from megatron_chimed.datasets import rows
 from megatron_chimed.datasets.blend import StreamBuilder, cached, raise_on_every_rank
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import check_corpus_sizes
 
 MAX_EPOCHS_IN_MEMORY = 4  # a row may read on into the next epoch; tiny corpora cross many
 

@@ -5,14 +5,9 @@ data is read once. An item is contaminated if one of its texts shares 13 tokens 
 a question shorter than that, equals a text of it.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import numpy as np
 
 from megatron_chimed.data.overlap import gram_hashes, read_texts
-from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import glob_inputs
 from megatron_chimed.workers import Bar
 
 
@@ -21,17 +16,6 @@ def item_texts(item: dict) -> tuple[str, list[str]]:
     if "history" in item:
         return item["history"][0], [*item["history"][1:], item["reference"]]
     return item.get("question") or item.get("text") or item["statement"], []
-
-
-def find_training_files(patterns: Iterable[str]) -> list[str]:
-    """The files of --training-data. Raises InputError for a pattern that matches none."""
-    found = []
-    for pattern in patterns:
-        files = [pattern] if Path(pattern).is_file() else glob_inputs(pattern)
-        if not files:
-            raise InputError(f"--training-data {pattern}: no such file")
-        found += files
-    return found
 
 
 def contaminated(items: list[dict], files: list[str], progress: bool = True) -> list[bool]:

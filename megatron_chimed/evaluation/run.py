@@ -22,9 +22,9 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.answers_log import AnswersLog
 from megatron_chimed.evaluation.backends.models import Model
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
-from megatron_chimed.evaluation.contamination import contaminated, find_training_files
+from megatron_chimed.evaluation.contamination import contaminated
 from megatron_chimed.evaluation.reports.summary import summarize
-from megatron_chimed.jsonl import sha256_file, sha256_json, write_json, write_json_lines
+from megatron_chimed.jsonl import expand, sha256_file, sha256_json, write_json, write_json_lines
 from megatron_chimed.text.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
@@ -66,7 +66,7 @@ def evaluate_model(
     """
     output, paths = Path(output), parse_tasks(flags)
     data = {name: _read(name, path) for name, path in paths.items()}
-    files = find_training_files(training_data)
+    files = expand(training_data, "--training-data ")
     names = [name for name, task in TASKS.items() if task.source in paths and (model.likelihood or not task.likelihood)]
     runs = _run_all(model, names, paths, settings, template, output, progress)
     tasks = {name: _describe(name, runs[name], data[TASKS[name].source], settings) for name in names}

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from megatron.core.models.gpt import GPTModel
 
+from megatron_chimed.checkpoints import resolve
 from megatron_chimed.convert.architecture import from_megatron_args
 from megatron_chimed.convert.family import Head
 from megatron_chimed.convert.model import build_model, load_weights
 from megatron_chimed.convert.plan import DTYPES
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.reward import HEAD
 
@@ -33,7 +34,7 @@ def load(checkpoint: Path, iteration: int | None, dtype: str) -> Loaded:
 
     Raises InputError when it cannot be read, or the number of ranks does not divide the model.
     """
-    source = TorchDistCheckpoint(find_iteration(checkpoint, iteration))
+    source = TorchDistCheckpoint(resolve(checkpoint, iteration))
     head = "reward" if HEAD in source.tensors else "lm"
     architecture = from_megatron_args(source.args(), head, str(source.folder))
     ranks = torch.distributed.get_world_size()

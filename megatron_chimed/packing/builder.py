@@ -20,7 +20,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, manifest, open_input, sha256_json, write_json
 from megatron_chimed.packing.bin_packing import Packing, lower_bound, pack
 from megatron_chimed.packing.chunks import Batch, Part, cut_into_batches, digest_input
-from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, find_finished, is_packed, write_arrays
+from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, is_packed, read_manifest, write_arrays
+from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.text.template import Renderer
 from megatron_chimed.workers import Bar, map_in_order
 
@@ -38,11 +39,15 @@ class Kind:
 
 @dataclass(frozen=True)
 class RowOptions:
-    """sequence_length: tokens of a row; seed: of the order of units of one length; one_unit_per_row: pack nothing
-    together; workers: processes beside this one, 0 for none; progress: show a bar on stderr (both change no byte)."""
+    """How rows of every kind are made.
 
-    sequence_length: int
-    seed: int
+    sequence_length: tokens of a row; seed: of the order of units of one length; one_unit_per_row: pack nothing
+    together; workers: processes beside this one, 0 for none; progress: show a bar on stderr (both change no byte).
+    Raises InputError.
+    """
+
+    sequence_length: int = 4096
+    seed: int = 1234
     one_unit_per_row: bool = False
     workers: int = 0
     progress: bool = True
@@ -71,7 +76,13 @@ def pack_records(
         "template": renderer.template.fingerprint,
         "tokenizer": renderer.tokenizer.fingerprint,
     }
-    if present := find_finished(output, parents, lambda: _inputs_hash(map(digest_input, inputs))):
+    present = find_up_to_date(
+        output / MANIFEST,
+        parents,
+        late={"inputs": lambda: _inputs_hash(map(digest_input, inputs))},
+        accept=lambda content: content == read_manifest(output),
+    )
+    if present:
         print(f"{output}: up to date", file=sys.stderr)
         return present
     with atomic_folder(output, may_replace=is_packed) as folder:

@@ -1,6 +1,5 @@
 """A batch of lines with records to the tokens of its segments: what the makers of dialogues and of rankings share."""
 
-import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import parse_line, read_lines
+from megatron_chimed.jsonl import located, parse_line, read_lines
 from megatron_chimed.text.template import Rendered
 
 BATCH_BYTES = 1 << 20
@@ -60,15 +58,6 @@ def gather(rendered: Sequence[Rendered], dtype: type) -> tuple[np.ndarray, np.nd
         np.concatenate([np.zeros(0, np.uint8), *(one.loss_mask for one in rendered)]),
         np.array([len(one.tokens) for one in rendered], np.int32),
     )
-
-
-@contextlib.contextmanager
-def located(path: str, number: int) -> Iterator[None]:
-    """Put file and line in front of an InputError's text."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}:{number}: {error}") from None
 
 
 def parse(record: type, path: str, number: int, line: bytes):

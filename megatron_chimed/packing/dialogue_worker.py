@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.packing.chunks import Batch, Part, gather, located, parse, token_type
+from megatron_chimed.jsonl import located
+from megatron_chimed.packing.chunks import Batch, Part, gather, parse, token_type
 from megatron_chimed.packing.instances import fit, make_instances
 from megatron_chimed.records import Dialogue
 from megatron_chimed.text.template import Exchange, Renderer

@@ -13,35 +13,24 @@ from megatron_chimed.text.template import Renderer
 
 
 @dataclass(frozen=True)
-class PackOptions:
-    """sequence_length: tokens of a row; mode: one of MODES; seed: of the order of samples of one length.
+class DialogueRowOptions(RowOptions):
+    """mode: one of MODES, how a dialogue becomes examples."""
 
-    workers: processes beside this one, 0 for none; progress: show a bar on stderr. These two change no byte.
-    """
-
-    sequence_length: int = 4096
     mode: str = "whole"
-    seed: int = 1234
-    workers: int = 0
-    progress: bool = True
 
     def __post_init__(self):
-        self.rows()
+        super().__post_init__()
         if self.mode not in MODES:
             raise InputError(f"--mode {self.mode}: expected one of {', '.join(MODES)}")
 
-    def rows(self) -> RowOptions:
-        """What rows of every kind take. Raises InputError."""
-        return RowOptions(self.sequence_length, self.seed, workers=self.workers, progress=self.progress)
-
 
 def pack_dialogues(
-    inputs: list[str], output: Path, renderer: Renderer, options: PackOptions, tokenizer_path: str = ""
+    inputs: list[str], output: Path, renderer: Renderer, options: DialogueRowOptions, tokenizer_path: str = ""
 ) -> dict[str, Any]:
     """Pack JSON lines of `Dialogue` into the folder `output`; returns its manifest. See `pack_records`."""
     maker = DialogueMaker(renderer, options.sequence_length, options.mode)
     kind = Kind("tools/pack_sft.py", "dialogues", {"mode": options.mode}, maker)
-    return builder.pack_records(inputs, output, renderer, kind, options.rows(), tokenizer_path)
+    return builder.pack_records(inputs, output, renderer, kind, options, tokenizer_path)
 
 
 def describe(content: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ all its tokens. The folder holds ``manifest.json`` and, as .npy files:
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,6 @@ def is_packed(folder: Path) -> bool:
     except InputError:
         return False
     return isinstance(content, dict) and str(content.get("format", "")).startswith("packed rows")
-
-
-def find_finished(output: Path, parents: dict[str, str], inputs_hash: Callable[[], str]) -> dict[str, Any] | None:
-    """The manifest of packed rows that were made of the same parents; None if there are none, or files are missing.
-
-    inputs_hash: called only if all else is equal, as it reads all inputs.
-    """
-    try:
-        content = read_manifest(Path(output))
-    except InputError:
-        return None
-    known = content.get("parents")
-    if not isinstance(known, dict) or {name: known.get(name) for name in parents} != parents:
-        return None
-    return content if known.get("inputs") == inputs_hash() else None
 
 
 def write_arrays(

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.packing.chunks import Batch, Part, gather, located, parse, token_type
+from megatron_chimed.jsonl import located
+from megatron_chimed.packing.chunks import Batch, Part, gather, parse, token_type
 from megatron_chimed.records import RankedGroup, Turn
 from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
 

@@ -5,11 +5,11 @@ Top-level keys fill `Paths`, the sections their own class: ``prompts``, ``genera
 called.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_chimed.config import Located, load_settings, parse_dataclass, read_mapping
+from megatron_chimed.config import Located, as_written, load_settings, parse_dataclass, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.select import Filters, Rule
 
@@ -42,11 +42,12 @@ class Paths:
     heldout: list[str] = field(default_factory=list)
     """Held-out prompts, JSON lines of prompts, dialogues or ``{"id", "question"}``, on which each round is measured."""
 
-    drift: list[str] = field(default_factory=list)
+    reference_nll: list[str] = field(default_factory=list, metadata={"was": "drift"})
     """Held-out dialogues whose answers' likelihood tells how far a round moves the model; none: not measured."""
 
-    yardstick: list[str] = field(default_factory=list)
-    """Command that grades answers to held-out prompts, called with a file of them; see `yardstick`. None: no grades."""
+    external_grader: list[str] = field(default_factory=list, metadata={"was": "yardstick"})
+    """Command that grades answers to held-out prompts, called with a file of them; see `external_grader`. None: no
+    grades."""
 
     model: str = ""
     """Model YAML of the training."""
@@ -137,8 +138,8 @@ class HeldoutOptions:
     n: int = 1
     """Answers to each."""
 
-    drift_count: int = 500
-    """Dialogues of ``drift``: the first so many."""
+    reference_nll_count: int = field(default=500, metadata={"was": "drift_count"})
+    """Dialogues of ``reference_nll``: the first so many."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class LoopConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All settings, for the report."""
-        return asdict(self)
+        return as_written(self)
 
 
 def read_config(path: str | Path) -> LoopConfig:
@@ -255,7 +256,7 @@ def _check_ranges(config: LoopConfig, path: str | Path) -> None:
         ("selection.k", config.selection.k >= 1, "1 or more"),
         ("heldout_sampling.n", config.heldout_sampling.n >= 1, "1 or more"),
         ("heldout_sampling.count", config.heldout_sampling.count >= 2, "2 or more"),
-        ("heldout_sampling.drift_count", config.heldout_sampling.drift_count >= 1, "1 or more"),
+        ("heldout_sampling.reference_nll_count", config.heldout_sampling.reference_nll_count >= 1, "1 or more"),
         ("training.ranks", config.training.ranks >= 1, "1 or more"),
         ("generator.model", generator.engine != "openai" or generator.model, "the served model's name"),
         ("generator.base_url", generator.engine != "openai" or generator.base_url, "the server's URL, with /v1"),

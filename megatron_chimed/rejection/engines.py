@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
-from megatron_chimed.rejection.generator import Asked, Generator
+from megatron_chimed.rejection.generator import Generator, SampleRequest
 from megatron_chimed.text.template import Renderer
 
 
@@ -26,7 +26,7 @@ class MegatronGenerator(Generator):
             progress=False,
         )
 
-    def generate(self, asked: Sequence[Asked], sampling: Sampling) -> list[Candidate]:
+    def generate(self, asked: Sequence[SampleRequest], sampling: Sampling) -> list[Candidate]:
         """Raises InputError for a prompt that leaves no room for an answer."""
         from megatron_chimed.inference.client import Request
 
@@ -66,7 +66,7 @@ class OpenAIGenerator(Generator):
         settings = CallSettings(concurrency=options.concurrency, requests_per_minute=options.requests_per_minute)
         self.api = ChatApi(options.model, options.base_url, settings)
 
-    def generate(self, asked: Sequence[Asked], sampling: Sampling) -> list[Candidate]:
+    def generate(self, asked: Sequence[SampleRequest], sampling: Sampling) -> list[Candidate]:
         """A refusal is an empty answer, which selection drops; what failed at all attempts is left out.
 
         Raises InputError when the server refuses all requests.

@@ -21,7 +21,7 @@ from megatron_chimed.workers import Bar
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """One answer to be sampled: its key, its prompt as turns and as token ids, and the seed."""
 
     key: tuple[int, str, int]
@@ -38,7 +38,7 @@ class Generator(ABC):
     """Samples from one model. Used by `with`."""
 
     @abstractmethod
-    def generate(self, asked: Sequence[Asked], sampling: Sampling) -> list[Candidate]:
+    def generate(self, asked: Sequence[SampleRequest], sampling: Sampling) -> list[Candidate]:
         """An answer to each that is asked for; one that could not be had for now is left out."""
 
     def loglikelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float] | None:
@@ -53,7 +53,9 @@ class Generator(ABC):
         """Let the engine go."""
 
 
-def ask(prompts: Sequence[Prompt], renderer: Renderer, *, round: int, n: int, seed: tuple) -> list[Asked]:
+def build_requests(
+    prompts: Sequence[Prompt], renderer: Renderer, *, round: int, n: int, seed: tuple
+) -> list[SampleRequest]:
     """`n` answers to each prompt, in the order in which they are computed: prompts of like length together.
 
     seed: a key; the seed of an answer follows from it, the prompt's id and the sample's number.
@@ -61,13 +63,13 @@ def ask(prompts: Sequence[Prompt], renderer: Renderer, *, round: int, n: int, se
     rendered = [(prompt, renderer.render_prompt(prompt.turns).tolist()) for prompt in prompts]
     rendered.sort(key=lambda one: (len(one[1]), one[0].id))
     return [
-        Asked((round, prompt.id, sample), prompt, tokens, draw(*seed, prompt.id, sample))
+        SampleRequest((round, prompt.id, sample), prompt, tokens, draw(*seed, prompt.id, sample))
         for prompt, tokens in rendered
         for sample in range(n)
     ]
 
 
-def batches_left(asked: Sequence[Asked], store: CandidateStore, size: int) -> Iterator[list[Asked]]:
+def batches_left(asked: Sequence[SampleRequest], store: CandidateStore, size: int) -> Iterator[list[SampleRequest]]:
     """What is not in the store yet. Batches are cut from all that is asked, so that each is the same in every run."""
     for start in range(0, len(asked), size):
         left = [one for one in asked[start : start + size] if one.key not in store.candidates]
@@ -76,7 +78,7 @@ def batches_left(asked: Sequence[Asked], store: CandidateStore, size: int) -> It
 
 
 def generate_into(
-    store: CandidateStore, asked: Sequence[Asked], generator: Generator, sampling: Sampling, batch_size: int
+    store: CandidateStore, asked: Sequence[SampleRequest], generator: Generator, sampling: Sampling, batch_size: int
 ) -> None:
     """Sample all that the store lacks, batch by batch. Raises InputError if answers are missing in the end."""
     with Bar(total=len(asked), initial=len(store.candidates), desc="generate", unit="answer") as bar:

@@ -2,16 +2,17 @@
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.config import LoopConfig
-from megatron_chimed.rejection.rounds import Round
-from megatron_chimed.rejection.steps import locked, run_step, state_of
+from megatron_chimed.rejection.context import RoundContext
+from megatron_chimed.rejection.rounds import steps_of
+from megatron_chimed.steps import locked, run_step, state_of
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 
-def make_rounds(config: LoopConfig) -> list[Round]:
+def make_rounds(config: LoopConfig) -> list[RoundContext]:
     """All rounds, the first of them round 0. Raises InputError when tokenizer or template cannot be read."""
     renderer = Renderer(load_template(config.paths.template), load_tokenizer(config.paths.tokenizer))
-    return [Round(config, renderer, number) for number in range(config.paths.rounds + 1)]
+    return [RoundContext(config, renderer, number) for number in range(config.paths.rounds + 1)]
 
 
 def run_loop(config: LoopConfig, step: str | None = None, number: int | None = None) -> None:
@@ -25,16 +26,16 @@ def run_loop(config: LoopConfig, step: str | None = None, number: int | None = N
     with locked(config.output):
         for one in rounds:
             if number in (None, one.number):
-                for todo in one.steps():
+                for todo in steps_of(one):
                     if step in (None, todo.name):
                         run_step(todo, f"round {one.number}")
 
 
 def status(config: LoopConfig) -> str:
     """A table of all steps: round, step, done, stale, partial or to do, and counts. It changes nothing."""
-    lines = [f"{'round':5}  {'step':8}  {'state':7}  what there is"]
+    lines = [f"{'round':5}  {'step':16}  {'state':7}  what there is"]
     for one in make_rounds(config):
-        for step in one.steps():
+        for step in steps_of(one):
             state = state_of(step)
-            lines.append(f"{one.number:5}  {step.name:8}  {state.name:7}  {state.detail}".rstrip())
+            lines.append(f"{one.number:5}  {step.name:16}  {state.name:7}  {state.detail}".rstrip())
     return "\n".join(lines)

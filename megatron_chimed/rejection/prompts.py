@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.data.dedup import NearDeduplicator, normalise
+from megatron_chimed.data.dedup import NearDeduplicator
 from megatron_chimed.data.overlap import OverlapIndex, read_texts
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import read_json_lines
+from megatron_chimed.jsonl import located, read_json_lines
 from megatron_chimed.records import Prompt, Turn
 from megatron_chimed.rejection.keys import draw
+from megatron_chimed.text.normalise import normalise
 
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near duplicate"
@@ -90,12 +91,10 @@ def read_prompts(paths: Iterable[str | Path]) -> Iterator[Prompt]:
     seen: set[str] = set()
     for path in paths:
         for number, row in read_json_lines(path):
-            try:
+            with located(path, number):
                 prompt = _prompt(row, Path(path))
                 if prompt.id in seen:
                     raise InputError(f"id {prompt.id!r} is there twice; ids tell the answers apart")
-            except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
             seen.add(prompt.id)
             yield prompt
 

@@ -16,10 +16,11 @@ from megatron_chimed.jsonl import atomic_output, read_json, write_json
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection import select as selection
 from megatron_chimed.rejection.config import LoopConfig
+from megatron_chimed.rejection.external_grader import grade
 from megatron_chimed.rejection.heldout import by_prompt, difference, mean_over_prompts
 from megatron_chimed.rejection.prompts import question_of
 from megatron_chimed.rejection.store import read_candidates
-from megatron_chimed.rejection.yardstick import grade
+from megatron_chimed.text.normalise import normalise
 
 LENGTH_CORRELATION = 0.3
 """Pearson correlation of reward and length from which the report warns."""
@@ -33,12 +34,12 @@ def write_report(
     number: int,
     prompts: Mapping[str, Prompt],
     measured: Mapping[str, Path],
-    drifts: Mapping[str, Path],
+    likelihoods: Mapping[str, Path],
 ) -> int:
     """Write report.json, report.md and report.png of a round; returns the number of candidates.
 
     measured: files of scored answers to held-out prompts by the model's part: start, before (from round 2 on), after,
-    random control; drifts: files with the likelihood of fixed answers, likewise.
+    random control; likelihoods: files with the likelihood of reference answers, likewise.
     """
     scored = read_candidates(folder / "scored.jsonl")
     sets = {"all": scored, "selected": read_candidates(folder / "selected.jsonl")}
@@ -56,8 +57,8 @@ def write_report(
         "duplicate_rate": duplicate_rate(scored),
         "strategies": compare_strategies(config, scored, prompts),
         "heldout": compare_heldout({name: by_prompt(answers) for name, answers in heldout.items()}, heldout),
-        "yardstick": _graded(config.paths.yardstick, measured, heldout),
-        "drift": {name: read_json(path) for name, path in drifts.items()},
+        "yardstick": _graded(config.paths.external_grader, measured, heldout),
+        "drift": {name: read_json(path) for name, path in likelihoods.items()},
         "examples": examples(sets["selected"], scored, prompts),
     }
     figures["warnings"] = warnings(figures)
@@ -101,7 +102,7 @@ def correlation(answers: Sequence[Candidate]) -> float | None:
 
 def duplicate_rate(answers: Sequence[Candidate]) -> float:
     """Share of answers whose text an earlier answer to the same prompt has: 0 for none, near 1 if all are the same."""
-    different = {(one.prompt, selection.normalise(one.response)) for one in answers}
+    different = {(one.prompt, normalise(one.response)) for one in answers}
     return 1 - len(different) / len(answers) if answers else 0.0
 
 
@@ -121,7 +122,7 @@ def compare_strategies(
 
 
 def _graded(command: Sequence[str], measured: Mapping[str, Path], heldout: Mapping) -> dict[str, Any] | None:
-    """The same by a yardstick other than the reward; None without one."""
+    """The same by the external grader; None without one."""
     if not command:
         return None
     return compare_heldout({name: grade(command, path) for name, path in measured.items()}, heldout)

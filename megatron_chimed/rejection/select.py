@@ -11,7 +11,6 @@ Candidates are known by their keys, never by their places: results do not depend
 sorted by key. Equal rewards are in the order of their keys.
 """
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Literal
 
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.keys import draw
+from megatron_chimed.text.normalise import normalise
 
 STRATEGIES = ("best_of_n", "top_k", "threshold")
 REPEATED = 4  # characters; Chinese words have two or three, so that a repeated gram is a repeated phrase
@@ -98,11 +98,6 @@ def _fault(candidate: Candidate, question: str, filters: Filters) -> str | None:
     if repetition(candidate.response) > filters.max_repetition:
         return REPETITIVE
     return None
-
-
-def normalise(text: str) -> str:
-    """The text as it is compared: one width of characters (NFKC), no case, no white space."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def repetition(text: str) -> float:

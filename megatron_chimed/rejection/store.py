@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import parse_line, read_json_lines, read_lines, write_json_lines
+from megatron_chimed.jsonl import parse_line, read_lines, read_records, write_json_lines
 from megatron_chimed.records import Candidate
 
 Key = tuple[int, str, int]
@@ -19,18 +19,18 @@ class CandidateStore:
     from something else is set aside as NAME.old and begun anew. Used by `with`; one process at a time.
     """
 
-    def __init__(self, path: str | Path, made_from: str):
-        """made_from: a hash of all that decides the candidates. Raises InputError as ``file:line: reason``."""
+    def __init__(self, path: str | Path, inputs_hash: str):
+        """inputs_hash: a hash of all that decides the candidates. Raises InputError as ``file:line: reason``."""
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.candidates: dict[Key, Candidate] = {}
-        header, whole = self._read(made_from)
+        header, whole = self._read(inputs_hash)
         self._file = open(self.path, "ab" if header else "wb")  # noqa: SIM115  closed by `with`
         self._file.truncate(whole)
         if not header:
-            self._write({"made_from": made_from})
+            self._write({"made_from": inputs_hash})
 
-    def _read(self, made_from: str) -> tuple[bool, int]:
+    def _read(self, inputs_hash: str) -> tuple[bool, int]:
         """(Whether the file begins with our header, bytes up to the end of its last whole line)."""
         whole = 0
         if not self.path.is_file():
@@ -40,7 +40,7 @@ class CandidateStore:
                 break
             try:
                 row = parse_line(line)
-                if number == 1 and row.get("made_from") != made_from:
+                if number == 1 and row.get("made_from") != inputs_hash:
                     os.replace(self.path, self.path.with_name(f"{self.path.name}.old"))
                     return False, 0
                 if number > 1:
@@ -102,11 +102,7 @@ def write_candidates(path: Path, candidates: Iterable[Candidate]) -> int:
 def read_candidates(path: Path) -> list[Candidate]:
     """Candidates of a file. Raises InputError as ``file:line: reason``: a bad row, a key that is there twice."""
     found: dict[Key, Candidate] = {}
-    for number, row in read_json_lines(path):
-        try:
-            candidate = Candidate.from_row(row)
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+    for number, candidate in read_records(path, Candidate):
         if candidate.key in found:
             raise InputError(f"{path}:{number}: candidate {candidate.key} is there twice; keep one")
         found[candidate.key] = candidate

@@ -16,7 +16,7 @@ from megatron_chimed.rejection.config import LoopConfig
 ENDING = 60  # seconds for the ranks of a killed job to end
 
 
-def fine_tune(config: LoopConfig, start: str | Path, packed: Path, folder: Path, made_from: str) -> int:
+def fine_tune(config: LoopConfig, start: str | Path, packed: Path, folder: Path, inputs_hash: str) -> int:
     """Fine-tune the checkpoint of `start` on packed rows into `folder`; returns the iterations that were trained.
 
     What is there of an interrupted training on the same data is continued, of another one removed. The job ends with
@@ -27,19 +27,19 @@ def fine_tune(config: LoopConfig, start: str | Path, packed: Path, folder: Path,
     lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _wait_for(lock, folder)
-        _begin(marker, folder, made_from)
+        _begin(marker, folder, inputs_hash)
         _launch(config, start, packed, folder, lock)
     finally:
         os.close(lock)
     return latest_iteration(folder)
 
 
-def _begin(marker: Path, folder: Path, made_from: str) -> None:
+def _begin(marker: Path, folder: Path, inputs_hash: str) -> None:
     """Remove a training on something else, and write down what this one is made from."""
-    content = f'"{made_from}"\n'
+    content = f'"{inputs_hash}"\n'
     if not marker.is_file() or marker.read_text() != content:
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(marker, made_from)
+        write_json(marker, inputs_hash)
 
 
 def _wait_for(lock: int, folder: Path) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
-from megatron_chimed.rejection.generator import Asked, Generator
-from megatron_chimed.rejection.steps import fingerprint
+from megatron_chimed.rejection.generator import Generator, SampleRequest
+from megatron_chimed.steps import fingerprint
 from megatron_chimed.text.template import Renderer
 
 Answer = tuple[list[int], bool]
@@ -50,7 +50,7 @@ class VllmGenerator(Generator):
             gpus = split_gpus(options.data_parallel, options.tensor_parallel)
             self.copies = [_Elsewhere(settings, share) for share in gpus]
 
-    def generate(self, asked: Sequence[Asked], sampling: Sampling) -> list[Candidate]:
+    def generate(self, asked: Sequence[SampleRequest], sampling: Sampling) -> list[Candidate]:
         """Answers of all copies."""
         eos, count = self.tokenizer.eos_id, len(self.copies)
         shared = {

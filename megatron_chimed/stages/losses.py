@@ -81,17 +81,18 @@ def ranked_pairs(rank: torch.Tensor, group: torch.Tensor, pairing: str = "adjace
 
 def pairwise_ranking(
     rewards: torch.Tensor, rank: torch.Tensor, better: torch.Tensor, worse: torch.Tensor, *, margin: float = 0.0,
-    centring: float = 0.0
+    center_rewards_coefficient: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Pairwise ranking loss: the sum over pairs of -log sigmoid(better - worse - margin) + centring (better + worse)^2.
+    """Sum the pairwise ranking loss: -log sigmoid(better - worse - margin) + coefficient (better + worse)^2, over pairs.
 
-    rewards [K] float; rank [K]; better and worse [P]: places of `ranked_pairs`. margin: for each rank between the two;
-    centring: keeps rewards near 0, which the loss itself leaves open. Returns (sum, number of pairs as int64).
-    Source: arXiv 2311.06025, section on the reward model; margin: arXiv 2307.09288, equation 2; centring: arXiv
+    rewards [K] float and rank [K] of K answers; better and worse [P]: places in them, from `ranked_pairs`. margin: for
+    each rank between the two. center_rewards_coefficient: keeps rewards near 0, which the loss itself leaves open.
+    Returns (sum [], number of pairs [] int64).
+    Source: arXiv 2311.06025, section on the reward model; margin: arXiv 2307.09288, equation 2; centred rewards: arXiv
     2312.09244.
     """
     distance = rewards[better] - rewards[worse] - margin * (rank[worse] - rank[better])
     total = torch.nn.functional.softplus(-distance).sum()
-    if centring:
-        total = total + centring * (rewards[better] + rewards[worse]).square().sum()
+    if center_rewards_coefficient:
+        total = total + center_rewards_coefficient * (rewards[better] + rewards[worse]).square().sum()
     return total, torch.tensor(len(better), device=rewards.device)

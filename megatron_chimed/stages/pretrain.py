@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from megatron_chimed.config import PretrainConfig
+from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import find_corpus_manifest
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.losses import masked_nll

@@ -50,7 +50,9 @@ def loss(config: RewardConfig, batch: Batch, num_ranks: int | None, rewards: tor
     rewards, rank, group = rewards[scored], batch["rank"][scored], batch["group"][scored]
     pairing = PAIRINGS[int(batch["pairing"].max())]
     better, worse = ranked_pairs(rank, group, pairing)
-    total, count = pairwise_ranking(rewards, rank, better, worse, margin=config.margin, centring=config.centring)
+    total, count = pairwise_ranking(
+        rewards, rank, better, worse, margin=config.margin, center_rewards_coefficient=config.center_rewards_coefficient
+    )
     right = (rewards[better] > rewards[worse]).sum()
     figures = {
         "ranking loss": torch.stack([total.detach(), count.to(total.dtype)]),

@@ -7,7 +7,6 @@ SentencePiece marks a space inside its pieces, decodes to a space.
 
 import io
 import json
-import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import (
     atomic_folder,
-    glob_inputs,
+    expand,
     manifest,
     read_json,
     read_json_lines,
@@ -43,20 +42,6 @@ TRAINING = {
     "num_threads": 4,  # written into the model file: fixed, so that every machine writes the same bytes
     "minloglevel": 2,
 }
-
-
-def expand_inputs(patterns: Iterable[str]) -> list[Path]:
-    """Files and globs to files, each pattern's matches sorted, without repetition.
-
-    Raises InputError for a pattern that matches no file.
-    """
-    files: dict[Path, None] = {}
-    for pattern in patterns:
-        matches = [pattern] if os.path.exists(pattern) else glob_inputs(pattern)
-        if not matches:
-            raise InputError(f"{pattern}: no such file, and no file matches it as a pattern")
-        files.update(dict.fromkeys(map(Path, matches)))
-    return list(files)
 
 
 def read_documents(path: Path, json_keys: Sequence[str]) -> Iterator[str]:
@@ -213,7 +198,7 @@ def train_tokenizer(
 
     if max_documents < 1:
         raise InputError(f"max documents {max_documents} is out of range; give at least 1")
-    output, files = Path(output), expand_inputs(inputs)
+    output, files = Path(output), list(dict.fromkeys(map(Path, expand(inputs))))
     settings = {"vocab_size": vocab_size, "character_coverage": character_coverage, "max_documents": max_documents}
     hashes = {str(file): sha256_file(file) for file in files}
     parents = {"settings": {**settings, "json_keys": list(json_keys)}, "inputs": hashes}

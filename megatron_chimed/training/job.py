@@ -7,7 +7,7 @@ from typing import Any
 from megatron_chimed import checkpoints
 from megatron_chimed.config import load_settings
 from megatron_chimed.errors import InputError
-from megatron_chimed.locks import lock_folder
+from megatron_chimed.steps import lock_folder
 
 
 def prepare(words: list[str]) -> int | None:

@@ -28,8 +28,9 @@ from typing import Any, TextIO
 import yaml
 
 from megatron_chimed import __version__
+from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.errors import InputError, one_line
-from megatron_chimed.jsonl import SCHEMA, atomic_output, find_corpus_manifest, read_json, sha256_file, write_json
+from megatron_chimed.jsonl import SCHEMA, atomic_output, read_json, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = "ended without a word: killed, or its machine was lost"

@@ -22,8 +22,9 @@ from support.dialogues import make_tokenizer
 from support.paths import ROOT
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from megatron_chimed.checkpoints import resolve
 from megatron_chimed.convert import checkpoint, hf_folder
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 
 
@@ -277,17 +278,17 @@ def test_two_conversions_to_one_folder_refuse_each_other(tmp_path):
 def test_a_checkpoint_is_found_by_iteration(tmp_path):
     hf = write_plain(tmp_path / "hf")
     checkpoint.hf_to_megatron(hf, tmp_path / "run", progress=False)
-    assert find_iteration(tmp_path / "run").name == "release"
+    assert resolve(tmp_path / "run").name == "release"
     with pytest.raises(InputError, match="has no iter_0000005; there is release"):
-        find_iteration(tmp_path / "run", 5)
+        resolve(tmp_path / "run", 5)
     os.rename(tmp_path / "run/release", tmp_path / "run/iter_0000005")
     (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("5")
-    assert find_iteration(tmp_path / "run").name == find_iteration(tmp_path / "run", 5).name == "iter_0000005"
+    assert resolve(tmp_path / "run").name == resolve(tmp_path / "run", 5).name == "iter_0000005"
     (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("")
     with pytest.raises(InputError, match="give --iteration, one of iter_0000005"):
-        find_iteration(tmp_path / "run")
+        resolve(tmp_path / "run")
     with pytest.raises(InputError, match="no such folder"):
-        find_iteration(tmp_path / "nothing")
+        resolve(tmp_path / "nothing")
 
 
 def test_the_metadata_of_a_checkpoint_cannot_run_code(tmp_path):

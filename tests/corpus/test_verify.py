@@ -10,9 +10,9 @@ from support import corpora
 from support.corpora import build, call, call_here, make_texts, write_rows
 
 from megatron_chimed.corpus.indexed_dataset import HEADER, read_index
+from megatron_chimed.corpus.manifest import check_corpus_sizes
 from megatron_chimed.corpus.verify import adopt_dataset, check_dataset, verify_corpus
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import check_corpus_sizes
 
 
 @pytest.fixture(scope="module")

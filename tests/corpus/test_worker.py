@@ -7,7 +7,6 @@ from support import corpora
 from support.corpora import build, call_here, make_texts, to_lines, write_rows
 
 from megatron_chimed import jsonl
-from megatron_chimed.corpus import inputs
 from megatron_chimed.corpus.arguments import parse_arguments
 from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
 from megatron_chimed.corpus.inputs import Batch
@@ -69,8 +68,8 @@ def test_rows_in_quarantine_do_not_come_back_as_input(tmp_path, model):
     first = build([tmp_path / "*.jsonl"], tmp_path / "out", model, **share)
     assert build([tmp_path / "*.jsonl"], tmp_path / "out", model, **share) == first
     quarantine = tmp_path / "out.rejected.jsonl"
-    assert inputs.find_inputs([str(tmp_path / "*.jsonl")]) == [str(tmp_path / "a.jsonl")]
-    assert inputs.find_inputs([str(quarantine)]) == [str(quarantine)]
+    assert jsonl.expand([str(tmp_path / "*.jsonl")]) == [str(tmp_path / "a.jsonl")]
+    assert jsonl.expand([str(quarantine)]) == [str(quarantine)]
     named = build([tmp_path / "a.jsonl", quarantine], tmp_path / "second", model, **share)  # as a shell expands it
     assert named["documents"] == 30 and named["dropped"] == {"invalid JSON": 1, "missing key": 1}
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import SHARED
 
-from megatron_chimed.data.dedup import CHUNK, ExactDeduplicator, NearDeduplicator, normalise, shingle_hashes
+from megatron_chimed.data.dedup import CHUNK, ExactDeduplicator, NearDeduplicator, shingle_hashes
+from megatron_chimed.text.normalise import normalise
 
 BOTH = [ExactDeduplicator, NearDeduplicator]
 CHARACTERS = "慢性胃炎患者应当规律饮食避免辛辣刺激头痛发热咳嗽血压检查建议服药复查休息住院手术医生门诊"

@@ -301,7 +301,7 @@ def test_the_command_counts_tokens_prints_a_table_and_gives_one_line_on_bad_inpu
     assert re.search(rf"talks +10 +0 +10 +40 +{sum(map(len, texts)):,} +{total:,}\n", done.stdout), done.stdout
     failed = call_here("prepare_sft.py", "--source", f"mc={tmp_path}", "--output", output)
     assert failed.returncode == 1 and failed.stderr.splitlines() == [
-        f"prepare_sft.py: error: --source mc={tmp_path}: no such file: {tmp_path}"
+        f"prepare_sft.py: error: --source mc={tmp_path}: not a file; give files or a pattern such as {tmp_path}/*.jsonl"
     ]
 
 

@@ -20,13 +20,13 @@ from support.reward_sources import (
 )
 
 from megatron_chimed.data.clean import clean, redact
-from megatron_chimed.data.dedup import normalise
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.ranking_worker import settle_answers
 from megatron_chimed.data.rankings import describe
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
 from megatron_chimed.data.tidy import Unusable
 from megatron_chimed.errors import InputError, one_line
+from megatron_chimed.text.normalise import normalise
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from support.exam_files import write_lines
 
 from megatron_chimed.data.overlap import GRAM, tokens
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.contamination import contaminated, find_training_files, item_texts
+from megatron_chimed.evaluation.contamination import contaminated, item_texts
+from megatron_chimed.jsonl import expand
 
 
 def grams(text: str, short: bool = True) -> set[tuple]:
@@ -47,4 +48,4 @@ def test_a_short_answer_that_everybody_gives_is_no_contamination(tmp_path):
 
 def test_a_pattern_without_a_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        find_training_files([str(tmp_path / "*.jsonl")])
+        expand([str(tmp_path / "*.jsonl")], "--training-data ")

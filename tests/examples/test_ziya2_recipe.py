@@ -97,7 +97,7 @@ def test_the_reward_model_takes_two_epochs_with_the_papers_warm_up():
         load_settings(MODEL, FOLDER / "reward.yaml", []).chimed, ModelOptions, RewardConfig, JobOptions
     )[1]
     given = settings("reward")
-    assert filled.epochs == 2 and filled.margin == 0 and filled.centring == 0
+    assert filled.epochs == 2 and filled.margin == 0 and filled.center_rewards_coefficient == 0
     assert not [key for key in given if key.startswith("lr-warmup") or key in ("train-iters", "lr-decay-iters")]
 
 

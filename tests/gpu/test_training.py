@@ -12,7 +12,7 @@ from support.job import ON_GPU, LaunchedJob, figures, write_corpus
 from support.ranks import ON_CPU
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
-from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 
 LENGTH, STEPS = 128, 5
 LOSS, NORM = 5e-3, 1.5e-2
@@ -25,7 +25,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     renderer = make_renderer("sentencepiece", folder)
     source = write_dialogues(folder / "dialogues.jsonl", make_dialogues(300, most_turns=3, most_words=8))
-    pack_dialogues([str(source)], folder / "packed", renderer, PackOptions(sequence_length=LENGTH, progress=False))
+    pack_dialogues(
+        [str(source)], folder / "packed", renderer, DialogueRowOptions(sequence_length=LENGTH, progress=False)
+    )
     size = renderer.tokenizer.vocab_size
     hf = write_hf(folder / "hf", vocab_size=size, num_hidden_layers=2)
     hf_to_megatron(hf, folder / "megatron", progress=False)

@@ -20,7 +20,8 @@ from support.paths import TESTS
 from support.ranks import ON_CPU
 
 from megatron_chimed import checkpoints
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, find_iteration
+from megatron_chimed.checkpoints import resolve
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.training.runlog import read_log
 
 # What makes recovery hard: dropout, bf16 with float32 main weights, sharded Adam moments.
@@ -171,7 +172,7 @@ def test_a_gradient_that_is_no_number_stops_with_its_batch_and_the_weights_befor
     assert path == said[1] and ", ".join(map(str, rows)) == said[2] and len(rows) == 4
     with np.load(folder / "batch.npz", allow_pickle=False) as batch:
         assert batch["tokens"].shape == (4, 64) and (batch["tokens"][:, 1:] == batch["labels"][:, :-1]).all()
-    weights = TorchDistCheckpoint(find_iteration(folder))
+    weights = TorchDistCheckpoint(resolve(folder))
     table = weights.read("embedding.word_embeddings.weight", (0, 0), (250, 64))
     assert table.isfinite().all() and not any(name.startswith("optimizer") for name in weights.tensors)
     assert run.latest() < before + 2

@@ -12,7 +12,7 @@ from support.job import MODEL, ROOT, Job, figures, write_corpus
 from support.ranks import ON_CPU
 from support.ranks import start as start_ranks
 
-from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 
 
 def start(*words: object, ranks: int = 1) -> tuple[int, str]:
@@ -91,7 +91,7 @@ def test_a_wrong_command_line_is_one_line_of_two_ranks(begin, words, message):
 def tuning(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuning")
     source = write_dialogues(folder / "dialogues.jsonl", make_dialogues(40, most_words=5))
-    options = PackOptions(sequence_length=64, progress=False)
+    options = DialogueRowOptions(sequence_length=64, progress=False)
     pack_dialogues([str(source)], folder / "packed", make_renderer("sentencepiece", folder), options)
     return Job(folder, {"vocab-size": 420}, {"data-path": str(folder / "packed")}, name="sft")
 

@@ -16,15 +16,24 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import ScorerOptions, read_config
 from megatron_chimed.rejection.engines import MegatronGenerator
-from megatron_chimed.rejection.generator import ask
+from megatron_chimed.rejection.generator import build_requests
 from megatron_chimed.rejection.loop import make_rounds, status
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.rounds import STEPS
 from megatron_chimed.rejection.scorers import open_scorer, sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
 
-KILLS = {"prompts": 4, "generate": 3, "score": 2, "select": 4, "pack": 4, "train": 1, "sample": 1, "report": 1}
-DECIDING = STEPS[:4]  # up to the selection
+KILLS = {
+    "prompts": 4,
+    "generate": 3,
+    "score": 2,
+    "select": 4,
+    "pack": 4,
+    "train": 1,
+    "evaluate_heldout": 1,
+    "report": 1,
+}
+DECIDING = list(STEPS)[:4]  # up to the selection
 ANSWERS = 32
 
 
@@ -66,11 +75,15 @@ def moment(draw: random.Random, step: str, round_folder: Path, seconds: dict):
     if step == "train":
         folder = round_folder / "train/selected"
         return lambda: latest_iteration(folder) >= 1 and (running(folder) or not Path("/proc/self").exists())
-    stores = {"generate": "candidates.store", "score": "scored.store", "sample": "heldout.selected.sampled.store"}
+    stores = {
+        "generate": "candidates.store",
+        "score": "scored.store",
+        "evaluate_heldout": "heldout.selected.sampled.store",
+    }
     if step in stores:
         path = round_folder / stores[step]
         more = count_stored(path) + draw.randrange(1, 9)
-        return lambda: count_stored(path) >= min(more, ANSWERS - 4 if step != "sample" else 1)
+        return lambda: count_stored(path) >= min(more, ANSWERS - 4 if step != "evaluate_heldout" else 1)
     end = time.monotonic() + draw.uniform(0, seconds.get(step, 0.3))
     return lambda: time.monotonic() >= end
 
@@ -155,7 +168,7 @@ def test_an_answer_follows_from_its_prompt_and_seed_whatever_is_asked_beside_it(
     config = read_config(folder / "whole.yaml")
     prompts = list(read_prompts([config.output / "round-01/prompts.jsonl"]))
     renderer = make_rounds(config)[0].renderer
-    asked = ask(prompts, renderer, round=1, n=4, seed=(settings["seed"], "sample", 1))
+    asked = build_requests(prompts, renderer, round=1, n=4, seed=(settings["seed"], "sample", 1))
     stored = {one.key: one for one in read_candidates(config.output / "round-01/candidates.jsonl")}
     with MegatronGenerator(folder / "start", config.generator, renderer) as generator:
         for one in asked[::7]:

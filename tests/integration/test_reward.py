@@ -17,7 +17,7 @@ from megatron_chimed.convert.verify import verify
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset
 from megatron_chimed.packing.packed_rows import PackedRows
-from megatron_chimed.packing.rankings import RankingOptions, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings
 
 LENGTH, ROWS = 128, 4
 STAGE = {
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward")
     renderer = make_renderer("sentencepiece", folder)
     source = write_groups(folder / "ranked.jsonl", make_groups(150))
-    pack_rankings([str(source)], folder / "packed", renderer, RankingOptions(LENGTH, "all", progress=False))
+    pack_rankings([str(source)], folder / "packed", renderer, RankingRowOptions(LENGTH, pairing="all", progress=False))
     for kind in ("reward", "lm"):
         changes = {"vocab_size": renderer.tokenizer.vocab_size, "num_hidden_layers": 2, "reward": kind == "reward"}
         hf_to_megatron(write_hf(folder / f"hf_{kind}", **changes), folder / kind, progress=False)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
-from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.stages.losses import response_metrics
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     renderer = make_renderer("sentencepiece", folder)
     source = write_dialogues(folder / "dialogues.jsonl", make_dialogues(300, most_turns=3, most_words=8))
-    options = PackOptions(sequence_length=LENGTH, progress=False)
+    options = DialogueRowOptions(sequence_length=LENGTH, progress=False)
     pack_dialogues([str(source)], folder / "packed", renderer, options)
     hf = write_hf(folder / "hf", vocab_size=renderer.tokenizer.vocab_size, num_hidden_layers=2)
     hf_to_megatron(hf, folder / "megatron", progress=False)

@@ -18,7 +18,7 @@ from support.dialogues import make_dialogues, make_renderer, write_dialogues
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.packing import chunks
-from megatron_chimed.packing.dialogues import PackOptions, describe, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, describe, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def renderer(tmp_path_factory) -> Renderer:
 
 def run(inputs, output, renderer, length=256, **options) -> dict:
     paths = [str(path) for path in (inputs if isinstance(inputs, list) else [inputs])]
-    return pack_dialogues(paths, output, renderer, PackOptions(length, progress=False, **options))
+    return pack_dialogues(paths, output, renderer, DialogueRowOptions(length, progress=False, **options))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

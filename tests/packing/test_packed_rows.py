@@ -14,7 +14,7 @@ from megatron_chimed.datasets import rows
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing import packed_rows as packed_module
 from megatron_chimed.packing.bin_packing import Packing
-from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows, row_arrays
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.template import Renderer, Template
@@ -51,7 +51,7 @@ def real(tmp_path_factory):
 
 
 def pack(folder, dialogues, renderer, length=LENGTH, **options) -> PackedRows:
-    options = PackOptions(length, progress=False, **options)
+    options = DialogueRowOptions(length, progress=False, **options)
     pack_dialogues([str(write_dialogues(folder / "in.jsonl", dialogues))], folder / "packed", renderer, options)
     return PackedRows(folder / "packed")
 

@@ -18,7 +18,7 @@ from megatron_chimed.packing import chunks
 from megatron_chimed.packing.builder import RowOptions, pack_units
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.ranking_worker import NO_PAIR, TOO_LONG
-from megatron_chimed.packing.rankings import RankingOptions, describe, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, describe, pack_rankings
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
 from megatron_chimed.text.template import Renderer
 
@@ -30,7 +30,9 @@ def renderer(tmp_path_factory) -> Renderer:
 
 def run(folder: Path, groups, renderer, length=256, name="packed", **options) -> tuple[dict, PackedRows]:
     source = write_groups(folder / "ranked.jsonl", groups)
-    content = pack_rankings([str(source)], folder / name, renderer, RankingOptions(length, progress=False, **options))
+    content = pack_rankings(
+        [str(source)], folder / name, renderer, RankingRowOptions(length, progress=False, **options)
+    )
     return content, PackedRows(folder / name)
 
 
@@ -134,7 +136,7 @@ def test_extremes_keep_two_levels_and_shuffling_keeps_the_answers(tmp_path, rend
 
 def test_one_question_per_row_and_workers_and_batches(tmp_path, renderer, monkeypatch):
     groups = make_groups(150)
-    content, packed = run(tmp_path, groups, renderer, one_question_per_row=True)
+    content, packed = run(tmp_path, groups, renderer, one_unit_per_row=True)
     assert len(packed) == content["report"]["kept"]["instances"]
     assert all(len(set(packed.arrays["segment_group"][list(packed.segments(row))])) == 1 for row in range(len(packed)))
     run(tmp_path, groups, renderer, name="one")
@@ -177,7 +179,7 @@ def test_a_bad_row_is_named_with_its_line_and_nothing_is_left(tmp_path, renderer
     path = tmp_path / "ranked.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (row_of(), row_of(**change))))
     with pytest.raises(InputError, match=f"ranked.jsonl:2: .*{message}"):
-        pack_rankings([str(path)], tmp_path / "out", renderer, RankingOptions(64, progress=False))
+        pack_rankings([str(path)], tmp_path / "out", renderer, RankingRowOptions(64, progress=False))
     assert not (tmp_path / "out").exists()
 
 

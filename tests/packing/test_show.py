@@ -9,7 +9,7 @@ from support.corpora import call, call_here
 from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer, make_tokenizer, write_dialogues
 
 from megatron_chimed.packing import show
-from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
 
 HOSTILE = make_dialogue("头痛\x1b[2J\u202e<b>&amp;</b>«</s>", "服用<script>x</script>\n检查\x07", number=7)
@@ -19,7 +19,7 @@ def pack(folder: Path, kind: str, dialogues, length=512) -> PackedRows:
     renderer = make_renderer(kind, folder)
     path = folder / kind / "tokenizer.model" if kind in ("sentencepiece", "dummy_prefix") else folder / kind
     source = write_dialogues(folder / "in.jsonl", dialogues)
-    options = PackOptions(length, progress=False)
+    options = DialogueRowOptions(length, progress=False)
     pack_dialogues([str(source)], folder / "packed", renderer, options, tokenizer_path=str(path))
     return PackedRows(folder / "packed")
 

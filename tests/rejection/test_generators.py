@@ -16,7 +16,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.rejection import vllm_generator
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
 from megatron_chimed.rejection.engines import open_generator
-from megatron_chimed.rejection.generator import Generator, ask, batches_left, generate_into
+from megatron_chimed.rejection.generator import Generator, batches_left, build_requests, generate_into
 from megatron_chimed.rejection.store import CandidateStore
 
 PROMPTS = [make_prompt("您好", "请说", f"头痛{number * '很'}怎么办", id=f"p{number}") for number in range(7)]
@@ -36,7 +36,7 @@ def environment(monkeypatch):
 
 
 def asked_of(renderer, prompts=PROMPTS, round=1, seed=(5, "sample", 1)):
-    return ask(prompts, renderer, round=round, n=3, seed=seed)
+    return build_requests(prompts, renderer, round=round, n=3, seed=seed)
 
 
 class Echo(Generator):

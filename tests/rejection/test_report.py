@@ -11,10 +11,10 @@ from support.candidates import make_candidate
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection import report
+from megatron_chimed.rejection.external_grader import grade
 from megatron_chimed.rejection.heldout import by_prompt, difference, mean_over_prompts
 from megatron_chimed.rejection.report_page import draw, page
 from megatron_chimed.rejection.store import write_candidates
-from megatron_chimed.rejection.yardstick import grade
 
 
 def answers(shift: float, slope: float = 0.0, seed: int = 0, noise: float = 0.1):
@@ -107,7 +107,7 @@ def test_the_page_shows_every_model_strategy_and_warning_and_hostile_text_stays_
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_yardstick_grades_each_answer_and_worse_answers_are_warned_of(tmp_path):
+def test_an_external_grader_grades_each_answer_and_worse_answers_are_warned_of(tmp_path):
     write_candidates(tmp_path / "after.jsonl", answers(0))
     script = tmp_path / "grade.py"
     script.write_text(
@@ -140,9 +140,9 @@ def test_a_yardstick_grades_each_answer_and_worse_answers_are_warned_of(tmp_path
         ("", "no grade for sample"),
     ],
 )
-def test_a_yardstick_that_fails_is_one_line(tmp_path, script, message):
+def test_an_external_grader_that_fails_is_one_line(tmp_path, script, message):
     write_candidates(tmp_path / "a.jsonl", answers(0))
     with pytest.raises(InputError, match=message):
         grade(["python", "-c", script], tmp_path / "a.jsonl")
-    with pytest.raises(InputError, match="yardstick nothing-there: No such file"):
+    with pytest.raises(InputError, match="external_grader nothing-there: No such file"):
         grade(["nothing-there"], tmp_path / "a.jsonl")

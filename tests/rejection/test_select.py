@@ -20,6 +20,7 @@ from megatron_chimed.rejection.select import (
     shingles,
     similarity,
 )
+from megatron_chimed.text.normalise import normalise
 
 RULES = st.builds(
     Rule,
@@ -93,7 +94,7 @@ def test_no_two_answers_of_a_prompt_that_are_left_are_near_duplicates(candidates
 def alike(one: str, other: str) -> float:
     """Jaccard similarity of the sets of 3 characters in a row, the slow way."""
     sets = []
-    for text in map(selection.normalise, (one, other)):
+    for text in map(normalise, (one, other)):
         grams = [text[start : start + 3] for start in range(max(1, len(text) - 2))]
         sets.append({gram for gram in grams if gram})
     both = [gram for gram in sets[0] if gram in sets[1]]

@@ -13,10 +13,10 @@ from megatron_chimed.rejection.store import CandidateStore, count_stored, read_c
 BATCHES = [[make_candidate(f"p{batch}", sample) for sample in range(2)] for batch in range(4)]
 
 
-def fill(path, batches=BATCHES, made_from="settings") -> list[int]:
+def fill(path, batches=BATCHES, inputs_hash="settings") -> list[int]:
     """Append the batches that are missing, and publish; the numbers of those appended."""
     added = []
-    with CandidateStore(path, made_from) as store:
+    with CandidateStore(path, inputs_hash) as store:
         for number, batch in enumerate(batches):
             if batch[0].key not in store.candidates:
                 store.append(batch)
@@ -70,7 +70,7 @@ def test_a_store_of_other_settings_is_set_aside_and_begun_anew(tmp_path):
     path = tmp_path / "store"
     fill(path)
     before = path.read_bytes()
-    assert fill(path, made_from="others") == [0, 1, 2, 3]
+    assert fill(path, inputs_hash="others") == [0, 1, 2, 3]
     assert (tmp_path / "store.old").read_bytes() == before
 
 

@@ -56,20 +56,22 @@ def test_four_ranks_make_three_pairs_and_ties_none():
         assert len(better) == 0, "answers of one rank make no pair"
 
 
-@given(groups=GROUPS, margin=st.sampled_from([0.0, 0.5]), centring=st.sampled_from([0.0, 0.01]))
-def test_the_loss_and_its_gradient_are_those_of_a_double_loop_in_float64(groups, margin, centring):
+@given(groups=GROUPS, margin=st.sampled_from([0.0, 0.5]), center_rewards_coefficient=st.sampled_from([0.0, 0.01]))
+def test_the_loss_and_its_gradient_are_those_of_a_double_loop_in_float64(groups, margin, center_rewards_coefficient):
     rewards, rank, group = flat(groups)
     results = []
     for rounded in (torch.float32, torch.float64):
         leaf = rewards.to(rounded).requires_grad_()
         if rounded == torch.float32:
             better, worse = ranked_pairs(rank, group)
-            total, count = pairwise_ranking(leaf, rank, better, worse, margin=margin, centring=centring)
+            total, count = pairwise_ranking(
+                leaf, rank, better, worse, margin=margin, center_rewards_coefficient=center_rewards_coefficient
+            )
         else:
             total, count = torch.zeros((), dtype=rounded) + 0 * leaf.sum(), 0
             for i, j in sorted(naive_pairs(rank.tolist(), group.tolist(), "adjacent")):
                 ahead = leaf[i] - leaf[j] - margin * (rank[j] - rank[i])
-                total = total + torch.log(1 + torch.exp(-ahead)) + centring * (leaf[i] + leaf[j]) ** 2
+                total = total + torch.log(1 + torch.exp(-ahead)) + center_rewards_coefficient * (leaf[i] + leaf[j]) ** 2
                 count += 1
         total.backward()
         results.append((total.item(), int(count), leaf.grad.double()))

@@ -8,7 +8,7 @@ from support.rankings import make_groups, write_groups
 
 from megatron_chimed.config import Located, RewardConfig
 from megatron_chimed.errors import InputError
-from megatron_chimed.packing.rankings import RankingOptions, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings
 from megatron_chimed.stages.schedule import by_epochs
 
 
@@ -18,7 +18,7 @@ def packed(tmp_path_factory) -> tuple[str, int]:
     folder = tmp_path_factory.mktemp("schedule")
     source = write_groups(folder / "ranked.jsonl", make_groups(90))
     renderer = make_renderer("sentencepiece", folder)
-    content = pack_rankings([str(source)], folder / "packed", renderer, RankingOptions(128, progress=False))
+    content = pack_rankings([str(source)], folder / "packed", renderer, RankingRowOptions(128, progress=False))
     return str(folder / "packed"), content["rows"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
-from megatron_chimed.packing.dialogues import PackOptions, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from support.checkpoints import write_hf
 from support.corpora import command
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
@@ -28,7 +28,7 @@ def write_world(folder: Path) -> dict:
     dialogues = make_dialogues(60, most_turns=2, most_words=6)
     train = write_dialogues(folder / "train.jsonl", dialogues[:40])
     heldout = write_dialogues(folder / "heldout.jsonl", dialogues[40:])
-    pack_dialogues([str(heldout)], folder / "heldout", renderer, PackOptions(128, progress=False))
+    pack_dialogues([str(heldout)], folder / "heldout", renderer, DialogueRowOptions(128, progress=False))
     model = {key: value for key, value in MODEL.items() if key not in ("tokenizer-type", "vocab-size")}
     (folder / "model.yaml").write_text(yaml.safe_dump({"megatron": model | {"max-position-embeddings": 128}}))
     stage = {key: value for key, value in STAGE.items() if key != "split"} | {

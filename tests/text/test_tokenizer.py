@@ -15,8 +15,9 @@ from support.corpora import call_here
 from support.paths import ROOT, SHARED
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.jsonl import expand
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
-from megatron_chimed.text.tokenizer_training import expand_inputs, train_sentencepiece, train_tokenizer
+from megatron_chimed.text.tokenizer_training import train_sentencepiece, train_tokenizer
 
 SENTENCES = [
     "慢性胃炎患者应当规律饮食，避免辛辣刺激的食物。",
@@ -267,8 +268,8 @@ def test_a_damaged_gzip_file_is_named_and_no_folder_is_left(tmp_path, name):
 def test_a_pattern_leaves_out_rows_in_quarantine(tmp_path):
     for name in ("a.jsonl", "a.rejected.jsonl"):
         (tmp_path / name).write_text("")
-    assert expand_inputs([str(tmp_path / "*.jsonl")]) == [tmp_path / "a.jsonl"]
-    assert expand_inputs([str(tmp_path / "a.rejected.jsonl")]) == [tmp_path / "a.rejected.jsonl"]
+    assert expand([str(tmp_path / "*.jsonl")]) == [str(tmp_path / "a.jsonl")]
+    assert expand([str(tmp_path / "a.rejected.jsonl")]) == [str(tmp_path / "a.rejected.jsonl")]
 
 
 def test_surrogates_and_nul_in_the_input_do_not_stop_training(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 
 from megatron_chimed import checkpoints
 from megatron_chimed.errors import InputError
-from megatron_chimed.locks import lock_folder
+from megatron_chimed.steps import lock_folder
 from megatron_chimed.training.job import prepare
 
-HOLD = "import sys, time; from megatron_chimed.locks import lock_folder; "
+HOLD = "import sys, time; from megatron_chimed.steps import lock_folder; "
 HOLD += "lock_folder(sys.argv[1], '--save'); print('locked', flush=True); time.sleep(600)"
 
 

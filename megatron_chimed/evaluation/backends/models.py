@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.checkpoints import TRACKER, path_of
+from megatron_chimed.checkpoints import resolve
 from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file, sha256_json
@@ -86,7 +86,7 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
     if source is None:
         raise InputError(f"--model {name}: give the checkpoint's tokenizer, --tokenizer MODEL_OR_FOLDER")
     tokenizer = checkpoint_tokenizer(source)
-    iteration = _iteration_folder(folder, options.iteration)
+    iteration = resolve(folder, options.iteration)
     dtype = "float32" if options.dtype == "auto" else options.dtype
 
     def make() -> Any:
@@ -104,21 +104,6 @@ def _megatron(name: str, place: str, options: ModelOptions, template: Template) 
         return EngineModel(engine, tokenizer, template)
 
     return Model(name, _identity(list(iteration.iterdir()), template, tokenizer.fingerprint, dtype), make)
-
-
-def _iteration_folder(folder: Path, iteration: int | None) -> Path:
-    """The folder of one checkpoint. Raises InputError."""
-    tracker = folder / TRACKER
-    if not tracker.is_file():
-        raise InputError(f"{folder}: no {tracker.name}; expected a folder of Megatron checkpoints")
-    latest = tracker.read_text(encoding="utf-8").strip()
-    if iteration is None and not latest.isdecimal():
-        found = folder / latest
-    else:
-        found = path_of(folder, int(latest) if iteration is None else iteration)
-    if not found.is_dir():
-        raise InputError(f"{found}: no such checkpoint")
-    return found
 
 
 def _chat(name: str, place: str, options: ModelOptions, template: Template) -> Model:

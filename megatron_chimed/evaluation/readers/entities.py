@@ -4,7 +4,6 @@ A path is ``TEST,EXAMPLES``: two files or globs, the first to be answered, the s
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from megatron_chimed.data.dialogue_texts import read_blocks
@@ -12,7 +11,7 @@ from megatron_chimed.data.sources import Fault
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.entities import Mention
 from megatron_chimed.evaluation.readers.items import Loaded, load
-from megatron_chimed.jsonl import glob_inputs, parse_line, read_lines
+from megatron_chimed.jsonl import expand, parse_line, read_lines
 
 
 def read_ccks2019(paths: str) -> dict[str, Loaded]:
@@ -42,10 +41,7 @@ def _read_both(paths: str, rows: Callable, read: Callable[[Any], dict]) -> dict[
         )
     loaded = {}
     for split, pattern in zip(("test", "fewshot"), patterns, strict=True):
-        files = [pattern] if Path(pattern).is_file() else glob_inputs(pattern)
-        if not files:
-            raise InputError(f"{pattern}: no such file")
-        located = ((f"{path}:{line}", row) for path in files for line, row in rows(path))
+        located = ((f"{path}:{line}", row) for path in expand([pattern]) for line, row in rows(path))
         loaded[split] = load(located, read)
     every = (mention["type"] for one in loaded.values() for item in one.items for mention in item["mentions"])
     types = sorted(set(every))

@@ -1,5 +1,4 @@
-"""A yardstick other than the reward: a command of the user's that grades answers, so that a reward that is only gamed
-shows."""
+"""Grade answers by a command of the user's, so that a reward that is only gamed shows."""
 
 import json
 import subprocess
@@ -19,11 +18,11 @@ def grade(command: Sequence[str], answers: Path) -> dict[str, list[float]]:
     a line with ``{"prompt", "sample", "grade"}``. Raises InputError when it fails, or leaves an answer out.
     """
     words = [sys.executable if command[0] == "python" else command[0], *command[1:], str(answers)]
-    shown = f"yardstick {' '.join(words[1:])}"
+    shown = f"external_grader {' '.join(words[1:])}"
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except OSError as error:
-        raise InputError(f"yardstick {command[0]}: {error.strerror}") from None
+        raise InputError(f"external_grader {command[0]}: {error.strerror}") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(f"{shown} ended with {done.returncode}: {last[:300]}")

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
-from megatron_chimed.rejection.steps import SAMPLED, Made, Step, fingerprint, identify, locked, run_step, state_of
+from megatron_chimed.steps import SAMPLED, Step, StepResult, fingerprint, identify, locked, run_step, state_of
 
 
 @pytest.fixture
@@ -15,17 +15,19 @@ def step(tmp_path):
     """A step that copies a.txt to b.txt, and remembers how often."""
     runs = []
 
-    def run(made_from: str) -> Made:
-        runs.append(made_from)
+    def run(inputs_hash: str) -> StepResult:
+        runs.append(inputs_hash)
         (tmp_path / "b.txt").write_text((tmp_path / "a.txt").read_text())
-        return Made(3, {"empty": 1}, {"pool": 4})
+        return StepResult(3, {"empty": 1}, {"pool": 4})
 
     def progress() -> str:
         return "half" if (tmp_path / "half").exists() else ""
 
     (tmp_path / "a.txt").write_text("one")
     inputs, settings = {"a": [tmp_path / "a.txt"]}, {"n": 1}
-    made = Step("copy", tmp_path / "copy.manifest.json", inputs, settings, [tmp_path / "b.txt"], run, progress)
+    made = Step(
+        "copy", "a test", tmp_path / "copy.manifest.json", inputs, settings, [tmp_path / "b.txt"], run, progress
+    )
     return made, runs
 
 
@@ -71,7 +73,9 @@ def test_a_step_that_fails_leaves_no_manifest(tmp_path, step):
     copy, _ = step
     run_step(copy, "round 1")
     (tmp_path / "a.txt").write_text("two")
-    failing = Step(copy.name, copy.manifest, copy.inputs, copy.settings, copy.outputs, lambda made_from: 1 / 0)
+    failing = Step(
+        copy.name, copy.made_by, copy.manifest, copy.inputs, copy.settings, copy.outputs, lambda inputs_hash: 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         run_step(failing, "round 1")
     assert state_of(copy).name == "to do"
@@ -79,7 +83,7 @@ def test_a_step_that_fails_leaves_no_manifest(tmp_path, step):
 
 def test_two_jobs_in_one_folder_refuse_each_other(tmp_path):
     code = (
-        "import pathlib, sys\nfrom megatron_chimed.rejection.steps import locked\n"
+        "import pathlib, sys\nfrom megatron_chimed.steps import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
     )
     other = subprocess.Popen(
