@@ -16,10 +16,10 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from megatron_chimed.backend.quiet import hush
+from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.errors import InputError, exit_cleanly
 
-hush()
+silence_import_warnings()
 
 import torch  # noqa: E402
 
@@ -27,7 +27,6 @@ from megatron_chimed.backend import cpu  # noqa: E402
 
 cpu.install()
 
-from megatron_chimed.config import RewardConfig  # noqa: E402
 from megatron_chimed.convert import architecture as arch  # noqa: E402
 from megatron_chimed.convert.model import build_model  # noqa: E402
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets  # noqa: E402
@@ -36,6 +35,7 @@ from megatron_chimed.jsonl import read_json_lines, write_json_lines  # noqa: E40
 from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings  # noqa: E402
 from megatron_chimed.records import RankedGroup  # noqa: E402
 from megatron_chimed.stages.losses import pairwise_ranking  # noqa: E402
+from megatron_chimed.stages.options import RewardConfig  # noqa: E402
 from megatron_chimed.stages.reward import forward_step  # noqa: E402
 from megatron_chimed.text.template import Renderer, Template  # noqa: E402
 from megatron_chimed.text.tokenizer import load_tokenizer  # noqa: E402

@@ -15,10 +15,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from megatron_chimed.backend.quiet import hush
+from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.errors import InputError, exit_cleanly
 
-hush()
+silence_import_warnings()
 
 import torch  # noqa: E402
 
@@ -26,11 +26,11 @@ from megatron_chimed.backend import cpu  # noqa: E402
 
 cpu.install()
 
-from megatron_chimed.config import SftConfig  # noqa: E402
 from megatron_chimed.convert import architecture as arch  # noqa: E402
 from megatron_chimed.convert.model import build_model  # noqa: E402
 from megatron_chimed.packing.packed_rows import PackedRows, row_arrays  # noqa: E402
 from megatron_chimed.stages.losses import masked_nll  # noqa: E402
+from megatron_chimed.stages.options import SftConfig  # noqa: E402
 from megatron_chimed.stages.sft import forward_step  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

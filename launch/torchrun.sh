@@ -19,11 +19,11 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}"
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}" # upstream's deprecation notes; set it to "default" to see them
 
 if [ "${NNODES:-1}" = 1 ]; then
-  exec "$python" -m megatron_chimed.training.launch --standalone --nproc-per-node "$ranks" -m megatron_chimed "$@"
+  exec "$python" -m megatron_chimed.training.launch --standalone --nproc-per-node "$ranks" -m megatron_chimed.training.rank "$@"
 fi
 for name in NODE_RANK MASTER_ADDR; do
   eval "value=\${$name:-}"
   [ -n "$value" ] || { echo "torchrun.sh: error: NNODES is $NNODES but no $name is given; set it" >&2; exit 1; }
 done
 exec "$python" -m megatron_chimed.training.launch --nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" \
-  --master-port "${MASTER_PORT:-29500}" --nproc-per-node "$ranks" -m megatron_chimed "$@"
+  --master-port "${MASTER_PORT:-29500}" --nproc-per-node "$ranks" -m megatron_chimed.training.rank "$@"

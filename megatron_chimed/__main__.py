@@ -1,50 +1,6 @@
-"""One rank of a training: ``python -m megatron_chimed STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]``.
+"""``python -m megatron_chimed`` is the command `chimed`."""
 
-Started by launch/torchrun.sh. The CPU backend must be in place before Megatron is imported.
-"""
-
-import ctypes
-import os
-import signal
-import sys
-import time
-
-from megatron_chimed.backend.quiet import hush, quick_imports
-from megatron_chimed.errors import InputError, LostRank, one_line
-
-hush()  # here, because processes that write checkpoints import this module too
-
-
-def die_with_launcher() -> None:
-    """Have the kernel end this process with its launcher: ranks are in sessions of their own, and would train on."""
-    prctl, set_parent_death_signal = ctypes.CDLL(None, use_errno=True).prctl, 1
-    prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def main() -> None:
-    """Run the stage; bad input becomes one line, printed by rank 0, or by another rank if rank 0 has none."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_launcher()
-    try:
-        with quick_imports():
-            from megatron_chimed.backend import cpu
-
-            if cpu.is_needed():
-                cpu.install()
-            from megatron_chimed.training.trainer import train
-
-        train(sys.argv[1:])
-    except InputError as error:
-        rank = int(os.environ.get("RANK", 0))
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)  # nothing is left to save
-        # The same error on rank 0, and the fault of another rank, end the job within this time.
-        time.sleep(3 * (rank > 0) + 3 * isinstance(error, LostRank))
-        origin = f"rank {rank}: " if rank else ""
-        print(f"megatron_chimed: error: {origin}{one_line(error)}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)  # process groups of the other ranks are of no use now, and their destructors may wait
-
+from importlib import import_module
 
 if __name__ == "__main__":
-    main()
+    import_module("megatron_chimed.commands.main").run_and_exit()

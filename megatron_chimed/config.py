@@ -1,8 +1,8 @@
 """Configuration: a model YAML and a stage YAML in, Megatron's settings and our dataclasses out.
 
 Each file has two blocks. ``megatron:`` holds Megatron's own argument names, which go verbatim through Megatron's own
-parser; ``chimed:`` fills the dataclasses below. A key given twice (in one file or in both), an unknown key and a wrong
-type are errors that name file, line and key.
+parser; ``chimed:`` fills our dataclasses, each of which stands beside what it configures. A key given twice (in one
+file or in both), an unknown key and a wrong type are errors that name file, line and key.
 """
 
 import dataclasses
@@ -37,74 +37,6 @@ class Located:
 
     value: Any
     where: str
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What our layer specification adds to Megatron's model arguments."""
-
-    attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
-    """Kernel of packed attention: flash-attn's varlen, torch's varlen, or SDPA per document. auto takes the first that
-    the machine has."""
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """How a training guards itself, whatever the stage."""
-
-    keep_checkpoints: int = 0
-    """The newest checkpoints that are kept in --save; 0 keeps all. Multiples of --save-retain-interval stay."""
-
-    loss_limit: float = 0.0
-    """Stop when the loss is above this many times the median of its last 100 values; 0 never does. A loss or a gradient
-    that is not a number always stops the run."""
-
-    loss_limit_iterations: int = 5
-    """The iterations on end for which it must be above."""
-
-    def check(self) -> None:
-        """Raise InputError for a number that makes no sense."""
-        if self.keep_checkpoints < 0:
-            raise InputError(f"keep_checkpoints is {self.keep_checkpoints}; expected 0 (all) or more")
-        if self.loss_limit and not self.loss_limit > 1:
-            raise InputError(f"loss_limit is {self.loss_limit}; expected 0 (off) or a factor above 1")
-        if self.loss_limit_iterations < 1:
-            raise InputError(f"loss_limit_iterations is {self.loss_limit_iterations}; expected 1 or more")
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Continued pre-training on indexed corpora (paper, section on training: first stage)."""
-
-    mask_loss_across_documents: bool = True
-    """Do not train the last token of a document to predict the first token of the next one."""
-
-    isolate_documents: bool = False
-    """Attention never crosses a document boundary: positions restart and rows are packed with cu_seqlens."""
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Supervised fine-tuning on packed dialogues (paper, section on training: second stage)."""
-
-    isolate_instances: bool = True
-    """Attention never goes from one instance of a row to another. False is the paper's plain concatenation, where the
-    boundary tokens alone say where instances meet."""
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """The reward model on ranked answers (paper, section on training: third stage)."""
-
-    epochs: int | None = None
-    """Times that the rows of --train-data-path are seen, in the place of --train-iters; the warm-up is then 3% of the
-    steps and five at least."""
-
-    margin: float = 0.0
-    """What the better of two answers must be ahead, for each rank between them."""
-
-    center_rewards_coefficient: float = field(default=0.0, metadata={"was": "centring"})
-    """Weight of (better + worse)^2, which keeps rewards near 0."""
 
 
 @dataclass(frozen=True)
@@ -314,3 +246,13 @@ def _fits(value: Any, expected: Any) -> bool:
     if expected is type(None):
         return value is None
     return type(value) is expected
+
+
+def whole_number(given: dict[str, Located], key: str, default: int | None = None) -> int:
+    """A whole number above 0. Raises InputError."""
+    setting = given.get(key, Located(default, "default"))
+    if setting.value is None:
+        raise InputError(f"no --{key} is given; give it in one of the YAML files")
+    if isinstance(setting.value, bool) or not str(setting.value).isdecimal() or not int(str(setting.value)):
+        raise InputError(f"{setting.where}: {key}: expected a whole number above 0, found {setting.value!r}")
+    return int(str(setting.value))

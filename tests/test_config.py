@@ -4,17 +4,11 @@ import argparse
 
 import pytest
 
-from megatron_chimed.config import (
-    Located,
-    ModelOptions,
-    PretrainConfig,
-    load_settings,
-    parse_dataclass,
-    parse_overrides,
-    read_yaml,
-)
+from megatron_chimed.config import Located, load_settings, parse_dataclass, parse_overrides, read_yaml
 from megatron_chimed.errors import InputError
-from megatron_chimed.training.arguments import to_words, with_defaults
+from megatron_chimed.models.options import ModelOptions
+from megatron_chimed.stages.options import PretrainConfig
+from megatron_chimed.training.arguments import to_argv, with_defaults
 
 
 @pytest.fixture
@@ -135,7 +129,7 @@ def test_a_word_before_the_first_key_is_refused():
 def test_settings_become_the_words_of_the_parser(parser):
     given = settings(num_layers=2, lr="1e-4", bf16=True, no_rope_fusion=False, data_path=["a", "b"])
     given["override-opt-param-scheduler"] = Located(True, "here")  # upstream's name has an underscore
-    parsed = parser.parse_args(to_words(given, parser))
+    parsed = parser.parse_args(to_argv(given, parser))
     assert vars(parsed) == {
         "num_layers": 2,
         "lr": 1e-4,
@@ -163,7 +157,7 @@ def test_settings_become_the_words_of_the_parser(parser):
 )
 def test_a_wrong_argument_is_refused_with_its_place(parser, given, message):
     with pytest.raises(InputError) as refusal:
-        to_words(settings(**given), parser)
+        to_argv(settings(**given), parser)
     assert str(refusal.value).startswith("stage.yaml:1: ") and message in str(refusal.value)
 
 
@@ -175,4 +169,4 @@ def test_a_default_yields_to_any_name_of_its_argument(parser):
 
 def test_a_flag_is_switched_off_from_the_command_line(parser):
     merged = settings(bf16=True) | parse_overrides(["--bf16", "false"])
-    assert to_words(merged, parser) == []
+    assert to_argv(merged, parser) == []

@@ -5,7 +5,7 @@ The optimizer's state is not converted: a converted checkpoint is a start, not a
 
 import argparse
 
-from megatron_chimed.backend.quiet import quick_imports
+from megatron_chimed.backend.quiet import fast_imports
 from megatron_chimed.errors import InputError, exit_cleanly
 
 EXAMPLE = """examples:
@@ -34,7 +34,7 @@ def main() -> None:
     to_hf.add_argument("--max-shard-size", default="5GB", help="of a safetensors file (5GB)")
     args = parser.parse_args()
 
-    with quick_imports():  # they take seconds, which --help need not wait for
+    with fast_imports():  # they take seconds, which --help need not wait for
         from megatron_chimed.convert import checkpoint
 
     if args.command == "hf-to-megatron":

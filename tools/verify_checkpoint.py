@@ -2,7 +2,7 @@
 
 import argparse
 
-from megatron_chimed.backend.quiet import quick_imports
+from megatron_chimed.backend.quiet import fast_imports
 from megatron_chimed.errors import InputError, exit_cleanly
 
 EXAMPLE = """example:
@@ -28,7 +28,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.tensor_parallel < 1 or args.generate < 0:
         raise InputError("--tensor-parallel takes a number from 1, --generate one from 0")
-    with quick_imports():  # they take seconds, which --help need not wait for
+    with fast_imports():  # they take seconds, which --help need not wait for
         from megatron_chimed.convert.verify import verify
 
     options = {"iteration": args.iteration, "dtype": args.dtype, "generate": args.generate}

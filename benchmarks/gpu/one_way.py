@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from megatron_chimed.backend import cpu
-from megatron_chimed.backend.quiet import hush
+from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.jsonl import write_json
 
 OUT_OF_MEMORY = 3
@@ -188,7 +188,7 @@ WAYS |= dict.fromkeys(("transformers", "amp"), transformers)
 
 def main() -> None:
     way, given, path = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-    hush()
+    silence_import_warnings()
     if way == "device":
         from megatron_chimed.models.gpt import has
 

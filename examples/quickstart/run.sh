@@ -42,16 +42,12 @@ step() {
 }
 
 # train PLACE STAGE [ARGUMENT ...]: a training with two ranks, on two GPUs where there are two, else on the CPU. One that
-# was finished there with these settings is not started again.
+# has all its iterations starts no ranks.
 [ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')" -ge 2 ] || export CUDA_VISIBLE_DEVICES=
 train() {
   place=$folder/$1 stage=$2
   shift 2
-  settings=$(cat "$recipe/model.yaml" "$recipe/$stage.yaml" && echo "$@")
-  [ "$(cat "$place/finished.txt" 2>/dev/null)" != "$settings" ] || return 0
-  rm -f "$place/finished.txt"
   NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" --save "$place" "$@" >>"$place.log"
-  echo "$settings" >"$place/finished.txt"
 }
 
 world=$folder/world

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 
-def hush() -> None:
+def silence_import_warnings() -> None:
     """Drop torch's and Megatron's notes about missing GPU libraries: a machine without CUDA, Transformer Engine or apex
     is a supported one. Call it before they are imported."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -15,10 +15,10 @@ def hush() -> None:
 
 
 @contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
+def fast_imports() -> Iterator[None]:
     """Import here, hushed, what stays to the end: the garbage collector, which would go through all of it again and
     again and take a fifth of the time, looks at it neither now nor later."""
-    hush()
+    silence_import_warnings()
     gc.disable()
     try:
         yield

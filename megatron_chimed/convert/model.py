@@ -13,9 +13,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
-from megatron_chimed.config import ModelOptions
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.reward import build_reward
 
 

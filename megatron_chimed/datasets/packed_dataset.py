@@ -62,7 +62,7 @@ class PackedDataset(MegatronDataset, abc.ABC):
 
     @abc.abstractmethod
     def sample(self, row: int) -> dict[str, np.ndarray]:
-        """The arrays of one row."""
+        """The arrays of one row by name, [S] each with S = sequence_length; the row's end is padding."""
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: PackedRows) -> int:

@@ -17,11 +17,11 @@ class RankingDataset(PackedDataset):
 
     Each is a dict of int64 tensors of S = sequence_length elements: tokens; position_ids, which restart with each
     answer; and of the token at which an answer is scored (its EOS) rank, 0 is best; group, the number of its question
-    in the row; length, tokens of the answer; pairing, a place in PAIRINGS. rank and group are -1 at all other tokens.
+    in the row; length, tokens of the answer. The three are -1 at all other tokens.
     """
 
     made_by = "tools/pack_rewards.py"
-    blank = dict.fromkeys(("rank", "group", "length", "pairing"), -1)
+    blank = dict.fromkeys(("rank", "group", "length"), -1)
 
     @cached_property
     def num_ranks(self) -> int:
@@ -38,7 +38,10 @@ class RankingDataset(PackedDataset):
         return packed
 
     def sample(self, row: int) -> dict[str, np.ndarray]:
-        """The arrays of one row."""
+        """The arrays of one row, int64 [S] each: two answers of 3 and 2 tokens, the first one better, give
+
+        position_ids [0, 1, 2, 0, 1], rank [-1, -1, 0, -1, 1], group [-1, -1, 0, -1, 0], length [-1, -1, 3, -1, 2].
+        """
         packed, segments = self.dataset, self.dataset.segments(row)
         arrays = row_arrays(packed, row)
         bounds = packed.segment_offsets[segments.start : segments.stop + 1]
@@ -47,7 +50,6 @@ class RankingDataset(PackedDataset):
         _, group = np.unique(packed.arrays["segment_group"][here], return_inverse=True)
         values = {"rank": packed.arrays["segment_rank"][here], "group": group}
         values["length"] = packed.arrays["segment_answer"][here]
-        values["pairing"] = np.full(len(scored), PAIRINGS.index(packed.manifest["pairing"]))
         sample = {"tokens": arrays["tokens"], "position_ids": arrays["position_ids"]}
         for name, of_answers in values.items():
             sample[name] = np.full(len(arrays["tokens"]), -1, np.int64)

@@ -34,7 +34,10 @@ class SftDataset(PackedDataset):
         return np.array([*map(self.config.sources.index, self.dataset.sources), -1], np.int64)
 
     def sample(self, row: int) -> dict[str, np.ndarray]:
-        """The arrays of one row."""
+        """The arrays of one row, [S] each: two examples of 3 and 2 tokens whose last token is learnt give
+
+        position_ids [0, 1, 2, 0, 1], loss_mask [0, 1, 0, 1, 0] (at the token before), source [0, 0, 0, 1, 1].
+        """
         arrays = row_arrays(self.dataset, row)
         arrays["source"] = self._source_numbers[arrays["source"]]
         if not self.config.isolate_instances:

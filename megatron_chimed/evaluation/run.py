@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed import __version__
-from megatron_chimed.backend.quiet import quick_imports
+from megatron_chimed.backend.quiet import fast_imports
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.answers_log import AnswersLog
 from megatron_chimed.evaluation.backends.models import Model
@@ -106,7 +106,7 @@ def _run_all(
     progress: bool,
 ) -> dict[str, list[list[dict]]]:
     """{task: records of each run}, written as they are made."""
-    with quick_imports():  # lm-eval takes seconds to load; by now the flags are checked
+    with fast_imports():  # lm-eval takes seconds to load; by now the flags are checked
         from megatron_chimed.evaluation.backends.recorded import RecordedLM
         from megatron_chimed.evaluation.harness import run_tasks
 

@@ -18,9 +18,9 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from megatron_chimed.config import ModelOptions
 from megatron_chimed.models import norm
 from megatron_chimed.models.attention import CoreAttention, choose_kernel
+from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.rotary import take_packed_positions
 
 
@@ -110,11 +110,11 @@ def build_gpt(
     )
     take_packed_positions(model)
     if post_process and config.num_ids is not None and model_class is GPTModel:
-        hide_padding(model, config.num_ids, vocab_size, pg_collection.tp.rank())
+        mask_padded_vocab(model, config.num_ids, vocab_size, pg_collection.tp.rank())
     return model
 
 
-def hide_padding(model: GPTModel, num_ids: int, padded: int, rank: int) -> None:
+def mask_padded_vocab(model: GPTModel, num_ids: int, padded: int, rank: int) -> None:
     """Let the logits of ids from `num_ids` to `padded` be as good as minus infinity, in the loss and in sampling.
 
     Megatron pads the vocabulary to suit the tensor-parallel size, and counts the padding in its softmax: a small or

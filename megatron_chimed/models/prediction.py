@@ -21,7 +21,7 @@ def vocabulary_argmax(logits: torch.Tensor, group: torch.distributed.ProcessGrou
     return ids.transpose(0, 1).contiguous()
 
 
-def keep_predictions(model: torch.nn.Module, group: torch.distributed.ProcessGroup) -> None:
+def record_argmax(model: torch.nn.Module, group: torch.distributed.ProcessGroup) -> None:
     """Let a model remember, at each forward pass, what it holds most likely: the trainer gets losses, not logits."""
 
     def remember(module, inputs, outputs):

@@ -1,4 +1,4 @@
-"""The reward model: the language model's trunk with a scalar head in the place of its output layer.
+"""The reward model: the language model's body with a scalar head in the place of its output layer.
 
 Source: arXiv 2311.06025, section on the reward model; the head has no bias, as Hugging Face's `score` has none.
 """
@@ -10,8 +10,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-from megatron_chimed.config import ModelOptions
 from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.models.options import ModelOptions
 
 HEAD = "reward_head.weight"
 """Name of the head's weight in a checkpoint."""
@@ -53,7 +53,7 @@ class RewardModel(GPTModel):
         if self.post_process:
             del self.output_layer
             self.reward_head = RewardHead(config.hidden_size, config.sequence_parallel, pg_collection.tp)
-        self.has_new_head = False  # while a language model's weights are loaded, which know no head
+        self.init_missing = False  # while a language model's weights are loaded, which know no head
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As a language model's, with the head in the place of the output layer."""
@@ -62,11 +62,11 @@ class RewardModel(GPTModel):
             weights = super().sharded_state_dict(*args, **kwargs)
         finally:
             self.post_process = last
-        return {name: weight for name, weight in weights.items() if not (self.has_new_head and name.endswith(HEAD))}
+        return {name: weight for name, weight in weights.items() if not (self.init_missing and name.endswith(HEAD))}
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any:
         """Load all weights; a new head stays as it is."""
-        if self.has_new_head and self.post_process:
+        if self.init_missing and self.post_process:
             state_dict = state_dict | {HEAD: self.reward_head.weight.detach()}
         return super().load_state_dict(state_dict, strict=strict)
 

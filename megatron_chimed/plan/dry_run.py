@@ -17,10 +17,9 @@ from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.config import RunConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import memory
-from megatron_chimed.plan.changes import apply
 from megatron_chimed.plan.layout import Layout, problems
 from megatron_chimed.plan.model import Model
-from megatron_chimed.plan.settings import Plan, read_plan
+from megatron_chimed.plan.settings import Plan, change_settings, read_plan
 
 PATIENCE = 600  # seconds
 ERROR, RESULT = "megatron_chimed: error: ", "dry run: "
@@ -49,7 +48,7 @@ def dry_run(
     changes = scaled(plan.model, plan.layout, layers, width)
     if plan.steps is not None and "train-samples" not in settings.megatron:
         changes["train-iters"] = plan.steps
-    small = read_plan(plan.stage, apply(settings, changes, LEFT_OUT), plan.layout.gpus)
+    small = read_plan(plan.stage, change_settings(settings, changes, LEFT_OUT), plan.layout.gpus)
     found = _run(words, changes, plan.layout.gpus)
     wanted = dict(zip(("weights", "gradients", "optimizer"), memory.states(small.model, small.layout, 0), strict=True))
     different = [f"{name} {found[name]:,}, planned {wanted[name]:,}" for name in wanted if found[name] != wanted[name]]
@@ -100,7 +99,7 @@ def _run(words: list[str], changes: dict[str, int], gpus: int) -> dict[str, int]
     ranks = {"WORLD_SIZE": str(gpus), "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks |= {"CUDA_VISIBLE_DEVICES": "", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "megatron_chimed.plan.rank", json.dumps([changes, LEFT_OUT]), *words]
+    command = [sys.executable, "-m", "megatron_chimed.plan.dry_run_worker", json.dumps([changes, LEFT_OUT]), *words]
     output = tempfile.NamedTemporaryFile("w+", prefix="dry_run_", suffix=".log", delete=False)  # noqa: SIM115
     with output:
         try:

@@ -1,17 +1,18 @@
 """A model YAML and a stage YAML as the plan's model, layout and length."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import Located, RewardConfig, RunConfig, parse_dataclass
+from megatron_chimed.config import Located, RunConfig, whole_number
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
-from megatron_chimed.stages.schedule import by_epochs
+from megatron_chimed.stages.options import STAGES
+from megatron_chimed.stages.schedule import planned_iterations
 from megatron_chimed.text.tokenizer import load_tokenizer
 
-STAGES = ("pretrain", "sft", "reward")
 UNKNOWN = (
     "context-parallel-size",
     "num-experts",
@@ -70,17 +71,17 @@ def read_plan(stage: str, settings: RunConfig, gpus: int) -> Plan:
 
 def read_model(stage: str, given: dict[str, Located]) -> Model:
     """The sizes of the model. Raises InputError."""
-    hidden, heads = whole(given, "hidden-size"), whole(given, "num-attention-heads")
+    hidden, heads = whole_number(given, "hidden-size"), whole_number(given, "num-attention-heads")
     grouped = flag(given, "group-query-attention")
     return Model(
-        layers=whole(given, "num-layers"),
+        layers=whole_number(given, "num-layers"),
         hidden=hidden,
-        ffn=whole(given, "ffn-hidden-size"),
+        ffn=whole_number(given, "ffn-hidden-size"),
         heads=heads,
-        groups=whole(given, "num-query-groups", 1) if grouped else heads,
-        head_dim=whole(given, "kv-channels", max(1, hidden // heads)),
-        vocab=whole(given, "vocab-size") if "vocab-size" in given else _tokenizer_size(given),
-        vocab_multiple=whole(given, "make-vocab-size-divisible-by", 128),
+        groups=whole_number(given, "num-query-groups", 1) if grouped else heads,
+        head_dim=whole_number(given, "kv-channels", max(1, hidden // heads)),
+        vocab=whole_number(given, "vocab-size") if "vocab-size" in given else _tokenizer_size(given),
+        vocab_multiple=whole_number(given, "make-vocab-size-divisible-by", 128),
         tied=not flag(given, "untie-embeddings-and-output-weights"),
         qk_norm=flag(given, "qk-layernorm"),
         head="reward" if stage == "reward" else "lm",
@@ -89,17 +90,17 @@ def read_model(stage: str, given: dict[str, Located]) -> Model:
 
 def _layout(given: dict[str, Located], gpus: int) -> Layout:
     """The layout that the files ask for, on so many GPUs."""
-    tp = whole(given, "tensor-model-parallel-size", 1)
-    micro = whole(given, "micro-batch-size")
+    tp = whole_number(given, "tensor-model-parallel-size", 1)
+    micro = whole_number(given, "micro-batch-size")
     half = flag(given, "bf16") or flag(given, "fp16")
-    pp = whole(given, "pipeline-model-parallel-size", 1)
+    pp = whole_number(given, "pipeline-model-parallel-size", 1)
     return Layout(
         gpus=gpus,
         tp=tp,
         pp=pp,
         micro_batch=micro,
-        global_batch=whole(given, "global-batch-size", micro * max(1, gpus // (tp * pp))),
-        sequence=whole(given, "seq-length"),
+        global_batch=whole_number(given, "global-batch-size", micro * max(1, gpus // (tp * pp))),
+        sequence=whole_number(given, "seq-length"),
         sequence_parallel=flag(given, "sequence-parallel") and tp > 1,
         distributed_optimizer=flag(given, "use-distributed-optimizer"),
         half=half,
@@ -123,15 +124,18 @@ def _recompute(given: dict[str, Located]) -> dict[str, Any]:
 
 def _steps(stage: str, settings: RunConfig, layout: Layout) -> int:
     """Steps of the run. Raises InputError when they follow from data that cannot be read."""
-    given = settings.megatron
-    if stage == "reward":
-        reward = {key: one for key, one in settings.chimed.items() if key in RewardConfig.__dataclass_fields__}
-        given = {
-            k: Located(v, "epochs") for k, v in by_epochs(parse_dataclass(reward, RewardConfig)[0], given).items()
-        } | given
-    if "train-samples" in given:
-        return whole(given, "train-samples") // layout.global_batch
-    return whole(given, "train-iters")
+    return planned_iterations(stage, settings, layout.global_batch)
+
+
+def change_settings(settings: RunConfig, changes: Mapping[str, Any], left_out: Iterable[str] = ()) -> RunConfig:
+    """Megatron's settings without `left_out` and with `changes`; packed attention by the kernel that is there."""
+    gone = {*left_out, *changes}
+    kept = {key: setting for key, setting in settings.megatron.items() if key not in gone}
+    kept |= {key: Located(value, "command line") for key, value in changes.items()}
+    chimed = settings.chimed
+    if "attention" in chimed:
+        chimed = chimed | {"attention": replace(chimed["attention"], value="auto")}
+    return RunConfig(kept, chimed)
 
 
 def _tokenizer_size(given: dict[str, Located]) -> int:
@@ -139,16 +143,6 @@ def _tokenizer_size(given: dict[str, Located]) -> int:
     if "tokenizer-model" not in given:
         raise InputError("neither --vocab-size nor --tokenizer-model is given; give one of them")
     return load_tokenizer(str(given["tokenizer-model"].value)).vocab_size
-
-
-def whole(given: dict[str, Located], key: str, default: int | None = None) -> int:
-    """A whole number above 0. Raises InputError."""
-    setting = given.get(key, Located(default, "default"))
-    if setting.value is None:
-        raise InputError(f"no --{key} is given; give it in one of the YAML files")
-    if isinstance(setting.value, bool) or not str(setting.value).isdecimal() or not int(str(setting.value)):
-        raise InputError(f"{setting.where}: {key}: expected a whole number above 0, found {setting.value!r}")
-    return int(str(setting.value))
 
 
 def flag(given: dict[str, Located], key: str) -> bool:

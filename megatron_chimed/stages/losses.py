@@ -83,7 +83,7 @@ def pairwise_ranking(
     rewards: torch.Tensor, rank: torch.Tensor, better: torch.Tensor, worse: torch.Tensor, *, margin: float = 0.0,
     center_rewards_coefficient: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Sum the pairwise ranking loss: -log sigmoid(better - worse - margin) + coefficient (better + worse)^2, over pairs.
+    """Sum the pairwise ranking loss, -log sigmoid(better - worse - margin) + coefficient (better + worse)^2.
 
     rewards [K] float and rank [K] of K answers; better and worse [P]: places in them, from `ranked_pairs`. margin: for
     each rank between the two. center_rewards_coefficient: keeps rewards near 0, which the loss itself leaves open.

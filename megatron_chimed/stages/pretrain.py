@@ -1,21 +1,21 @@
 """Continued pre-training: next-token prediction on indexed corpora (paper, first training stage)."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 
-from megatron_chimed.config import PretrainConfig
 from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.losses import masked_nll
-from megatron_chimed.stages.stage import Batch, DataRequest, Stage
+from megatron_chimed.stages.options import PretrainConfig
+from megatron_chimed.stages.stage import Batch, Data, DataRequest, Stage
 
 
-def build_datasets(config: PretrainConfig, request: DataRequest) -> tuple:
+def build_datasets(config: PretrainConfig, request: DataRequest) -> Data:
     """Train, valid and test over the corpora of --data-path.
 
     Raises InputError when a corpus fails its quick check or was tokenized for a larger vocabulary than the model's, and
@@ -29,7 +29,7 @@ def build_datasets(config: PretrainConfig, request: DataRequest) -> tuple:
         mask_loss_across_documents=config.mask_loss_across_documents,
         isolate_documents=config.isolate_documents,
     )
-    return build_pretrain_datasets(dataset_config, request.num_samples)
+    return Data(*build_pretrain_datasets(dataset_config, request.num_samples))
 
 
 def check_vocabulary(request: DataRequest) -> None:
@@ -45,7 +45,7 @@ def check_vocabulary(request: DataRequest) -> None:
                 )
 
 
-def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.nn.Module, datasets: Sequence) -> tuple:
+def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:
     """One micro batch: tokens, labels, loss_mask, position_ids, all [B, S] -> (NLL per token, loss function).
 
     With isolated documents the rows are joined to one packed row [1, B * S] whose documents are given by cu_seqlens.
@@ -55,4 +55,4 @@ def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.
     return nll, functools.partial(masked_nll, batch["loss_mask"])
 
 
-STAGE = Stage("pretrain", PretrainConfig, build_datasets, build_gpt, forward_step)
+STAGE = Stage("pretrain", build_datasets, build_gpt, forward_step)

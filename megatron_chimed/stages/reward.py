@@ -1,54 +1,56 @@
 """The reward model on ranked answers: every answer read once, compared within its question (paper, third stage)."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 
-from megatron_chimed.config import RewardConfig
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset, num_ranks_of, pairings_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.reward import HEAD, build_reward
-from megatron_chimed.packing.ranking_worker import PAIRINGS
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.losses import pairwise_ranking, ranked_pairs
+from megatron_chimed.stages.options import RewardConfig
 from megatron_chimed.stages.ranking_metrics import derive, report
 from megatron_chimed.stages.schedule import by_epochs
-from megatron_chimed.stages.stage import Batch, DataRequest, Loss, Stage
+from megatron_chimed.stages.stage import Batch, Data, DataRequest, Loss, Stage
 
 
-def build_datasets(config: RewardConfig, request: DataRequest) -> tuple:
+def build_datasets(config: RewardConfig, request: DataRequest) -> Data:
     """Train, valid and test over the packed folders of --train-data-path and --valid-data-path, or of --data-path.
 
     Raises InputError when a folder is damaged, holds no ranked answers, or was packed for other rows or another
-    vocabulary, and when folders of one split pair their answers differently.
+    vocabulary, and when folders pair their answers differently.
     """
     refuse_joined_rows_in_a_pipeline("the reward stage", request)
     dataset_config = PackedDatasetConfig(**request.blend_settings(), vocab_size=request.vocab_size)
     datasets = build_packed_datasets(RankingDataset, dataset_config, request.num_samples)
-    for dataset in filter(None, datasets):
-        if len(pairings := pairings_of(dataset)) > 1:
-            raise InputError(f"folders of one split were packed with --pairing {' and '.join(pairings)}; choose one")
-    return datasets
+    pairings = sorted(set().union(*map(pairings_of, filter(None, datasets))))
+    if len(pairings) > 1:
+        raise InputError(f"folders of one run were packed with --pairing {' and '.join(pairings)}; choose one")
+    return Data(*datasets, facts={"pairing": pairings[0], "num_ranks": num_ranks_of(datasets)})
 
 
-def forward_step(config: RewardConfig, batches: Iterator[Batch], model: torch.nn.Module, datasets: Sequence) -> tuple:
+def forward_step(config: RewardConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:
     """One micro batch of the tensors of a RankingDataset, all [B, S] -> (reward at each token [1, B * S], loss)."""
     batch = next(batches)
     rows = torch.arange(len(batch["group"]))[:, None]
     batch["group"] = batch["group"] + rows * batch["group"].size(1)  # groups of different rows stay apart
     batch, packed = on_device(batch, isolated=True)
     rewards = model(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed)
-    num_ranks = None if model.training else num_ranks_of(datasets)
-    return rewards, functools.partial(loss, config, batch, num_ranks)
+    num_ranks = None if model.training else facts["num_ranks"]
+    return rewards, functools.partial(loss, config, batch, facts["pairing"], num_ranks)
 
 
-def loss(config: RewardConfig, batch: Batch, num_ranks: int | None, rewards: torch.Tensor) -> Loss:
-    """(sum, number of pairs, report) of a micro batch; num_ranks: of all data, for the report of an evaluation."""
+def loss(config: RewardConfig, batch: Batch, pairing: str, num_ranks: int | None, rewards: torch.Tensor) -> Loss:
+    """(sum [], number of pairs [], report) of a micro batch.
+
+    batch: tensors [1, B * S] of a RankingDataset; rewards [1, B * S], of which those where rank >= 0 count. pairing:
+    one of PAIRINGS; num_ranks: of all data, for the report of an evaluation, None in training.
+    """
     scored = batch["rank"] >= 0
     rewards, rank, group = rewards[scored], batch["rank"][scored], batch["group"][scored]
-    pairing = PAIRINGS[int(batch["pairing"].max())]
     better, worse = ranked_pairs(rank, group, pairing)
     total, count = pairwise_ranking(
         rewards, rank, better, worse, margin=config.margin, center_rewards_coefficient=config.center_rewards_coefficient
@@ -65,12 +67,11 @@ def loss(config: RewardConfig, batch: Batch, num_ranks: int | None, rewards: tor
 
 STAGE = Stage(
     "reward",
-    RewardConfig,
     build_datasets,
     build_reward,
     forward_step,
     schedule=by_epochs,
     derive=derive,
-    new_weights=(HEAD,),
-    unused_weights=("output_layer.weight",),
+    missing_keys=(HEAD,),
+    unexpected_keys=("output_layer.weight",),
 )

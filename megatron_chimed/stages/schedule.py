@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import Located, RewardConfig
+from megatron_chimed.config import Located, RunConfig, parse_dataclass, whole_number
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.packed_rows import read_manifest
+from megatron_chimed.stages.options import RewardConfig
 
 WARMUP_SHARE, LEAST_WARMUP = 0.03, 5
 """Warm-up of the paper's reward model: 3% of the steps, five at least (arXiv 2311.06025)."""
@@ -52,3 +53,18 @@ def _iterations(epochs: int, settings: dict[str, Located]) -> int:
     if not str(batch).isdecimal() or not int(str(batch)):
         raise InputError(f"--global-batch-size {batch}: expected a whole number above 0")
     return math.ceil(epochs * rows / int(str(batch)))
+
+
+def planned_iterations(stage: str, settings: RunConfig, global_batch: int | None = None) -> int:
+    """The iterations that a stage's settings ask for; global_batch: where the settings do not give it.
+
+    Raises InputError when they ask for none, or it follows from data that cannot be read.
+    """
+    given = settings.megatron
+    if stage == "reward":
+        known = RewardConfig.__dataclass_fields__
+        reward = parse_dataclass({key: one for key, one in settings.chimed.items() if key in known}, RewardConfig)[0]
+        given = {key: Located(value, "epochs") for key, value in by_epochs(reward, given).items()} | given
+    if "train-samples" in given:
+        return whole_number(given, "train-samples") // whole_number(given, "global-batch-size", global_batch)
+    return whole_number(given, "train-iters")

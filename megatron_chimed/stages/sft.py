@@ -1,22 +1,23 @@
 """Supervised fine-tuning on packed dialogues: the doctor's answers are learnt, nothing else (paper, second stage)."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from megatron_chimed.config import ModelOptions, SftConfig
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets, sources_of
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.models.gpt import build_gpt
-from megatron_chimed.models.prediction import keep_predictions, last_predictions
+from megatron_chimed.models.options import ModelOptions
+from megatron_chimed.models.prediction import last_predictions, record_argmax
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.losses import masked_nll, response_metrics
-from megatron_chimed.stages.stage import Batch, DataRequest, Loss, Stage
+from megatron_chimed.stages.options import SftConfig
+from megatron_chimed.stages.stage import Batch, Data, DataRequest, Loss, Stage
 
 
-def build_datasets(config: SftConfig, request: DataRequest) -> tuple:
+def build_datasets(config: SftConfig, request: DataRequest) -> Data:
     """Train, valid and test over the packed folders of --train-data-path and --valid-data-path, or of --data-path.
 
     Raises InputError when a folder is damaged or was packed for other rows or another vocabulary.
@@ -28,22 +29,23 @@ def build_datasets(config: SftConfig, request: DataRequest) -> tuple:
         isolate_instances=config.isolate_instances,
         vocab_size=request.vocab_size,
     )
-    return build_packed_datasets(SftDataset, dataset_config, request.num_samples)
+    datasets = build_packed_datasets(SftDataset, dataset_config, request.num_samples)
+    return Data(*datasets, facts={"sources": sources_of(datasets)})
 
 
 def build_model(options: ModelOptions, config: Any, **placement: Any) -> torch.nn.Module:
     """The language model; its last pipeline stage remembers its predictions, for the accuracy."""
     model = build_gpt(options, config, **placement)
     if placement["post_process"]:
-        keep_predictions(model, placement["pg_collection"].tp)
+        record_argmax(model, placement["pg_collection"].tp)
     return model
 
 
-def forward_step(config: SftConfig, batches: Iterator[Batch], model: torch.nn.Module, datasets: Sequence) -> tuple:
+def forward_step(config: SftConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:
     """One micro batch of tokens, labels, loss_mask, position_ids, source, all [B, S] -> (NLL per token, loss)."""
     batch, packed = on_device(next(batches), isolated=config.isolate_instances)
     nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
-    sources = () if model.training else sources_of(datasets)
+    sources = () if model.training else facts["sources"]
     return nll, functools.partial(loss, batch, last_predictions(model), sources)
 
 
@@ -54,4 +56,4 @@ def loss(batch: Batch, predicted: torch.Tensor | None, sources: Sequence[str], n
     return total, count, report | more
 
 
-STAGE = Stage("sft", SftConfig, build_datasets, build_model, forward_step)
+STAGE = Stage("sft", build_datasets, build_model, forward_step)

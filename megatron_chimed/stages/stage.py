@@ -1,12 +1,14 @@
 """A stage of the regime as one frozen record of hooks; the trainer knows stages only by it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from megatron_chimed.config import Located
+from megatron_chimed.stages.options import STAGES
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,18 @@ class DataRequest:
         }
 
 
+@dataclass(frozen=True)
+class Data:
+    """The datasets of a run, each None where nothing is asked for, and what is known of all of them."""
+
+    train: Dataset | None
+    valid: Dataset | None
+    test: Dataset | None
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the stage's forward step needs beside the batches, such as the names of the sources."""
+
+
 Batch = dict[str, torch.Tensor]
 Loss = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
@@ -64,18 +78,16 @@ class Stage:
     """The hooks of one stage. No hook reads global arguments."""
 
     name: str
+    """One of config.STAGES."""
 
-    config_class: type
-    """The dataclass of the `chimed:` block."""
-
-    build_datasets: Callable[[Any, DataRequest], tuple]
-    """(config, request) -> (train, valid, test) datasets, each may be None; called on every rank."""
+    build_datasets: Callable[[Any, DataRequest], Data]
+    """(config, request) -> the datasets; called on every rank."""
 
     build_model: Callable[..., torch.nn.Module]
     """(Megatron's model config, ModelOptions, placement as keywords) -> this rank's model; see models.gpt.build_gpt."""
 
-    forward_step: Callable[[Any, Iterator[Batch], torch.nn.Module, Sequence], tuple[torch.Tensor, Callable[..., Loss]]]
-    """(config, iterator of batches, model, what build_datasets gave) -> (output, function of the output to (sum, count,
+    forward_step: Callable[[Any, Iterator[Batch], torch.nn.Module, Mapping], tuple[torch.Tensor, Callable[..., Loss]]]
+    """(config, iterator of batches, model, facts of the data) -> (output, function of the output to (sum, count,
     report))."""
 
     schedule: Callable[[Any, dict[str, Located]], dict[str, Any]] = lambda config, settings: {}
@@ -84,8 +96,13 @@ class Stage:
     derive: Callable[[dict[str, float]], dict[str, float]] = dict
     """Means of the figures in an evaluation's report -> the figures that are logged."""
 
-    new_weights: tuple[str, ...] = ()
-    """Weights that start anew when they are missing in the checkpoint that another stage's run is started from."""
+    missing_keys: tuple[str, ...] = ()
+    """Weights that another stage's checkpoint may lack; they are then initialized."""
 
-    unused_weights: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
     """Weights of such a checkpoint that are then left aside."""
+
+    @property
+    def config_class(self) -> type:
+        """The dataclass of the ``chimed:`` block."""
+        return STAGES[self.name]

@@ -15,7 +15,7 @@ def with_defaults(settings: dict[str, Located], defaults: dict[str, Any], parser
     return missing | settings
 
 
-def to_words(settings: dict[str, Located], parser: argparse.ArgumentParser) -> list[str]:
+def to_argv(settings: dict[str, Located], parser: argparse.ArgumentParser) -> list[str]:
     """Settings to command-line words, each checked against the parser's option of that name.
 
     A flag takes true or false (false leaves it out); a list gives several values. Raises InputError with the place of

@@ -7,18 +7,19 @@ from typing import Any
 from megatron_chimed import checkpoints
 from megatron_chimed.config import load_settings
 from megatron_chimed.errors import InputError
+from megatron_chimed.stages.schedule import planned_iterations
 from megatron_chimed.steps import lock_folder
 
 
-def prepare(words: list[str]) -> int | None:
+def prepare(argv: list[str]) -> int | None:
     """Lock --save and see that the checkpoint that will be loaded is whole; on the first machine, before the ranks.
 
-    words: ``[stage, model YAML, stage YAML, overrides ...]``. A damaged checkpoint in --save is set aside with a
+    argv: ``[stage, model YAML, stage YAML, overrides ...]``. A damaged checkpoint in --save is set aside with a
     warning, and the one before it is the latest then; of --load it is refused. Returns the lock's handle, to be kept as
-    long as the job runs; None without --save. Raises InputError. What else is wrong with the words the ranks say.
+    long as the job runs; None without --save. Raises InputError. What else is wrong with the argv the ranks say.
     """
     try:
-        settings = load_settings(words[1], words[2], words[3:]).megatron
+        settings = load_settings(argv[1], argv[2], argv[3:]).megatron
     except (InputError, IndexError):
         return None
     save, load = _path(settings, "save"), _path(settings, "load")
@@ -33,6 +34,24 @@ def prepare(words: list[str]) -> int | None:
     except OSError as error:
         raise InputError(f"--save {save}: cannot be written ({error.strerror}); name another folder") from None
     return handle
+
+
+def is_trained(argv: list[str]) -> str | None:
+    """What to say of a run that has all its iterations already, so that no rank has to start; None for any other."""
+    try:
+        settings = load_settings(argv[1], argv[2], argv[3:])
+        save = _path(settings.megatron, "save")
+        done = checkpoints.latest_iteration(save) if save else 0
+        if not done or done < planned_iterations(argv[0], settings):
+            return None
+    except (InputError, IndexError):  # the ranks say what is wrong
+        return None
+    return trained_line(save, done)
+
+
+def trained_line(save: str | Path, iteration: int) -> str:
+    """What is said of a run that is at its end."""
+    return f"{save} is trained to iteration {iteration}; raise --train-iters to continue"
 
 
 def _path(settings: dict[str, Any], key: str) -> Path | None:

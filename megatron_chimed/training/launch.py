@@ -1,6 +1,6 @@
 """torchrun without its traceback: when a rank fails, its own message is the last word.
 
-``python -m megatron_chimed.training.launch [torchrun options] -m megatron_chimed STAGE ...``
+``python -m megatron_chimed.training.launch [torchrun options] -m megatron_chimed.training.rank STAGE ...``
 
 SIGTERM or SIGUSR1, to this process or to any rank, lets the ranks finish their iteration, save and end with code 75;
 the same command continues. A second signal, or MEGATRON_CHIMED_STOP_SECONDS (600) after the first, kills them.
@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from megatron_chimed.errors import STOPPED, InputError, one_line
-from megatron_chimed.training.job import prepare
+from megatron_chimed.training.job import is_trained, prepare
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 OWN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's share: it ends its ranks within 30 seconds
@@ -82,7 +82,13 @@ def main() -> None:
     words = sys.argv[1:]
     try:
         stop = Stop(_stop_seconds())
-        lock = _prepare(words)  # noqa: F841  held as long as this process lives
+        rank_argv = words[words.index("-m") + 2 :] if "-m" in words else []
+        # Settled once, on the first machine: torchrun starts no rank before all machines are ready.
+        is_first = "--node-rank" not in words or words[words.index("--node-rank") + 1] == "0"
+        lock = prepare(rank_argv) if is_first else None  # noqa: F841  held as long as this process lives
+        if line := is_trained(rank_argv):  # now that the newest checkpoint is known to be whole
+            _say(line)
+            return
     except InputError as error:
         _say(f"error: {one_line(error)}")
         sys.exit(1)
@@ -104,12 +110,6 @@ def _stop_seconds() -> int:
     if not text.isdecimal() or not int(text):
         raise InputError(f"{STOP_SECONDS} is {text!r}; expected a whole number of seconds above 0")
     return int(text)
-
-
-def _prepare(words: list[str]) -> int | None:
-    """Settle what is settled once, on the first machine: torchrun starts no rank before all machines are ready."""
-    node = words[words.index("--node-rank") + 1] if "--node-rank" in words else "0"
-    return prepare(words[words.index("-m") + 2 :]) if node == "0" and "-m" in words else None
 
 
 def _say(line: str) -> None:

@@ -21,7 +21,7 @@ from megatron.training import checkpointing, initialize, training
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_chimed.errors import InputError, LostRank
-from megatron_chimed.training.starting_weights import start_anew
+from megatron_chimed.training.state_dict import check_state_dict as compare_state_dict
 
 
 def install(*, without_cuda: bool, log: "Log") -> None:
@@ -175,22 +175,22 @@ def _number_weights_of_two_types_alike() -> None:
     DistributedOptimizer._build_optimizer_group_ranges = staticmethod(build)
 
 
-def check_weights(new: tuple[str, ...], unused: tuple[str, ...]) -> None:
-    """Compare a checkpoint's weights with the model's before they are loaded; see `starting_weights.start_anew`."""
+def check_state_dict(missing_keys: tuple[str, ...], unexpected_keys: tuple[str, ...]) -> None:
+    """Compare a checkpoint's weights with the model's before they are loaded; see `state_dict.check_state_dict`."""
     original = training.load_checkpoint
 
     @functools.wraps(original)
     def load_checkpoint(ddp_model, *args, load_arg="load", **kwargs):
         settings, model = training.get_args(), unwrap_model(ddp_model)
         folder = checkpointing.get_load_checkpoint_path_by_args(settings, load_arg)
-        anew = start_anew(folder, model, new if settings.finetune else (), unused)
+        init_missing = compare_state_dict(folder, model, missing_keys if settings.finetune else (), unexpected_keys)
         for part in model:
-            part.has_new_head = anew
+            part.init_missing = init_missing
         try:
             return original(ddp_model, *args, load_arg=load_arg, **kwargs)
         finally:
             for part in model:
-                part.has_new_head = False
+                part.init_missing = False
 
     training.load_checkpoint = load_checkpoint
 

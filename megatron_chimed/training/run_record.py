@@ -33,7 +33,9 @@ from megatron_chimed.errors import InputError, one_line
 from megatron_chimed.jsonl import SCHEMA, atomic_output, read_json, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLED = "ended without a word: killed, or its machine was lost"
+KILLED = "killed"
+"""Outcome of an attempt that did not write its own: it was killed, or its machine was lost."""
+OLD_KILLED = "ended without a word: killed, or its machine was lost"  # what the first release wrote
 
 
 class RunRecord:
@@ -128,7 +130,8 @@ def read_attempts(folder: str | Path) -> list[dict[str, Any]]:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("attempts"), list):
         raise InputError(f"{path}: is no record of a run; remove it or name another folder")
-    return content["attempts"]
+    attempts = content["attempts"]
+    return [one | {"outcome": KILLED} if one.get("outcome") == OLD_KILLED else one for one in attempts]
 
 
 def now() -> str:

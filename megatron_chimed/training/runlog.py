@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,12 @@ from tqdm import tqdm
 from megatron_chimed.jsonl import atomic_output
 
 COLUMNS = ("iteration", "split", "name", "value", "grad_norm", "learning_rate")
+
+
+def log_rank0(line: str) -> None:
+    """One line on stderr, from rank 0."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"megatron_chimed: {line}", file=sys.stderr, flush=True)
 
 
 def read_log(path: str | Path) -> list[dict[str, str]]:

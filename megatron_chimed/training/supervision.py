@@ -1,7 +1,7 @@
-"""How a training stops: on a signal with a checkpoint, on a loss that is lost with what it takes to find out why.
+"""Stop a training on a signal, with a checkpoint, and on a diverged loss, with its batch and weights.
 
-All ranks agree in each iteration, by one small sum, taken when the gradients are there and the weights are not yet
-changed. Together with trainer.py, patches.py and saving.py the only importer of megatron.training.
+All ranks agree in each iteration, by one small all-reduce, taken when the gradients are there and the weights are not
+yet changed.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,21 @@ import torch
 from megatron.training import checkpointing, get_args, training
 
 from megatron_chimed import checkpoints
-from megatron_chimed.config import JobOptions
 from megatron_chimed.errors import STOPPED, InputError, LostRank
 from megatron_chimed.jsonl import atomic_output
-from megatron_chimed.training.loss_watch import LossWatch
+from megatron_chimed.training.loss_spike import LossSpikeDetector
+from megatron_chimed.training.options import JobOptions
+from megatron_chimed.training.runlog import log_rank0
 
 SHOWN = 8  # rows of a source in a message; all of them are in the file
 
 
 class Supervisor:
-    """Watches one training. datasets: filled before the first step with (train, ...); say: prints a line on rank 0."""
+    """Watches one training. train_data: gives the dataset that is trained on, once the first step has begun."""
 
-    def __init__(self, options: JobOptions, datasets: Sequence, say: Callable[[str], None]):
-        self.datasets, self.say = datasets, say
-        self.watch = LossWatch(options.loss_limit, options.loss_limit_iterations)
+    def __init__(self, options: JobOptions, train_data: Callable[[], Any]):
+        self.train_data = train_data
+        self.detector = LossSpikeDetector(options.loss_limit, options.loss_limit_iterations)
         self.listening = False
         self.signalled = False  # this rank
         self.stopping = False  # all ranks, agreed
@@ -73,7 +74,7 @@ class Supervisor:
             if known is None:
                 raise
             if isinstance(known, LostRank) and self.signalled:
-                sys.exit(1)  # the launcher ends this job, and the rank that began it has spoken
+                sys.exit(1)  # the launcher ends this job; the rank that lost its peers first has printed the reason
             raise known from None
         except SystemExit as end:
             sys.exit(STOPPED if self.stopped else end.code)
@@ -105,7 +106,7 @@ class Supervisor:
         torch.distributed.all_reduce(summed)
         signals, lost, total, count = summed.tolist()
         self.stopping = signals > 0
-        reason = self.watch.judge(total / count) if count else None
+        reason = self.detector.update(total / count) if count else None
         if reason is None and lost:
             reason = "a gradient is not a finite number"
         if reason is not None:
@@ -120,13 +121,13 @@ class Supervisor:
             )
         self.stopped = True
         where = f"saved in {saved}; the same command continues" if saved else "nothing is saved, as there is no --save"
-        self.say(f"stopped by a signal after iteration {iteration}: {where}")
+        log_rank0(f"stopped by a signal after iteration {iteration}: {where}")
 
     def _give_up(self, reason: str, model: list, iteration: int) -> None:
         """Save the weights that this iteration began with and its batch, and raise InputError with all of it."""
         args = get_args()
         batch = range(args.consumed_train_samples, args.consumed_train_samples + args.global_batch_size)
-        rows = _rows(self.datasets[0], batch)
+        rows = _rows(self.train_data(), batch)
         text = f"iteration {iteration}: {reason}; its batch: {_short(rows)}"
         if not args.save:
             raise InputError(f"{text}. There is no --save to put weights and batch into")
@@ -134,7 +135,7 @@ class Supervisor:
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            _write_batch(folder, self.datasets[0], batch, {"iteration": iteration, "reason": reason, "rows": rows})
+            _write_batch(folder, self.train_data(), batch, {"iteration": iteration, "reason": reason, "rows": rows})
         torch.distributed.barrier()
         _save_weights(folder, model, iteration - 1)
         raise InputError(

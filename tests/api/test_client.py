@@ -18,7 +18,7 @@ from megatron_chimed.api.log import ChatLog, complete_once
 from megatron_chimed.errors import InputError
 
 pytestmark = pytest.mark.slow
-KEY = "sk-hush-1234567890abcdef"
+KEY = "sk-silence_import_warnings-1234567890abcdef"
 QUICK = {"timeout": 60, "backoff": 0.01, "max_retries": 3}
 
 

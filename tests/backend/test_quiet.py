@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from megatron_chimed.backend.quiet import quick_imports
+from megatron_chimed.backend.quiet import fast_imports
 
 
 class Knot:
@@ -22,7 +22,7 @@ def unfrozen():
 
 
 def test_what_is_imported_is_never_looked_at_and_what_comes_later_is():
-    with quick_imports():
+    with fast_imports():
         early = weakref.ref(Knot())
         assert not gc.isenabled()
     assert gc.isenabled()
@@ -32,6 +32,6 @@ def test_what_is_imported_is_never_looked_at_and_what_comes_later_is():
 
 
 def test_a_failing_import_leaves_the_collector_on():
-    with pytest.raises(ImportError), quick_imports():
+    with pytest.raises(ImportError), fast_imports():
         import megatron_chimed.no_such_module  # noqa: F401
     assert gc.isenabled()

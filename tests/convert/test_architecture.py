@@ -51,12 +51,12 @@ def test_megatron_gets_arguments_that_its_own_parser_takes():
     from megatron.training.arguments import add_megatron_arguments
 
     from megatron_chimed.config import Located
-    from megatron_chimed.training.arguments import to_words
+    from megatron_chimed.training.arguments import to_argv
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     for kind in KINDS.values():
         settings = yaml.safe_load(yaml.safe_dump(arch.to_megatron(read(**kind))))
-        words = to_words({key: Located(value, "model.yaml") for key, value in settings.items()}, parser)
+        words = to_argv({key: Located(value, "model.yaml") for key, value in settings.items()}, parser)
         parsed = parser.parse_args(words)
         assert parsed.num_layers == CONFIG["num_hidden_layers"] and parsed.layernorm_epsilon == 1e-5
         again = arch.from_megatron_args(

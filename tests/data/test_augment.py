@@ -17,7 +17,7 @@ from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptio
 from megatron_chimed.errors import InputError
 
 pytestmark = pytest.mark.slow
-KEY = "sk-hush-1234567890abcdef"
+KEY = "sk-silence_import_warnings-1234567890abcdef"
 QUICK = CallSettings(timeout=60, backoff=0.01, max_retries=3)
 HASTY = CallSettings(timeout=1, backoff=0.01)  # for a server that hangs
 MODELS = ("gpt-4", "gpt-3.5-turbo")

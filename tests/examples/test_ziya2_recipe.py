@@ -6,16 +6,11 @@ import pytest
 import yaml
 from guards import tree
 
-from megatron_chimed.config import (
-    JobOptions,
-    ModelOptions,
-    PretrainConfig,
-    RewardConfig,
-    SftConfig,
-    load_settings,
-    parse_dataclass,
-)
+from megatron_chimed.config import load_settings, parse_dataclass
+from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.rejection.config import read_config, training_shape
+from megatron_chimed.stages.options import PretrainConfig, RewardConfig, SftConfig
+from megatron_chimed.training.options import JobOptions
 
 FOLDER = tree.ROOT / "examples/ziya2_13b"
 MODEL = FOLDER / "model.yaml"

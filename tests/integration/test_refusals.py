@@ -152,7 +152,7 @@ def test_every_argument_of_the_shipped_configurations_is_one_of_megatrons():
     from megatron.training.arguments import add_megatron_arguments
 
     from megatron_chimed.config import load_settings
-    from megatron_chimed.training.arguments import to_words
+    from megatron_chimed.training.arguments import to_argv
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     others = ("model.yaml", "rejection.yaml")
@@ -160,6 +160,6 @@ def test_every_argument_of_the_shipped_configurations_is_one_of_megatrons():
     assert len(stages) >= 2
     for stage in stages:
         settings = load_settings(stage.with_name("model.yaml"), stage, [])
-        parsed = parser.parse_args(to_words(settings.megatron, parser))
+        parsed = parser.parse_args(to_argv(settings.megatron, parser))
         assert parsed.num_layers and (parsed.train_iters or settings.chimed["epochs"])
     assert set(MODEL) <= {name.lstrip("-") for name in parser._option_string_actions}

@@ -6,9 +6,10 @@ import pytest
 from support.dialogues import make_renderer
 from support.rankings import make_groups, write_groups
 
-from megatron_chimed.config import Located, RewardConfig
+from megatron_chimed.config import Located
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings
+from megatron_chimed.stages.options import RewardConfig
 from megatron_chimed.stages.schedule import by_epochs
 
 

@@ -1,4 +1,4 @@
-"""One rank of a training with a fault: as ``python -m megatron_chimed``, with the variable FAULT as JSON.
+"""One rank of a training with a fault: as ``python -m megatron_chimed.training.rank``, with the variable FAULT as JSON.
 
 {"kind", "iteration", "rank"}: from that iteration on, on that rank or with null on all of them,
 gradient: the gradients of the loss are NaN, the loss is not; explosion: the loss is 100 times what it is;
@@ -15,8 +15,8 @@ LIMIT = 100_000  # bytes: more than loss.csv, less than a shard of a checkpoint
 
 def main() -> None:
     """Put the fault into the trainer, and run the rank."""
-    from megatron_chimed import __main__
     from megatron_chimed.backend import cpu
+    from megatron_chimed.training import rank
 
     cpu.install()
     from megatron.training import training
@@ -47,7 +47,7 @@ def main() -> None:
         return masked_nll(mask, nll)
 
     training.train_step, pretrain.masked_nll = step, loss
-    __main__.main()
+    rank.main()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a rank imports, for the process that `ranks` forks them from."""
 
-from megatron_chimed.backend.quiet import hush
+from megatron_chimed.backend.quiet import silence_import_warnings
 
-hush()
+silence_import_warnings()
 
 from megatron_chimed.backend import cpu  # noqa: E402
 

@@ -47,7 +47,7 @@ class Started:
 
 
 def start(words: list[str], ranks: int, output: Path) -> Started:
-    """Start ``python -m megatron_chimed WORDS`` as so many ranks on the CPU; what they say is added to a file."""
+    """Start ``python -m megatron_chimed.training.rank WORDS`` as so many ranks on the CPU, output added to a file."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.preloaded"])
     path = {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
@@ -89,7 +89,7 @@ def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Pat
 
 def _be_rank(rank: int, words: list[str]) -> int:
     """Run a rank; its exit code."""
-    from megatron_chimed.__main__ import main
+    from megatron_chimed.training.rank import main
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     sys.argv = ["megatron_chimed", *words]

@@ -60,7 +60,7 @@ def test_one_node_and_many_give_torchrun_their_place(tmp_path):
         assert done.returncode == 0, done.stderr
     launch, ours = (
         "python -m megatron_chimed.training.launch",
-        "--nproc-per-node 2 -m megatron_chimed " + " ".join(stage),
+        "--nproc-per-node 2 -m megatron_chimed.training.rank " + " ".join(stage),
     )
     many = "--nnodes 4 --node-rank 3 --master-addr n1 --master-port 1234"
     assert calls(tmp_path) == [f"{launch} --standalone {ours}", f"{launch} {many} {ours}"]

@@ -1,5 +1,4 @@
-"""Does a checkpoint hold the model that it is loaded into? By the names of the weights, both ways; upstream loads what
-fits."""
+"""Compare the names of a checkpoint's weights with the model's, both ways; upstream loads what fits."""
 
 from pathlib import Path
 
@@ -10,19 +9,21 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron_chimed.errors import InputError
 
 
-def start_anew(folder: str | None, model: list[torch.nn.Module], new: tuple[str, ...], unused: tuple[str, ...]) -> bool:
-    """Whether the weights `new` are to start anew: the model wants them, and the checkpoint has none.
+def check_state_dict(
+    folder: str | None, model: list[torch.nn.Module], missing_keys: tuple[str, ...], unexpected_keys: tuple[str, ...]
+) -> bool:
+    """Whether `missing_keys` are to be initialized: the model has these weights, and the checkpoint has none.
 
-    folder: of one iteration; without a checkpoint in torch_dist format nothing is compared. new: weights that another
-    stage's checkpoint may lack, () if none; unused: weights of such a checkpoint that may then be left aside. Call it
-    on all ranks. Raises InputError listing what is missing and what nobody wants.
+    folder: of one iteration; without a checkpoint in torch_dist format nothing is compared. missing_keys: weights that
+    another stage's checkpoint may lack, () if none; unexpected_keys: weights of such a checkpoint that may then be left
+    aside. Call it on all ranks. Raises InputError listing what is missing and what nobody wants.
     """
     if folder is None or not (Path(folder) / ".metadata").is_file():
         return False
     stored = {name for name in load_tensors_metadata(str(folder)) if not name.startswith("optimizer.")}
     wanted = _wanted(model)
     missing, extra = wanted - stored, stored - wanted
-    if new and missing == set(new) and extra <= set(unused):
+    if missing_keys and missing == set(missing_keys) and extra <= set(unexpected_keys):
         return True
     if missing or extra:
         raise InputError(

@@ -1,14 +1,14 @@
-"""When a training's loss has exploded."""
+"""Detect spikes of the training loss."""
 
 import math
 import statistics
 from collections import deque
 
 WINDOW = 100  # losses in the median
-FEWEST = 10  # losses before which nothing is judged
+FEWEST = 10  # losses in the window before a spike can be found
 
 
-class LossWatch:
+class LossSpikeDetector:
     """Says when the loss was above `limit` times its recent median for `iterations` on end.
 
     The median is over the last 100 losses that were not above it, and needs 10. limit: 0 never says so. A process
@@ -20,7 +20,7 @@ class LossWatch:
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.above = 0
 
-    def judge(self, loss: float) -> str | None:
+    def update(self, loss: float) -> str | None:
         """Take one iteration's loss; what is wrong with it, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"

@@ -1,4 +1,4 @@
-"""The rank of a dry run: ``python -m megatron_chimed.plan.rank JSON STAGE MODEL.yaml STAGE.yaml [overrides]``.
+"""Rank 0 of a dry run: ``python -m megatron_chimed.plan.dry_run_worker JSON STAGE MODEL.yaml STAGE.yaml ...``.
 
 JSON: [changed settings, those left out]. Prints the bytes that the trainer has allocated after one step.
 """
@@ -8,10 +8,8 @@ import json
 import os
 import sys
 
-from megatron_chimed.backend.quiet import hush
+from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.errors import InputError, one_line
-
-hush()
 
 
 def main() -> None:
@@ -20,16 +18,15 @@ def main() -> None:
 
     cpu.install()
     from megatron_chimed import config
-    from megatron_chimed.plan.changes import apply
     from megatron_chimed.plan.dry_run import ERROR, RESULT
+    from megatron_chimed.plan.settings import change_settings
     from megatron_chimed.training import patches, trainer
 
     changes, left_out = json.loads(sys.argv[1])
     stage, *files = sys.argv[2:]
     try:
-        settings = apply(config.load_settings(files[0], files[1], files[2:]), changes, left_out)
-        only = {"fake-process-group": True, "exit-interval": 1, "log-interval": 1}
-        settings = apply(settings, only, ())
+        settings = change_settings(config.load_settings(files[0], files[1], files[2:]), changes, left_out)
+        settings = change_settings(settings, {"fake-process-group": True, "exit-interval": 1, "log-interval": 1})
         kept = patches.keep_model()
         trainer.run(trainer.STAGES[stage], settings)
     except InputError as error:
@@ -69,4 +66,5 @@ def allocated(parts: list, optimizer) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    silence_import_warnings()
     main()

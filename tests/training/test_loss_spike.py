@@ -6,34 +6,34 @@ import statistics
 
 import pytest
 
-from megatron_chimed.training.loss_watch import LossWatch
+from megatron_chimed.training.loss_spike import LossSpikeDetector
 
 
 def first(watch, losses):
     """(place of the first verdict, verdict)."""
-    return next(((place, said) for place, loss in enumerate(losses) if (said := watch.judge(loss))), None)
+    return next(((place, said) for place, loss in enumerate(losses) if (said := watch.update(loss))), None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_reported_at_once_also_when_the_rule_is_off(value):
-    assert first(LossWatch(0, 5), [1.0, value]) == (1, f"the loss is {value}")
+    assert first(LossSpikeDetector(0, 5), [1.0, value]) == (1, f"the loss is {value}")
 
 
 def test_a_loss_above_the_limit_for_some_iterations_on_end_is_reported():
     losses = [2.0] * 20 + [9.0, 9.0, 2.0] + [9.0] * 5
-    place, said = first(LossWatch(3.0, 3), losses)
+    place, said = first(LossSpikeDetector(3.0, 3), losses)
     assert place == 25 and said == "the loss is 9, above 3 times its median of 2 for 3 iterations"
-    assert first(LossWatch(5.0, 3), losses) is None and first(LossWatch(0.0, 3), losses) is None
-    assert first(LossWatch(3.0, 6), losses) is None
+    assert first(LossSpikeDetector(5.0, 3), losses) is None and first(LossSpikeDetector(0.0, 3), losses) is None
+    assert first(LossSpikeDetector(3.0, 6), losses) is None
 
 
 def test_a_plateau_above_the_limit_does_not_become_the_median():
-    assert first(LossWatch(3.0, 200), [2.0] * 10 + [9.0] * 200) is not None
+    assert first(LossSpikeDetector(3.0, 200), [2.0] * 10 + [9.0] * 200) is not None
 
 
 def test_nothing_is_judged_before_there_are_ten_losses():
-    assert first(LossWatch(2.0, 1), [1.0] * 9 + [50.0]) is None
-    assert first(LossWatch(2.0, 1), [1.0] * 10 + [50.0])[0] == 10
+    assert first(LossSpikeDetector(2.0, 1), [1.0] * 9 + [50.0]) is None
+    assert first(LossSpikeDetector(2.0, 1), [1.0] * 10 + [50.0])[0] == 10
 
 
 def test_the_rule_is_its_slow_twin():
@@ -49,5 +49,5 @@ def test_the_rule_is_its_slow_twin():
             if above == 2:
                 expected = place
                 break
-        found = first(LossWatch(2.0, 2), losses)
+        found = first(LossSpikeDetector(2.0, 2), losses)
         assert expected == (found and found[0])

@@ -1,0 +1,89 @@
+"""Build the datasets of a stage, and iterate over the batches of this data-parallel rank."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.training import get_args
+from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+from megatron.training.utils import get_blend_and_blend_per_split
+from torch.utils.data import Dataset
+
+from megatron_chimed.stages.stage import Data, DataRequest, Stage
+from megatron_chimed.training.runlog import log_rank0
+
+
+class DataProvider:
+    """The trainer's dataset provider: builds the stage's data and gives iterators over it.
+
+    It returns iterators ("external" loaders), for two reasons: a loader of our own draws its seed from its own
+    generator (upstream's draws from torch's, which dropout on a CPU uses, so that a resumed run would differ), and
+    every rank reads its rows itself from the shared memory map, without a broadcast.
+    """
+
+    is_distributed = True
+
+    def __init__(self, stage: Stage, config: Any):
+        self.stage, self.config = stage, config
+        self._data: Data | None = None
+
+    @property
+    def data(self) -> Data:
+        """What was built; the trainer asks for it before the first forward step."""
+        assert self._data is not None, "no data was asked for yet"
+        return self._data
+
+    def __call__(self, num_samples: tuple[int, int, int]) -> tuple[Iterator | None, Iterator | None, Iterator | None]:
+        """Iterators of train, valid and test from the first sample that is not consumed."""
+        args = get_args()
+        self._data = data = self.stage.build_datasets(self.config, data_request(args, num_samples))
+        if data.valid is None and args.eval_iters:
+            log_rank0("no validation data: evaluation is left out")
+            args.eval_iters = 0  # upstream would evaluate on None
+        return (
+            _iterator(data.train, args.consumed_train_samples, args.micro_batch_size, args),
+            _iterator(data.valid, args.consumed_valid_samples, args.eval_micro_batch_size, args),
+            _iterator(data.test, 0, args.eval_micro_batch_size, args),
+        )
+
+
+def data_request(args: argparse.Namespace, num_samples: tuple[int, int, int]) -> DataRequest:
+    """What Megatron's arguments say about the data."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    return DataRequest(
+        num_samples=tuple(num_samples),
+        sequence_length=args.seq_length,
+        micro_batch_size=args.micro_batch_size,
+        pipeline_parallel_size=args.pipeline_model_parallel_size,
+        vocab_size=args.vocab_size,
+        seed=args.seed,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        cache=args.data_cache_path,
+    )
+
+
+def _iterator(dataset: Dataset | None, consumed: int, micro_batch_size: int, args: argparse.Namespace):
+    """Batches of this data-parallel rank's rows, from the first one that is not consumed."""
+    if dataset is None or len(dataset) == 0:
+        return None
+    sampler = MegatronPretrainingSampler(
+        total_samples=len(dataset),
+        consumed_samples=consumed,
+        micro_batch_size=micro_batch_size,
+        data_parallel_rank=mpu.get_data_parallel_rank(),
+        data_parallel_size=mpu.get_data_parallel_world_size(),
+    )
+    return iter(
+        torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=args.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(args.seed),
+            persistent_workers=args.num_workers > 0,
+        )
+    )
