@@ -1,7 +1,8 @@
-"""What megatron-core 0.19.2 needs so that a pip-only install trains and resumes to the bit, in one place.
+"""Patch Megatron's trainer, so that a pip-only install trains and resumes to the bit.
 
-Each function names the upstream fault that it mends; with Transformer Engine or apex installed their optimizer is used,
-and the mends of torch's Adam do nothing. What the trainer does about faults is in saving.py and supervision.py.
+What fails without each patch, and in which version, is in the ledger, `training.upstream`; with Transformer Engine or
+apex installed their optimizer is used, and the patches of torch's Adam do nothing. What the trainer does about faults
+is in saving.py and supervision.py.
 """
 
 import argparse
@@ -28,12 +29,13 @@ def install(*, without_cuda: bool, log: "Log") -> None:
     """Mend the trainer and attach `log` to it. Once per process, before `pretrain`."""
     _skip_compilation()
     if without_cuda:
-        training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
+        _allow_no_cuda()
     _give_adam_its_state_before_loading()
     _load_optimizer_exactly()
     _number_weights_of_two_types_alike()
     _let_a_run_be_extended()
-    _log_every_iteration_by_itself(log)
+    _print_each_iteration_by_itself()
+    _log_iterations(log)
     _log_evaluations(log)
 
 
@@ -108,6 +110,11 @@ def _skip_compilation() -> None:
     from megatron.core.datasets import helpers_cpp  # noqa: F401  an ImportError here is a broken wheel
 
     initialize._compile_dependencies = lambda: None
+
+
+def _allow_no_cuda() -> None:
+    """Start Megatron without CUDA."""
+    training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
 
 
 def _torch_adams(optimizer) -> list[torch.optim.Optimizer]:
@@ -226,39 +233,49 @@ def _let_a_run_be_extended() -> None:
     OptimizerParamScheduler.load_state_dict = load_state_dict
 
 
-def _log_every_iteration_by_itself(log: Log) -> None:
+def _print_each_iteration_by_itself() -> None:
     """Upstream prints the first iteration of a process but does not reset its sums, so that the second one after a
     resume shows the mean of both."""
     original = training.training_log
 
     @functools.wraps(original)
     def training_log(loss_dict, total_loss_dict, learning_rate, iteration, *args, is_first_iteration=False, **kwargs):
-        interval = training.get_args().log_interval
-        grad_norm = args[3]
-        log.training(iteration, loss_dict, learning_rate, grad_norm)
-        first = is_first_iteration and iteration % interval != 0
+        first = is_first_iteration and iteration % training.get_args().log_interval != 0
         return original(loss_dict, total_loss_dict, learning_rate, iteration, *args, is_first_iteration=first, **kwargs)
 
     training.training_log = training_log
 
 
+def _log_iterations(log: Log) -> None:
+    """Pass the figures of each iteration to the log."""
+    original = training.training_log
+
+    @functools.wraps(original)
+    def training_log(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs):
+        grad_norm = args[3]
+        log.training(iteration, loss_dict, learning_rate, grad_norm)
+        return original(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs)
+
+    training.training_log = training_log
+
+
 def _log_evaluations(log: Log) -> None:
-    """Pass the result of each evaluation to the log; upstream gives it to TensorBoard alone."""
+    """Pass the figures of each evaluation to the log."""
     evaluate, evaluate_and_print = training.evaluate, training.evaluate_and_print_results
-    context: Callable[[dict], None] | None = None
+    results: list[dict] = []  # of the evaluation that is under way
 
     @functools.wraps(evaluate)
-    def evaluate_and_log(*args, **kwargs):
+    def evaluate_and_keep(*args, **kwargs):
         result = evaluate(*args, **kwargs)
-        if result[0] is not None:
-            context(result[0])
+        results.extend(filter(None, result[:1]))
         return result
 
     @functools.wraps(evaluate_and_print)
-    def with_context(prefix, forward_step, iterator, model, iteration, *args, **kwargs):
-        nonlocal context
+    def evaluate_and_log(prefix, forward_step, iterator, model, iteration, *args, **kwargs):
         split = "test" if "test set" in prefix else "final_valid" if "validation set" in prefix else "valid"
-        context = functools.partial(log.evaluation, split, iteration)
-        return evaluate_and_print(prefix, forward_step, iterator, model, iteration, *args, **kwargs)
+        printed = evaluate_and_print(prefix, forward_step, iterator, model, iteration, *args, **kwargs)
+        while results:
+            log.evaluation(split, iteration, results.pop())
+        return printed
 
-    training.evaluate, training.evaluate_and_print_results = evaluate_and_log, with_context
+    training.evaluate, training.evaluate_and_print_results = evaluate_and_keep, evaluate_and_log

@@ -6,6 +6,7 @@ all.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from guards.tree import syntax
 
 PACKAGE = "megatron_chimed"
 TOKENIZERS = ("sentencepiece", "tokenizers", "transformers")
+FOREIGN = ("torch", "megatron")
 KERNELS = ("apex", "flash_attn", "transformer_engine")  # optional; the model looks whether they are installed
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -112,35 +114,63 @@ def own_modules(source: str, known: set[str]) -> set[str]:
     return {name for name in names | parents if name in known}
 
 
-def patches(path: str, source: str) -> list[str]:
-    """Assignments to attributes of imported torch or Megatron objects, by =, del or setattr.
-
-    Settings below torch.backends are no patches. An alias (``cuda = torch.cuda``) is followed.
-    """
-    tree = syntax(source)
-    foreign = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            module = getattr(node, "module", None)
+def foreign_names(source: str) -> dict[str, str]:
+    """{name in a file: dotted name of what it stands for} of imports from torch and Megatron, aliases followed."""
+    found: dict[str, str] = {}
+    nodes = list(ast.walk(syntax(source)))
+    for node in nodes:
+        if isinstance(node, ast.Import):
             for alias in node.names:
-                if is_under(module or alias.name, ["torch", "megatron"]):
-                    foreign.add(alias.asname or alias.name.split(".")[0])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and _root(node.value) in foreign:
-            foreign |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    findings = []
-    for node in ast.walk(tree):
+                if is_under(alias.name, FOREIGN):
+                    found[alias.asname or alias.name.split(".")[0]] = (
+                        alias.name if alias.asname else alias.name.split(".")[0]
+                    )
+        elif isinstance(node, ast.ImportFrom) and is_under(node.module or "", FOREIGN):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and _root(node.value) in found:
+            dotted = _dotted(node.value, found)
+            found |= {target.id: dotted for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def patches(source: str) -> list[tuple[int, str]]:
+    """(line, dotted target) of assignments to attributes of torch or Megatron, by =, del or setattr.
+
+    Settings below torch.backends are no patches. setattr with a computed name counts as its object.
+    """
+    foreign, found = foreign_names(source), []
+    for node in ast.walk(syntax(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             target = node
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
             target = node.args[0]
         else:
             continue
-        if _root(target) in foreign and not ast.unparse(target).startswith("torch.backends."):
-            findings.append(
-                f"{path}:{node.lineno}: changes {ast.unparse(target)}; patches belong into the named modules"
-            )
-    return findings
+        if _root(target) in foreign and not (dotted := _dotted(target, foreign)).startswith("torch.backends."):
+            found.append((node.lineno, dotted))
+    return found
+
+
+def private_names(source: str) -> list[tuple[int, str]]:
+    """(line, dotted name) of private names of torch and Megatron that a file reaches."""
+    foreign = foreign_names(source)
+    found = [(line, name) for line, name in imports(source) if is_under(name, FOREIGN) and _is_private(name)]
+    for node in ast.walk(syntax(source)):
+        if isinstance(node, ast.Attribute) and _root(node) in foreign and _is_private(node.attr):
+            found.append((node.lineno, _dotted(node, foreign)))
+    return sorted(set(found))
+
+
+def _is_private(name: str) -> bool:
+    """Whether the last part of a name begins with one underscore."""
+    return re.match(r"_[^_]", name.rpartition(".")[2]) is not None
+
+
+def _dotted(node: ast.expr, foreign: dict[str, str]) -> str:
+    """An attribute with the full name of what it begins with."""
+    name, dot, rest = ast.unparse(node).partition(".")
+    return foreign.get(name, name) + dot + rest
 
 
 def _root(node: ast.expr) -> str | None:

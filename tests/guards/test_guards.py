@@ -3,7 +3,6 @@
 Each rule has its control beside it: a small offending piece that the checker must report, or the rule shows nothing.
 """
 
-import dataclasses
 import re
 import shutil
 import subprocess
@@ -12,18 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from guards import code, docs, graph, imports, tree
+from guards import code, docs, graph, imports, tree, upstream
 from megatron_chimed import config
+from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.rejection.config import read_config
+from megatron_chimed.stages.options import STAGES
+from megatron_chimed.training.options import JobOptions
+from megatron_chimed.training.upstream import PATCHES, PRIVATE_NAMES
 
 LONGER = {}
 """Named exceptions to the sizes: ``path`` or ``path:function`` to its own limit."""
-
-PATCHERS = {
-    "megatron_chimed/backend/cpu.py",
-    *(f"megatron_chimed/training/{name}.py" for name in ("patches", "saving", "supervision")),
-}
-"""May change torch and Megatron: the CPU backend, what mends upstream faults, and what stops a training."""
 
 DOCUMENTS = [path for path in tree.files() if re.fullmatch(r"(README[.\w]*|CONTRIBUTING|docs/.*)\.md", path)]
 PACKAGE = tree.python_files("megatron_chimed/")
@@ -122,28 +119,59 @@ def test_the_pictures_of_the_package_are_those_of_the_code():
         graph.layers(graph.boxes(PACKAGE) | {"errors": {"training/"}})
 
 
-def test_only_the_named_modules_change_torch_or_megatron():
-    assert not over([path for path in PROGRAMS if path not in PATCHERS], imports.patches)
+def test_the_ledger_names_every_change_of_torch_and_megatron():
+    found = {(path, target) for path in PROGRAMS for _, target in imports.patches(tree.read(path))}
+    listed = {(_path_of(patch.where), target) for patch in PATCHES for target in patch.targets}
+    assert found == listed and len({patch.name for patch in PATCHES}) == len(PATCHES)
+    for patch in PATCHES:
+        assert f"def {patch.where.rpartition(':')[2].rpartition('.')[2]}(" in tree.read(_path_of(patch.where)), patch
+
+
+def _path_of(where: str) -> str:
+    """The file of ``module:function``."""
+    return f"megatron_chimed/{where.partition(':')[0].replace('.', '/')}.py"
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "target"),
     [
-        "import torch\ntorch.cuda.current_device = lambda: 0",
-        "import torch\ncuda = torch.cuda\ncuda.Stream = None",
-        "from megatron.core import tensor_parallel as tp\ndef f():\n    tp.random.f = None",
-        "from megatron.core.optimizer import DistributedOptimizer\ndel DistributedOptimizer.load",
-        "import torch\nsetattr(torch.cuda, 'is_available', None)",
-        "import megatron.training.training\nmegatron.training.training.steps += 1",
+        ("import torch\ntorch.cuda.current_device = lambda: 0", "torch.cuda.current_device"),
+        ("import torch\ncuda = torch.cuda\ncuda.Stream = None", "torch.cuda.Stream"),
+        (
+            "from megatron.core import tensor_parallel as tp\ndef f():\n    tp.r.f = 0",
+            "megatron.core.tensor_parallel.r.f",
+        ),
+        ("from megatron.core.optimizer import D\ndel D.load", "megatron.core.optimizer.D.load"),
+        ("import torch\nsetattr(torch.cuda, 'is_available', None)", "torch.cuda"),
+        (
+            "import megatron.training.training\nmegatron.training.training.steps += 1",
+            "megatron.training.training.steps",
+        ),
     ],
 )
-def test_control_a_patch_is_reported(source):
-    assert len(imports.patches("a.py", source)) == 1
+def test_control_a_patch_is_reported(source, target):
+    assert [name for _, name in imports.patches(source)] == [target]
 
 
 def test_control_ordinary_assignments_are_no_patch():
     source = "import torch\nm = torch.nn.Linear(2, 2)\nm.bias = None\ntorch.backends.cuda.matmul.allow_tf32 = True\n"
-    assert not imports.patches("a.py", source)
+    assert not imports.patches(source)
+
+
+def test_the_ledger_names_every_private_name_that_is_reached_outside_training_and_models():
+    free = ("megatron_chimed/training/", "megatron_chimed/models/")
+    others = [path for path in PROGRAMS if not path.startswith(free)]
+    found = {(path, name) for path in others for _, name in imports.private_names(tree.read(path))}
+    assert found <= {(one.path, one.name) for one in PRIVATE_NAMES}  # overridden ones: tests/upstream
+
+
+def test_control_a_private_name_is_reported():
+    source = "import torch\nfrom megatron.core import _x\ntorch._C.f()\nself._y = torch.__version__\n"
+    assert [name for _, name in imports.private_names(source)] == ["megatron.core._x", "torch._C"]
+
+
+def test_the_page_about_upstream_is_that_of_the_ledger():
+    assert tree.read(upstream.DOCUMENT) == upstream.page(), "run: PYTHONPATH=tests python -m guards.upstream"
 
 
 # Sizes and habits.
@@ -341,9 +369,8 @@ def test_every_yaml_loads_and_gives_no_key_twice():
 
 
 def test_every_configuration_fills_our_dataclasses():
-    """Reading and filling raise on an unknown block or key and on a wrong type; a folder's files together give both."""
-    ours = [thing for thing in vars(config).values() if dataclasses.is_dataclass(thing)]
-    options = [cls for cls in ours if cls not in (config.Located, config.RunConfig)]
+    """Reading and parsing raise on an unknown block or key and on a wrong type; a folder's files together give both."""
+    options = [ModelOptions, JobOptions, *STAGES.values()]
     stages = [path for path in YAMLS if path.startswith("examples/") and path not in LOOPS]
     read = {path: config.read_yaml(tree.ROOT / path) for path in stages}
     assert read and options

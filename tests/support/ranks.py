@@ -5,6 +5,7 @@ number and address in the environment, and when one rank fails the others are en
 all that a user starts, go through launch/torchrun.sh.
 """
 
+import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
@@ -19,6 +20,8 @@ from unittest import mock
 
 from support.paths import TESTS
 
+WITHOUT = "TESTS_WITHOUT_PATCHES"
+"""The variable that names patches, ``module:function``, which ranks leave out."""
 ON_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
@@ -61,6 +64,7 @@ def start(words: list[str], ranks: int, output: Path) -> Started:
 def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Path) -> None:
     """Fork the ranks; exit with the code of the first that fails, or 0."""
     os.setsid()
+    os.environ.clear()  # what the first start had set is not of this one
     os.environ.update(environment)
     os.chdir(TESTS.parent)
     with open(output, "ab") as said, open(os.devnull, "rb") as nothing:
@@ -87,11 +91,24 @@ def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Pat
     os._exit(code if code >= 0 else 128 - code)
 
 
+def _leave_out(where: str) -> None:
+    """Replace ``module:function`` of the package by nothing, in this process."""
+    module, _, function = where.partition(":")
+    place = importlib.import_module(f"megatron_chimed.{module}")
+    *owners, name = function.split(".")
+    for owner in owners:
+        place = getattr(place, owner)
+    assert callable(getattr(place, name))
+    setattr(place, name, lambda *args, **kwargs: None)
+
+
 def _be_rank(rank: int, words: list[str]) -> int:
     """Run a rank; its exit code."""
     from megatron_chimed.training.rank import main
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    for where in filter(None, os.environ.get(WITHOUT, "").split(",")):
+        _leave_out(where)
     sys.argv = ["megatron_chimed", *words]
     try:
         main()
