@@ -3,4 +3,4 @@
 from importlib import import_module
 
 if __name__ == "__main__":
-    import_module("megatron_chimed.commands.main").run_and_exit()
+    import_module("megatron_chimed.commands.main").main()

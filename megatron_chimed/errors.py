@@ -20,12 +20,13 @@ class LostRank(InputError):
     """Another rank of the job has ended or hangs; what that one has said is more to the point."""
 
 
-def exit_cleanly(main: Callable[[], int | None]) -> None:
+def exit_cleanly(main: Callable[[], int | None], program: str | None = None) -> None:
     """Run a command's `main` and exit: 0, or what it returned; 1 on bad input; 130 when interrupted.
 
-    Bad input and faults of the disk become one line on stderr; a traceback is left for our own mistakes.
+    program: its name in messages, that of the script if not given. Bad input and faults of the disk become one line on
+    stderr; a traceback is left for our own mistakes.
     """
-    program = os.path.basename(sys.argv[0])
+    program = program or os.path.basename(sys.argv[0])
     try:
         code = main() or 0
         sys.stdout.flush()

@@ -1,52 +1,6 @@
-"""Pack ranked answers into rows of one length, for the reward model; the folder is reused when nothing has changed."""
+"""`chimed pack rewards`, as a script."""
 
-import argparse
-import os
-from pathlib import Path
-
-from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.packing.ranking_worker import PAIRINGS
-from megatron_chimed.packing.rankings import RankingRowOptions, describe, pack_rankings
-from megatron_chimed.text.template import Renderer, load_template
-from megatron_chimed.text.tokenizer import load_tokenizer
-
-EXAMPLE = """example:
-  python tools/pack_rewards.py --input ranked.jsonl --tokenizer tokenizer.model --output packed"""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", nargs="+", required=True, help="ranked answers as JSON lines, also .gz")
-    parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face folder")
-    parser.add_argument("--sequence-length", type=int, default=4096, help="tokens of a row (4096)")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; it appears only when it is whole")
-    parser.add_argument("--template", help="YAML of a template (chimed, the released model's)")
-    parser.add_argument(
-        "--pairing", choices=PAIRINGS, default=PAIRINGS[0], help="which answers of a question are compared (adjacent)"
-    )
-    parser.add_argument(
-        "--one-question-per-row",
-        action="store_true",
-        help="the global batch then counts questions, not rows of several",
-    )
-    parser.add_argument("--shuffle-ranks", action="store_true", help="a control: ranks at random, nothing to be learnt")
-    parser.add_argument("--seed", type=int, default=1234, help="which questions of a length share a row (1234)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
-    args = parser.parse_args()
-    renderer = Renderer(load_template(args.template), load_tokenizer(args.tokenizer))
-    options = RankingRowOptions(
-        args.sequence_length,
-        args.seed,
-        args.one_question_per_row,
-        args.workers,
-        pairing=args.pairing,
-        shuffle_ranks=args.shuffle_ranks,
-    )
-    content = pack_rankings(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
-    print(f"{args.output}\n{describe(content)}")
-
+from megatron_chimed.commands.main import run_tool
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    run_tool("pack rewards")

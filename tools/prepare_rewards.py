@@ -1,54 +1,6 @@
-"""Raw sources to ranked answers for the reward model: read, clean, redact, deduplicate and split by question."""
+"""`chimed reward-data`, as a script."""
 
-import argparse
-import os
-
-from megatron_chimed.data.ranking_readers import READERS
-from megatron_chimed.data.ranking_worker import RankingOptions
-from megatron_chimed.data.rankings import describe, prepare_rankings
-from megatron_chimed.errors import exit_cleanly
-
-EXAMPLE = """examples:
-  python tools/prepare_rewards.py --source cmd=raw/reward/train.json --output runs/rewards/ranked.jsonl
-  python tools/prepare_rewards.py --source augmented:ranked=runs/rewards/augmented.jsonl --split 3800,100,100 \\
-      --output runs/rewards/four.jsonl             writes four.train.jsonl, four.valid.jsonl and four.test.jsonl
-  ... --source mine=raw/pairs.jsonl                a name of your own: the reader is found by the fields
-
-readers:
-  """ + ", ".join(READERS)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    yes_or_no = argparse.BooleanOptionalAction
-    parser.add_argument("--source", action="append", required=True, metavar="[LABEL:]READER=PATH", help="file or glob")
-    parser.add_argument("--output", required=True, help="NAME.jsonl; report, rejected rows and manifest lie beside it")
-    parser.add_argument("--split", help="counts or shares of questions to train, validate and test: 3800,100,100")
-    parser.add_argument("--seed", type=int, default=1234, help="which question is in which part (1234)")
-    parser.add_argument(
-        "--dedup", choices=["none", "exact", "near"], default="near", help="groups to keep one of (near)"
-    )
-    parser.add_argument("--clean", action=yes_or_no, default=True, help="clean the text (yes)")
-    parser.add_argument("--redact", action=yes_or_no, default=True, help="replace personal data by tags (yes)")
-    parser.add_argument(
-        "--max-rejected-share", type=float, default=0.01, help="malformed rows to bear, by source (0.01)"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
-    args = parser.parse_args()
-    content = prepare_rankings(
-        args.source,
-        args.output,
-        RankingOptions(clean=args.clean, redact=args.redact, dedup=args.dedup),
-        split=args.split,
-        seed=args.seed,
-        max_rejected_share=args.max_rejected_share,
-        workers=args.workers,
-    )
-    print(describe(content))
-    print(f"{args.output}: {content['rows']} groups of {content['input_rows']} rows")
-
+from megatron_chimed.commands.main import run_tool
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    run_tool("reward-data")

@@ -1,51 +1,6 @@
-"""Raw sources to dialogues for supervised fine-tuning: read, clean, redact, deduplicate, keep apart from evaluation."""
+"""`chimed sft-data`, as a script."""
 
-import argparse
-import os
-
-from megatron_chimed.data.dialogue_readers import READERS
-from megatron_chimed.data.dialogue_worker import DialogueOptions
-from megatron_chimed.data.dialogues import describe, prepare_dialogues
-from megatron_chimed.errors import exit_cleanly
-
-EXAMPLE = """examples:
-  python tools/prepare_sft.py --source toyhom=raw/internal.csv --source cmd='raw/finetune/*.json' \\
-      --source mc=raw/train.dialog --exclude raw/test.dialog --output runs/sft/dialogues.jsonl
-  ... --source surgery:toyhom=raw/surgery.csv      the reader toyhom, counted as a source of its own
-
-readers:
-  """ + ", ".join(READERS)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    yes_or_no = argparse.BooleanOptionalAction
-    parser.add_argument("--source", action="append", required=True, metavar="[LABEL:]READER=PATH", help="file or glob")
-    parser.add_argument("--output", required=True, help="NAME.jsonl; report, rejected rows and manifest lie beside it")
-    parser.add_argument("--exclude", action="append", default=[], metavar="FILE", help="evaluation set (13-grams)")
-    parser.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model or Hugging Face folder: counts tokens")
-    parser.add_argument("--dedup", choices=["none", "exact", "near"], default="near", help="across all sources (near)")
-    parser.add_argument("--clean", action=yes_or_no, default=True, help="clean the text (yes)")
-    parser.add_argument("--redact", action=yes_or_no, default=True, help="replace personal data by tags (yes)")
-    parser.add_argument(
-        "--max-rejected-share", type=float, default=0.01, help="malformed rows to bear, by source (0.01)"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
-    args = parser.parse_args()
-    content = prepare_dialogues(
-        args.source,
-        args.output,
-        DialogueOptions(clean=args.clean, redact=args.redact, dedup=args.dedup),
-        exclude=args.exclude,
-        tokenizer_path=args.tokenizer,
-        max_rejected_share=args.max_rejected_share,
-        workers=args.workers,
-    )
-    print(describe(content))
-    print(f"{args.output}: {content['rows']} dialogues of {content['input_rows']} rows")
-
+from megatron_chimed.commands.main import run_tool
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    run_tool("sft-data")

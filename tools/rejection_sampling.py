@@ -1,46 +1,6 @@
-"""Rejection-sampling fine-tuning in rounds: prompts, generate, score, select, pack, train, evaluate_heldout, report.
+"""`chimed rejection`, as a script."""
 
-The same command again continues, and does nothing that is done already.
-"""
-
-import argparse
-import sys
-
-from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.rejection.config import read_config
-from megatron_chimed.rejection.loop import run_loop, status
-from megatron_chimed.rejection.rounds import OLD_NAMES, STEPS
-
-EXAMPLE = """examples:
-  python tools/rejection_sampling.py --config examples/quickstart/rejection.yaml
-  ... --step score --round 1      one step of one round
-  ... --status                    what is done, stale, partial or to do; changes nothing"""
-
-
-def current_name(step: str) -> str:
-    """A step's name, also of one that is given by its old name."""
-    new = OLD_NAMES.get(step, step)
-    if new != step:
-        print(f"--step {step} is called {new} now; the old name works", file=sys.stderr)
-    return new
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="YAML of the loop")
-    parser.add_argument("--step", type=current_name, choices=STEPS, help="only this step (all)")
-    parser.add_argument("--round", type=int, help="only this round; 0 measures the starting checkpoint (all)")
-    parser.add_argument("--status", action="store_true", help="print a table of the steps, and run nothing")
-    args = parser.parse_args()
-    config = read_config(args.config)
-    if args.status:
-        print(status(config))
-    else:
-        run_loop(config, args.step, args.round)
-        print(config.output)
-
+from megatron_chimed.commands.main import run_tool
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    run_tool("rejection")

@@ -1,41 +1,6 @@
-"""Show a packed row as text: boundaries and what is to be learnt in colours, in the terminal or as an HTML page."""
+"""`chimed show`, as a script."""
 
-import argparse
-import os
-import sys
-
-from megatron_chimed.errors import exit_cleanly
-from megatron_chimed.jsonl import atomic_output
-from megatron_chimed.packing.packed_rows import PackedRows
-from megatron_chimed.packing.show import packing_tokenizer, read_row, to_html, to_terminal
-
-EXAMPLE = """examples:
-  python tools/show_batch.py packed --row 3 | less -R
-  python tools/show_batch.py packed --row 3 --html row3.html"""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", help="made by tools/pack_sft.py")
-    parser.add_argument("--row", type=int, default=0, help="from 0 (0)")
-    parser.add_argument("--html", metavar="FILE", help="write a page instead")
-    parser.add_argument("--tokenizer", help="the one that packed (default: where it was then)")
-    parser.add_argument(
-        "--color", choices=["auto", "always", "never"], default="auto", help="auto: where the output is a terminal"
-    )
-    args = parser.parse_args()
-    packed = PackedRows(args.folder)
-    segments, padding = read_row(packed, args.row, packing_tokenizer(packed, args.tokenizer))
-    if args.html:
-        with atomic_output(args.html) as file:
-            file.write(to_html(segments, padding, f"{args.folder}, row {args.row} of {len(packed)}"))
-        print(f"{args.html}: row {args.row} of {len(packed)}")
-        return
-    in_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(to_terminal(segments, padding, args.color == "always" or (args.color == "auto" and in_terminal)))
-
+from megatron_chimed.commands.main import run_tool
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    run_tool("show")

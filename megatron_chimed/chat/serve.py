@@ -126,7 +126,7 @@ def serve(
     """
     kind, folder = split_name(model)
     if kind != "hf":
-        raise InputError("--serve takes hf:DIR; export the checkpoint with tools/convert_checkpoint.py megatron-to-hf")
+        raise InputError("--serve takes hf:DIR; export the checkpoint with chimed convert megatron-to-hf")
     command = server_command(served_name(folder), port, dtype, tensor_parallel, seed)
     with with_template(folder, chat_template(folder, template)) as view:
         print(f"model {view.name!r} at http://{HOST}:{port}/v1, by {command[2].split('.')[0]}", flush=True)

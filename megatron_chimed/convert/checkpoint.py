@@ -47,6 +47,10 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     arguments of the model, and the tokenizer's files. dtype: bfloat16, float32 or keep.
 
     Raises InputError listing all that does not fit, before anything is written.
+
+    >>> import megatron_chimed as mc
+    >>> mc.hf_to_megatron("hf", "base", progress=False).sizes.layers
+    4
     """
     hf, megatron = Path(hf), Path(megatron)
     source = HuggingFaceFolder(hf)
@@ -117,6 +121,10 @@ def megatron_to_hf(
     vocabulary are left out.
 
     Raises InputError listing all that does not fit, before anything is written.
+
+    >>> import megatron_chimed as mc
+    >>> mc.megatron_to_hf("base", "back", progress=False).head
+    'lm'
     """
     source = _open_whole(megatron, iteration)
     args = source.args()

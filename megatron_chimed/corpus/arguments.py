@@ -1,4 +1,4 @@
-"""The command line of tools/preprocess_data.py: its flags, and the options that they stand for."""
+"""The flags of the corpus builder, and the options that they stand for."""
 
 import argparse
 import os
@@ -12,22 +12,10 @@ from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTo
 
 SENTENCE_PIECE = ["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"]  # one and the same
 MAX_BATCH_MB = 1024  # a batch is held in memory by every worker
-DESCRIPTION = """JSON lines to Megatron's indexed dataset: a drop-in for Megatron's tool of this name.
-
-It writes PREFIX_{key}_document.bin and .idx, byte for byte those of Megatron's tool, PREFIX.rejected.jsonl with the
-rows that could not be used and why, and PREFIX.manifest.json, all at the end. Killed, it goes on from its finished
-parts when the same command is given again."""
-EXAMPLE = """examples:
-  python tools/preprocess_data.py --input raw/*.jsonl more.jsonl.gz --output-prefix corpora/medical --append-eod \\
-      --tokenizer-type SentencePieceTokenizer --tokenizer-model tokenizer.model --workers 8 --clean --dedup exact
-  ... --num-shards 8 --shard-index $SLURM_ARRAY_TASK_ID      one machine's part: PREFIX_shard-00003-of-00008
-  python tools/preprocess_data.py --merge --output-prefix corpora/medical      joins all parts"""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def add_arguments(p: argparse.ArgumentParser) -> None:
     """The flags of Megatron's tool that have a meaning here, under the same names, and our own."""
-    raw = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=DESCRIPTION, epilog=EXAMPLE, formatter_class=raw)
     p.add_argument("--input", nargs="+", default=[], help="files or globs of JSON lines, also .gz")
     p.add_argument("--json-keys", nargs="+", default=["text"], help="fields to take, a dataset for each (text)")
     p.add_argument("--output-prefix", type=Path, required=True, help="path of the outputs without suffix")
@@ -50,12 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     for flag in ("--log-interval", "--lang"):
         p.add_argument(flag, help=argparse.SUPPRESS)
-    return p
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The flags given. Raises InputError for one that this tool has not, or has no use for."""
-    args, unknown = make_parser().parse_known_args(arguments)
+def check_arguments(args: argparse.Namespace, unknown: list[str]) -> None:
+    """Raise InputError for a flag that this command has not, or has no use for."""
     if unknown:
         raise InputError(f"{unknown[0]}: this tool does not know it; see --help for what it takes")
     if args.partitions > 1 and not args.keep_sequential_samples:
@@ -69,7 +55,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--json-keys {key}: the key becomes part of a file's name; give one without '/'")
     if not 0 < args.batch_mb <= MAX_BATCH_MB:
         raise InputError(f"--batch-mb {args.batch_mb} is out of range; give MiB above 0, to {MAX_BATCH_MB}")
-    return args
 
 
 def run_command(args: argparse.Namespace) -> dict:

@@ -23,8 +23,8 @@ def find_corpus_manifest(dataset_prefix: str | Path) -> tuple[Path, dict]:
         if isinstance(sizes, dict) and binary in sizes:
             return path, content
     raise InputError(
-        f"{dataset_prefix}: no manifest lists {binary}; build the corpus with tools/preprocess_data.py, "
-        f"or adopt a finished one with tools/verify_corpus.py --write-manifest {dataset_prefix}"
+        f"{dataset_prefix}: no manifest lists {binary}; build the corpus with chimed corpus, "
+        f"or adopt a finished one with chimed verify corpus --write-manifest {dataset_prefix}"
     )
 
 
@@ -32,7 +32,7 @@ def check_corpus_sizes(dataset_prefix: str | Path) -> str:
     """Quick check at the start of a training: manifest present, .bin and .idx of the sizes that it states.
 
     Returns the corpus hash: a SHA-256 over the recorded hashes of both files. It does not read the files; the full
-    check is tools/verify_corpus.py. Raises InputError.
+    check is `chimed verify corpus`. Raises InputError.
     """
     dataset_prefix = Path(dataset_prefix)
     manifest_path, content = find_corpus_manifest(dataset_prefix)

@@ -181,14 +181,14 @@ def read_pairs(path: str | Path) -> Iterator[RankedGroup]:
                 raise InputError(f"the id {group.id!r} comes twice; give each group its own")
             json.dumps(group.to_row(), ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise InputError(f"{path}:{line}: half a character in a text; run tools/prepare_rewards.py on it") from None
+            raise InputError(f"{path}:{line}: half a character in a text; run chimed reward-data on it") from None
         except InputError as error:
             raise InputError(f"{path}:{line}: {error}") from None
         seen.add(group.id)
         order = sorted((0, 1), key=lambda place: group.ranks[place])
         yield RankedGroup(group.id, group.source, group.turns, tuple(group.responses[n] for n in order), (0, 1))
     if not seen:
-        raise InputError(f"{path}: holds no group; expected the output of tools/prepare_rewards.py")
+        raise InputError(f"{path}: holds no group; expected the output of chimed reward-data")
 
 
 def messages_of(group: RankedGroup, instruction: str) -> list[dict[str, str]]:

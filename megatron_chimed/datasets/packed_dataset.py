@@ -42,7 +42,10 @@ class PackedDataset(MegatronDataset, abc.ABC):
     """Rows of one split of one packed folder; a kind of rows says what a sample of them holds."""
 
     made_by: str
-    """The command that packs rows of this kind."""
+    """What the manifest of rows of this kind says."""
+
+    packer: str
+    """The command that packs them, for messages."""
 
     blank: dict[str, int]
     """Arrays of a sample, and the values with which it counts for nothing."""
@@ -76,11 +79,11 @@ class PackedDataset(MegatronDataset, abc.ABC):
         packed = PackedRows(dataset_path)
         found = packed.manifest.get("made_by")
         if found != cls.made_by:
-            raise InputError(f"{dataset_path}: packed by {found}; this stage takes rows of {cls.made_by}")
+            raise InputError(f"{dataset_path}: packed by {found}; this stage takes rows of {cls.packer}")
         if packed.sequence_length != config.sequence_length:
             raise InputError(
                 f"{dataset_path}: packed in rows of {packed.sequence_length} tokens, --seq-length is "
-                f"{config.sequence_length}; pack again with {cls.made_by} --sequence-length, or train with that length"
+                f"{config.sequence_length}; pack again with {cls.packer} --sequence-length, or train with that length"
             )
         ids = packed.manifest.get("vocab_size", 0)
         if ids > config.vocab_size:
@@ -127,7 +130,7 @@ def build_packed_datasets(
     anything is built.
     """
     folders = {folder: None for prefixes, _ in _blends(config) for folder in prefixes}
-    problems = [] if folders else [f"no packed rows given; name at least one folder of {dataset_class.made_by}"]
+    problems = [] if folders else [f"no packed rows given; name at least one folder of {dataset_class.packer}"]
     for folder in folders:
         try:
             folders[folder] = dataset_class.build_low_level_dataset(folder, config)

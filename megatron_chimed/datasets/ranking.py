@@ -21,6 +21,7 @@ class RankingDataset(PackedDataset):
     """
 
     made_by = "tools/pack_rewards.py"
+    packer = "chimed pack rewards"
     blank = dict.fromkeys(("rank", "group", "length"), -1)
 
     @cached_property

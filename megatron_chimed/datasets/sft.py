@@ -26,6 +26,7 @@ class SftDataset(PackedDataset):
     """
 
     made_by = "tools/pack_sft.py"
+    packer = "chimed pack sft"
     blank = {"loss_mask": 0, "source": -2}
 
     @cached_property

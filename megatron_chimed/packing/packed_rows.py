@@ -149,7 +149,7 @@ class PackedRows:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a packed folder whose files all have the sizes that it states. Raises InputError."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make it with tools/pack_sft.py or tools/pack_rewards.py")
+        raise InputError(f"{folder}: no such folder; make it with chimed pack sft or chimed pack rewards")
     path = folder / MANIFEST
     content = read_json(path)
     types = {"rows": int, "sequence_length": int, "pad_id": int, "sources": list, "bytes": dict, "sha256": dict}

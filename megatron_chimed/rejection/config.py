@@ -163,8 +163,8 @@ class ScorerOptions:
 class TrainingOptions:
     """How the fine-tuning is started."""
 
-    launcher: str = "launch/torchrun.sh"
-    """Called as ``LAUNCHER sft MODEL.yaml STAGE.yaml --megatron-arg value ...``."""
+    launcher: str = ""
+    """Called as ``LAUNCHER sft MODEL.yaml STAGE.yaml --megatron-arg value ...``; `chimed train` if not given."""
 
     ranks: int = 2
     """Processes, given to the launcher as NPROC."""

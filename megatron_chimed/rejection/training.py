@@ -58,7 +58,8 @@ def _launch(config: LoopConfig, start: str | Path, packed: Path, folder: Path, l
     """Run the launcher to its end; it inherits the lock, and its input is a pipe that this process holds open."""
     paths, options = config.paths, config.training
     kind = "HuggingFaceTokenizer" if Path(paths.tokenizer).is_dir() else "SentencePieceTokenizer"
-    command = [options.launcher, "sft", paths.model, paths.stage, "--load", str(start), "--finetune"]
+    launcher = [options.launcher] if options.launcher else [sys.executable, "-m", "megatron_chimed", "train"]
+    command = [*launcher, "sft", paths.model, paths.stage, "--load", str(start), "--finetune"]
     command += ["--save", str(folder), "--train-data-path", str(packed)]
     command += ["--tokenizer-type", kind, "--tokenizer-model", paths.tokenizer]
     environment = {"NPROC": str(options.ranks), "PYTHON": sys.executable, "MEGATRON_CHIMED_END_WITH_STDIN": "1"}

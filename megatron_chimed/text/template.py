@@ -54,6 +54,16 @@ class Template:
         if not (self.user_prefix + self.user_suffix).strip():
             raise InputError(f"template {self.name!r}: user_prefix and user_suffix are blank; give at least one text")
 
+    @staticmethod
+    def load(path: str | Path | None = None) -> "Template":
+        """The template of a YAML file, or chimed without one; see `load_template`.
+
+        >>> import megatron_chimed as mc
+        >>> mc.Template.load().user_prefix
+        '[human]:'
+        """
+        return load_template(path)
+
     @property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over all that decides the ids."""
@@ -69,9 +79,8 @@ def load_template(path: str | Path | None = None) -> Template:
         return Template()
     settings = read_mapping(path)
     try:
-        return parse_dataclass({str(key): value for key, value in settings.items()}, Template, block=" in a template")[
-            0
-        ]
+        fields = {str(key): value for key, value in settings.items()}
+        return parse_dataclass(fields, Template, block=" in a template")[0]
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 

@@ -36,6 +36,17 @@ class Tokenizer(ABC):
     pad_id: int | None
     fingerprint: str
 
+    @staticmethod
+    def load(path: str | Path) -> "Tokenizer":
+        """The tokenizer at a path, a SentencePiece .model or a Hugging Face folder; see `load_tokenizer`.
+
+        >>> import megatron_chimed as mc
+        >>> tokenizer = mc.Tokenizer.load("tokenizer.model")
+        >>> tokenizer.decode(tokenizer.encode("头痛三次。"))
+        '头痛三次。'
+        """
+        return load_tokenizer(path)
+
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
         """The ids of one text; see `encode_batch`."""
         return list(map(int, self.encode_batch([text], parse_special=parse_special, add_special=add_special)[0]))

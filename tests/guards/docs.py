@@ -161,12 +161,29 @@ def unknown_targets(path: str, markdown: str, makefile: str) -> list[str]:
     ]
 
 
+def called(words: list[str], helps: Iterable[str]) -> list[str]:
+    """Those of `helps` that a shell command calls: by a tool's path, or as ``chimed NAME``."""
+    found = [tool for tool in helps if tool in words]
+    if words[:1] == ["chimed"]:
+        found += [name for name in (" ".join(words[:3]), " ".join(words[:2])) if name in helps][:1]
+    return found
+
+
+def unknown_commands(path: str, markdown: str, helps: Iterable[str]) -> list[str]:
+    """``chimed NAME`` in a shell block where there is no such command."""
+    return [
+        f"{path}:{line}: there is no command {' '.join(words[:3])}"
+        for line, words in commands(markdown)
+        if words[0] == "chimed" and not called(words, helps) and words[1:] not in ([], ["--help"], ["--version"])
+    ]
+
+
 def unknown_flags(path: str, markdown: str, helps: dict[str, str]) -> list[str]:
-    """Flags in shell commands that the tool's --help (by path) does not name."""
+    """Flags in shell commands that the --help of the tool (by path) or command (``chimed NAME``) does not name."""
     return [
         f"{path}:{line}: {tool} has no flag {flag}"
         for line, words in commands(markdown)
-        for tool in set(words) & set(helps)
+        for tool in called(words, helps)
         for flag in (word.split("=")[0] for word in words if word.startswith("--"))
         if not re.search(re.escape(flag) + r"(?![\w-])", helps[tool])
     ]

@@ -42,6 +42,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "inference.ranks": (),
     "training": ("numpy", "torch", "megatron.core", "megatron.training", "yaml", "tqdm", "matplotlib", "wandb"),
     "training.job": (),  # before the ranks start
+    "commands": (),  # what it runs imports libraries
     "plan": (),  # arithmetic alone; the rank of a dry run is the trainer itself
     "chat": ("transformers",),
     "rejection": ("matplotlib", "torch", "transformers", "vllm"),

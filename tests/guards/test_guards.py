@@ -13,6 +13,7 @@ import pytest
 
 from guards import code, docs, graph, imports, tree, upstream
 from megatron_chimed import config
+from megatron_chimed.commands.main import COMMANDS
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.rejection.config import read_config
 from megatron_chimed.stages.options import STAGES
@@ -271,25 +272,34 @@ def test_control_a_test_without_assertion_is_reported():
 
 
 @pytest.fixture(scope="session")
-def helps(tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
-    """`--help` of every tool, called from a folder that is not the project's."""
+def helps(tmp_path_factory) -> dict[str, str]:
+    """`--help` of every command, as ``chimed NAME`` and as the script, called from another folder."""
     folder = tmp_path_factory.mktemp("elsewhere")
 
-    def ask(path: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(tree.ROOT / path), "--help"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    def ask(words: list[str]) -> str:
+        command = [sys.executable, *words, "--help"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
 
+    calls = {path: [str(tree.ROOT / path)] for path in TOOLS}
+    calls |= {f"chimed {name}": ["-m", "megatron_chimed", *name.split()] for name in COMMANDS}
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(TOOLS, pool.map(ask, TOOLS), strict=True))
+        return dict(zip(calls, pool.map(ask, calls.values()), strict=True))
 
 
-def test_every_tool_explains_itself_with_an_example_of_its_call(helps):
-    assert helps
-    assert not [path for path, result in helps.items() if result.returncode or not shows_example(path, result.stdout)]
+def test_every_command_explains_itself_with_an_example_of_its_call(helps):
+    assert len(helps) == len(TOOLS) + len(COMMANDS) > 30
+    assert not [name for name, text in helps.items() if not shows_example(name, text)]
+
+
+def test_every_command_has_a_script_but_train_which_has_its_launchers():
+    doors = {name for name in COMMANDS if any(f'run_tool("{name}")' in tree.read(path) for path in TOOLS)}
+    assert doors == COMMANDS.keys() - {"train"} and len(TOOLS) == len(doors)
 
 
 def shows_example(path: str, text: str) -> bool:
-    """Whether a help text has the word example and after it a call of the tool."""
+    """Whether a help text has the word example and after it a call of the command."""
     return re.search(rf"(?is)\bexamples?\b.*{re.escape(path.split('/')[-1])}", text) is not None
 
 
@@ -312,14 +322,14 @@ def test_every_command_in_a_document_exists(document, helps):
     text = tree.read(document)
     assert not docs.broken_commands(document, text, tree.files())
     assert not docs.unknown_targets(document, text, tree.read("Makefile"))
-    assert not docs.unknown_flags(document, text, {path: result.stdout for path, result in helps.items()})
+    assert not docs.unknown_commands(document, text, helps)
+    assert not docs.unknown_flags(document, text, helps)
 
 
 def test_every_flag_in_a_shell_script_is_one_of_its_tool(helps):
     scripts = [path for path in tree.files() if path.endswith((".sh", ".sbatch")) and "tools/" in tree.read(path)]
     assert {"launch/pipeline.sh", "launch/slurm.sbatch", "examples/quickstart/run.sh"} <= set(scripts)
-    texts = {path: result.stdout for path, result in helps.items()}
-    assert not over(scripts, lambda path, text: docs.unknown_flags(path, f"```sh\n{uncommented(text)}\n```", texts))
+    assert not over(scripts, lambda path, text: docs.unknown_flags(path, f"```sh\n{uncommented(text)}\n```", helps))
 
 
 def uncommented(script: str) -> str:
@@ -359,6 +369,10 @@ def test_control_a_wrong_document_is_reported():
     assert docs.unknown_targets("d.md", DOCUMENT, "test: x\n\ty\n") == ["d.md:3: the Makefile has no target gone"]
     flags = docs.unknown_flags("d.md", DOCUMENT, {"tools/a.py": "--known N  --gone-too"})
     assert flags == ["d.md:11: tools/a.py has no flag --gone"]
+    words = "```sh\nchimed pack sft --known 1 --gone 2\nchimed gone x\nchimed --help\n```\n"
+    flags = docs.unknown_flags("d.md", words, {"chimed pack sft": "--known"})
+    assert flags == ["d.md:2: chimed pack sft has no flag --gone"]
+    assert docs.unknown_commands("d.md", words, ["chimed pack sft"]) == ["d.md:3: there is no command chimed gone x"]
     assert docs.missing_from_tree("d.md", DOCUMENT, ["lib/data/b.py", "lib/c.py"])[0].endswith("name lib/c.py")
     globbed = DOCUMENT.replace("  gone.py\n", "  *.yaml\n")
     assert len(docs.missing_from_tree("d.md", globbed, ["lib/c.py", "lib/c.yaml"])) == 1

@@ -6,11 +6,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from guards import tree
+
+from megatron_chimed.commands.train import QUIET, launch
+from megatron_chimed.errors import InputError
 
 ROOT = tree.ROOT
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
@@ -51,26 +55,42 @@ def run(folder: Path, *words: object, **environment: str) -> subprocess.Complete
     )
 
 
-def test_one_node_and_many_give_torchrun_their_place(tmp_path):
-    python = str(recorder(tmp_path, "python"))
-    stage = ("pretrain", "m.yaml", "s.yaml", "--lr", "1e-4")
+STAGE = ("pretrain", "m.yaml", "s.yaml", "--lr", "1e-4")
+
+
+def test_one_node_and_many_give_torchrun_their_place():
     more = {"NNODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "n1", "MASTER_PORT": "1234"}
-    for environment in ({}, more):
-        done = run(tmp_path, "launch/torchrun.sh", *stage, PYTHON=python, NPROC="2", **environment)
-        assert done.returncode == 0, done.stderr
-    launch, ours = (
-        "python -m megatron_chimed.training.launch",
-        "--nproc-per-node 2 -m megatron_chimed.training.rank " + " ".join(stage),
-    )
-    many = "--nnodes 4 --node-rank 3 --master-addr n1 --master-port 1234"
-    assert calls(tmp_path) == [f"{launch} --standalone {ours}", f"{launch} {many} {ours}"]
+    found = [launch([*STAGE], {"NPROC": "2"} | given, gpus=0, cores=8) for given in ({}, more)]
+    start = [sys.executable, "-m", "megatron_chimed.training.launch"]
+    ours = ["--nproc-per-node", "2", "-m", "megatron_chimed.training.rank", *STAGE]
+    many = ["--nnodes", "4", "--node-rank", "3", "--master-addr", "n1", "--master-port", "1234"]
+    assert [command for command, _ in found] == [[*start, "--standalone", *ours], [*start, *many, *ours]]
+    assert found[0][1] == {"NPROC": "2", "OMP_NUM_THREADS": "4"} | QUIET
 
 
-@pytest.mark.parametrize("given", [{"NODE_RANK": "0"}, {"MASTER_ADDR": "n1"}])
-def test_many_nodes_without_their_place_are_refused(tmp_path, given):
-    done = run(tmp_path, "launch/torchrun.sh", PYTHON=str(recorder(tmp_path, "python")), NNODES="2", **given)
-    assert done.returncode == 1 and re.search(r"NNODES is 2 but no (NODE_RANK|MASTER_ADDR) is given", done.stderr)
-    assert not (tmp_path / "calls.txt").exists()
+def test_ranks_are_the_gpus_or_two_and_what_is_set_is_left():
+    for gpus, ranks in ((0, "2"), (8, "8")):
+        command, environment = launch([*STAGE], {"NPROC": "", "OMP_NUM_THREADS": "3"}, gpus, cores=1)
+        assert command[command.index("--nproc-per-node") + 1] == ranks and environment["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"NODE_RANK": "0"}, "NNODES is 2 but no MASTER_ADDR is given"),
+        ({"MASTER_ADDR": "n1"}, "NNODES is 2 but no NODE_RANK is given"),
+        ({"NPROC": "many"}, "NPROC is 'many'; expected a number from 1"),
+    ],
+)
+def test_many_nodes_without_their_place_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        launch([*STAGE], {"NNODES": "2"} | given, gpus=0, cores=1)
+
+
+def test_the_script_is_a_door_to_the_command(tmp_path):
+    done = run(tmp_path, "launch/torchrun.sh", *STAGE, PYTHON=str(recorder(tmp_path, "python")))
+    assert done.returncode == 0, done.stderr
+    assert calls(tmp_path) == [f"python -m megatron_chimed train {' '.join(STAGE)}"]
 
 
 def test_an_array_job_builds_its_shard_of_a_corpus(tmp_path):

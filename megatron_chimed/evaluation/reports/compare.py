@@ -25,13 +25,13 @@ class Difference(NamedTuple):
 
 
 def read_samples(folder: str | Path, task: str, run: int = 0) -> dict[str, dict]:
-    """{item id: record} of one run of a task in an output folder of tools/evaluate.py. Raises InputError."""
+    """{item id: record} of one run of a task in an output folder of `chimed evaluate`. Raises InputError."""
     path = Path(folder) / "samples" / f"{task}.{run}.jsonl"
     return {f"{record['group']}/{record['id']}": record for _, record in read_json_lines(path)}
 
 
 def paired_difference(one: str | Path, other: str | Path, task: str, metric: str) -> Difference:
-    """The metric of a task in `one` less that in `other`, both output folders of tools/evaluate.py, in the units of the
+    """The metric of a task in `one` less that in `other`, both output folders of `chimed evaluate`, in the units of the
     report. Raises InputError if they have not answered the same items."""
     first, second = read_samples(one, task), read_samples(other, task)
     if first.keys() != second.keys():

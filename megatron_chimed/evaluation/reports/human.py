@@ -40,7 +40,7 @@ Ratings = dict[str, dict[str, int]]
 def make_form(folders: list[str | Path], output: str | Path, *, count: int = 50, seed: int = 0) -> dict[str, Any]:
     """Write OUTPUT/form.html and OUTPUT/key.json; returns the key.
 
-    folders: outputs of tools/evaluate.py with the tasks chimed or mc; the answers are those of their first run. count:
+    folders: outputs of `chimed evaluate` with the tasks chimed or mc; the answers are those of their first run. count:
     items of each task, fewer where there are no more. Raises InputError if no item is common to all models.
     """
     output, draw = Path(output), random.Random(seed)

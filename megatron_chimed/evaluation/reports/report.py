@@ -30,7 +30,7 @@ def load_results(folders: Iterable[str | Path]) -> list[dict]:
         path = Path(folder) / "results.json"
         content = read_json(path)
         if not isinstance(content, dict) or not {"model", "tasks", "settings"} <= content.keys():
-            raise InputError(f"{path}: not the results of tools/evaluate.py")
+            raise InputError(f"{path}: not the results of chimed evaluate")
         results.append(content)
     names = [one["model"]["name"] for one in results]
     if len(set(names)) < len(names):

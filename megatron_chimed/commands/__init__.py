@@ -1,0 +1,1 @@
+"""The commands behind `chimed`, a module each, with ``add_arguments(parser)`` and ``run(args)``."""

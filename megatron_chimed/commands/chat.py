@@ -1,0 +1,47 @@
+"""Talk to a model in the terminal, or serve its Hugging Face export to OpenAI's clients."""
+
+import argparse
+
+from megatron_chimed.chat.conversation import ChatOptions, Conversation
+from megatron_chimed.chat.models import KINDS, open_model
+from megatron_chimed.chat.serve import serve
+from megatron_chimed.chat.terminal import talk
+from megatron_chimed.text.template import Renderer, load_template
+
+EXAMPLE = """examples:
+  chimed chat --model hf:runs/demo/hf
+  chimed chat --model megatron:runs/demo/sft/run --tokenizer runs/demo/tokenizer/tokenizer.model \\
+      --tensor-parallel 2
+  printf '头痛怎么办？\\n' | chimed chat --model hf:runs/demo/hf > answer.txt
+  chimed chat --model hf:runs/demo/hf --serve --port 8000
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument("--model", required=True, help=KINDS)
+    parser.add_argument("--system", default="", metavar="TEXT", help="told to the model in front of the first question")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the tokens that hold this probability (1)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer (512)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed and questions, the same answers (0)")
+    parser.add_argument("--template", metavar="YAML", help="in place of the released model's prompt format")
+    parser.add_argument("--tokenizer", metavar="PATH", help="megatron: SentencePiece model or Hugging Face folder")
+    parser.add_argument("--iteration", type=int, help="megatron: in place of the newest checkpoint")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="megatron, vllm: ranks (1)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 (auto: hf as stored, megatron float32)")
+    parser.add_argument("--serve", action="store_true", help="hf: an OpenAI-compatible endpoint on 127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="of --serve (8000)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    options = ChatOptions(args.temperature, args.top_p, args.max_new_tokens, args.seed)
+    template, more = load_template(args.template), {"dtype": args.dtype, "tensor_parallel": args.tensor_parallel}
+    if args.serve:
+        return serve(args.model, template, port=args.port, seed=args.seed, **more)
+    model, tokenizer = open_model(args.model, tokenizer=args.tokenizer, iteration=args.iteration, **more)
+    try:
+        return talk(Conversation(model, Renderer(template, tokenizer), options, args.system))
+    finally:
+        model.close()
