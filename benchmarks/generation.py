@@ -19,7 +19,8 @@ import torch
 
 from megatron_chimed.errors import InputError, exit_cleanly
 from megatron_chimed.inference.batching import batches
-from megatron_chimed.inference.client import Engine, Request
+from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
+from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.records import Dialogue
 from megatron_chimed.text.template import Renderer, Template
@@ -40,7 +41,7 @@ def read_prompts(path: Path, tokenizer: Path, count: int) -> Texts:
 
 def by_engine(engine: Engine, prompts: Texts, new_tokens: int) -> Texts:
     """New tokens of each prompt."""
-    requests = [Request(prompt, new_tokens, temperature=0) for prompt in prompts]
+    requests = [Request(prompt, SamplingParams(new_tokens, temperature=0)) for prompt in prompts]
     done = dict(pair for batch in engine.generate(requests, stop=[]) for pair in batch)
     return [done[number].tokens for number in range(len(prompts))]
 

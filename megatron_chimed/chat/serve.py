@@ -8,7 +8,6 @@ text in front of it.
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -19,13 +18,14 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from megatron_chimed.chat.models import split_name
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference.open import split_name
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 HOST = "127.0.0.1"
+CHAT_KINDS = ("hf", "megatron")
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")
 """What the server of transformers imports."""
 
@@ -37,23 +37,6 @@ PROBE = (
     Turn("user", "再见"),
 )
 SYSTEM = "你是医生。"
-
-
-def jinja(template: Template, user_space: str = "", answer_space: str = "") -> str:
-    """A chat template of transformers for one of ours; the spaces stand for the dummy prefix of SentencePiece, which
-    some tokenizers put only in front of a whole text. A system message becomes a line in front of the next question."""
-    prefix, suffix = (json.dumps(text, ensure_ascii=False) for text in (template.user_prefix, template.user_suffix))
-    bos = "bos_token + " if template.bos else ""
-    return (
-        "{%- set seen = namespace(system='') -%}"
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{%- set seen.system = message['content'] + '\\n' -%}"
-        "{%- elif message['role'] == 'user' -%}"
-        f"{{{{- {bos}'{user_space}' + {prefix} + seen.system + message['content'] + {suffix} -}}}}"
-        "{%- set seen.system = '' -%}"
-        f"{{%- else -%}}{{{{- '{answer_space}' + message['content'] + eos_token -}}}}"
-        "{%- endif -%}{%- endfor -%}"
-    )
 
 
 def chat_template(folder: Path, template: Template) -> str:
@@ -70,7 +53,7 @@ def chat_template(folder: Path, template: Template) -> str:
     messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
     asked = [messages, [{"role": "system", "content": SYSTEM}, *messages]]
     for spaces in product(("", " "), repeat=2):
-        text = jinja(template, *spaces)
+        text = template.jinja(*spaces)
         if [theirs.apply_chat_template(one, chat_template=text, return_dict=False) for one in asked] == wanted:
             return text
     raise InputError(
@@ -124,9 +107,10 @@ def serve(
 
     Raises InputError for another kind of model, a folder without a fitting tokenizer, or where no server is installed.
     """
-    kind, folder = split_name(model)
+    kind, place = split_name(model, CHAT_KINDS)
     if kind != "hf":
         raise InputError("--serve takes hf:DIR; export the checkpoint with chimed convert megatron-to-hf")
+    folder = Path(place)
     command = server_command(served_name(folder), port, dtype, tensor_parallel, seed)
     with with_template(folder, chat_template(folder, template)) as view:
         print(f"model {view.name!r} at http://{HOST}:{port}/v1, by {command[2].split('.')[0]}", flush=True)

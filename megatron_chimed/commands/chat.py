@@ -2,10 +2,11 @@
 
 import argparse
 
-from megatron_chimed.chat.conversation import ChatOptions, Conversation
-from megatron_chimed.chat.models import KINDS, open_model
-from megatron_chimed.chat.serve import serve
+from megatron_chimed.chat.conversation import Conversation
+from megatron_chimed.chat.serve import CHAT_KINDS, serve
 from megatron_chimed.chat.terminal import talk
+from megatron_chimed.inference.open import check_tokenizer, kinds_text, open_engine, split_name, tokenizer_of
+from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.text.template import Renderer, load_template
 
 EXAMPLE = """examples:
@@ -19,7 +20,7 @@ EXAMPLE = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--model", required=True, help=KINDS)
+    parser.add_argument("--model", required=True, help=kinds_text(CHAT_KINDS))
     parser.add_argument("--system", default="", metavar="TEXT", help="told to the model in front of the first question")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the tokens that hold this probability (1)")
@@ -36,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    options = ChatOptions(args.temperature, args.top_p, args.max_new_tokens, args.seed)
+    params = SamplingParams(args.max_new_tokens, args.temperature, args.top_p, seed=args.seed)
+    params.check(names=FLAGS)
     template, more = load_template(args.template), {"dtype": args.dtype, "tensor_parallel": args.tensor_parallel}
     if args.serve:
         return serve(args.model, template, port=args.port, seed=args.seed, **more)
-    model, tokenizer = open_model(args.model, tokenizer=args.tokenizer, iteration=args.iteration, **more)
-    try:
-        return talk(Conversation(model, Renderer(template, tokenizer), options, args.system))
-    finally:
-        model.close()
+    split_name(args.model, CHAT_KINDS)
+    tokenizer = tokenizer_of(args.model, args.tokenizer)
+    with open_engine(args.model, iteration=args.iteration, batch_size=1, **more) as engine:
+        check_tokenizer(engine, tokenizer)
+        return talk(Conversation(engine, Renderer(template, tokenizer), params, args.system))

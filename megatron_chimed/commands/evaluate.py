@@ -3,10 +3,11 @@
 import argparse
 from dataclasses import fields
 
-from megatron_chimed.evaluation.backends.models import KINDS, ModelOptions, open_model
+from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
 from megatron_chimed.evaluation.catalog import SOURCES
 from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
+from megatron_chimed.inference.open import kinds_text
 from megatron_chimed.text.template import load_template
 
 EXAMPLE = """examples:
@@ -21,7 +22,7 @@ tasks:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--model", help=KINDS)
+    parser.add_argument("--model", help=kinds_text())
     parser.add_argument("--name", help="the model's name in the report (that of --model)")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=PATH")
     parser.add_argument("--output", required=True, help="a folder; the same command again continues in it")

@@ -16,6 +16,7 @@ from megatron_chimed.convert import architecture as arch
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.plan import DTYPES
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
+from megatron_chimed.convert.transformers_model import load_model
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json
 
@@ -117,18 +118,6 @@ def _same_architecture(hf: Path, place: Path) -> Architecture:
 Tensors = dict[str, torch.Tensor]
 
 
-def _load(hf: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
-    """A model by a class of transformers. Raises InputError."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return getattr(transformers, kind).from_pretrained(hf, dtype=dtype, local_files_only=True).eval()
-    except Exception as error:  # transformers raises nearly anything on a broken folder
-        raise InputError(f"{hf}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from None
-
-
 def _draw(model: Architecture, rows: int, length: int) -> torch.Tensor:
     """Random ids [rows, length]."""
     return torch.randint(model.sizes.vocab, (rows, length), generator=torch.Generator().manual_seed(0))
@@ -136,7 +125,7 @@ def _draw(model: Architecture, rows: int, length: int) -> torch.Tensor:
 
 def _rewards_by_transformers(hf: Path, model: Architecture, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
     """(tokens [b, s] and lengths [b], outputs: their rewards [b] float32 in one padded batch). Raises InputError."""
-    reference = _load(hf, "AutoModelForSequenceClassification", dtype)
+    reference = load_model(hf, "AutoModelForSequenceClassification", dtype)
     lengths = torch.tensor(REWARDED).clamp(max=model.max_positions)
     tokens, pad = _draw(model, len(lengths), int(lengths.max())), reference.config.pad_token_id
     if pad is None:  # then transformers scores the last token, whatever it is
@@ -156,7 +145,7 @@ def _by_transformers(hf: Path, model: Architecture, dtype: torch.dtype, generate
 
     Raises InputError.
     """
-    reference = _load(hf, "AutoModelForCausalLM", dtype)
+    reference = load_model(hf, "AutoModelForCausalLM", dtype)
     tokens = _draw(model, ROWS, max(1, min(LENGTH, model.max_positions - generate)))
     with torch.no_grad():
         results = {"outputs": reference(tokens).logits.float()}

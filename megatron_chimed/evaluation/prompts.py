@@ -13,6 +13,7 @@ from megatron_chimed.evaluation import entities
 from megatron_chimed.evaluation.entities import Mention
 from megatron_chimed.evaluation.readers import bias
 from megatron_chimed.evaluation.text_metrics import text_scores
+from megatron_chimed.text.template import Template
 
 # What may follow a letter that is a choice: not the rest of a word such as B超 or A型.
 _END = r"(?=$|[^\w]|[项选是])"
@@ -117,8 +118,7 @@ def score_entities(item: dict, answer: str) -> Scored:
 
 def answer_text(item: dict) -> str:
     """History and last question in the plain form of the released model, for models without a chat template."""
-    marks = ("[human]:", "[bot]: ")
-    return "".join(f"{marks[n % 2]}{text}\n" for n, text in enumerate(item["history"])) + "[bot]:"
+    return Template().plain(item["history"])
 
 
 def score_answer(item: dict, answer: str) -> Scored:

@@ -20,10 +20,11 @@ from megatron_chimed import __version__
 from megatron_chimed.backend.quiet import fast_imports
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.answers_log import AnswersLog
-from megatron_chimed.evaluation.backends.models import Model
+from megatron_chimed.evaluation.backends.models import EvaluatedModel
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
 from megatron_chimed.evaluation.contamination import contaminated
 from megatron_chimed.evaluation.reports.summary import summarize
+from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.jsonl import expand, sha256_file, sha256_json, write_json, write_json_lines
 from megatron_chimed.text.template import Template
 
@@ -45,12 +46,13 @@ class Settings:
 
     def __post_init__(self):
         """Raises InputError for a value out of its range."""
-        if self.runs < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError("--runs must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
+        if self.runs < 1:
+            raise InputError(f"--runs is {self.runs}; expected 1 or more")
+        SamplingParams(self.max_new_tokens or 1, self.temperature, self.top_p).check(names=FLAGS)
 
 
 def evaluate_model(
-    model: Model,
+    model: EvaluatedModel,
     flags: list[str],
     output: str | Path,
     settings: Settings,
@@ -97,7 +99,7 @@ def _read(name: str, path: str) -> dict[str, Any]:
 
 
 def _run_all(
-    model: Model,
+    model: EvaluatedModel,
     names: list[str],
     paths: dict[str, str],
     settings: Settings,

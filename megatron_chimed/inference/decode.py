@@ -95,24 +95,24 @@ class _Batch:
     def __init__(self, requests: Sequence[Request], max_positions: int, device: torch.device):
         self.device, self.prompts = device, [tuple(request.prompt) for request in requests]
         lengths = [len(prompt) for prompt in self.prompts]
-        room = [min(r.max_tokens, max_positions - n) for r, n in zip(requests, lengths, strict=True)]
+        room = [min(r.params.max_tokens, max_positions - n) for r, n in zip(requests, lengths, strict=True)]
         self.capacity = max(n + more for n, more in zip(lengths, room, strict=True))
         self.step = 0
         self.tokens = torch.zeros(len(requests), max(room), dtype=torch.long, device=device)
         self.counts, self.stopped = [0] * len(requests), [False] * len(requests)
-        uniform = torch.stack([uniforms(request.seed, max(room)) for request in requests])
+        uniform = torch.stack([uniforms(request.params.seed, max(room)) for request in requests])
         self.rows = {  # each a tensor whose first axis is that of the rows that go on
             "index": torch.arange(len(requests)),
             "room": torch.tensor(room),
             "uniform": uniform,
-            "temperature": torch.tensor([r.temperature for r in requests], dtype=torch.float64),
-            "top_k": torch.tensor([r.top_k for r in requests]),
-            "top_p": torch.tensor([r.top_p for r in requests], dtype=torch.float64),
+            "temperature": torch.tensor([r.params.temperature for r in requests], dtype=torch.float64),
+            "top_k": torch.tensor([r.params.top_k for r in requests]),
+            "top_p": torch.tensor([r.params.top_p for r in requests], dtype=torch.float64),
         }
         self.rows = {name: tensor.to(device) for name, tensor in self.rows.items()}
 
     def sampling(self) -> tuple[torch.Tensor, ...]:
-        """What `sampling.draw` takes besides logits."""
+        """What `sampling.draw` takes besides logits: uniform, temperature, top_k, top_p, [b] each."""
         rows = self.rows
         return rows["uniform"][:, self.step], rows["temperature"], rows["top_k"], rows["top_p"]
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder through transformers, token by token, with the draws of our own engine.
+"""A Hugging Face folder through transformers, with the draws of our own engine.
 
 The same prompt, settings and seed give the tokens that the Megatron checkpoint gives, as far as the arithmetic goes.
 The folder's generation_config.json has no say.
@@ -8,41 +8,45 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
-from megatron_chimed.errors import InputError, one_line
-from megatron_chimed.inference.request import Request
+from megatron_chimed.convert.transformers_model import load_model, to_device
+from megatron_chimed.errors import InputError
+from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
 
+CLASSES = {"lm": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
 
-class HuggingFaceStream:
-    """num_ids, max_positions: as of `inference.client.Engine`; one GPU where there is one, else the CPU."""
 
-    def __init__(self, folder: Path, dtype: str = "auto"):
-        """dtype: float32 or bfloat16; "auto" is that of the weights. Raises InputError if it is no language model."""
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"{folder}: transformers cannot load it ({one_line(error)[:200]})") from None
-        if report["missing_keys"]:
-            raise InputError(f"{folder}: no language model; {sorted(report['missing_keys'])[0]} is missing")
-        self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+class HuggingFaceEngine(Engine):
+    """On one GPU where there is one, else on the CPU. Samples are drawn one after the other."""
+
+    kind = "hf"
+
+    def __init__(self, folder: str | Path, dtype: str = "auto", *, head: str = "lm"):
+        """dtype: float32 or bfloat16; "auto" is that of the weights. Raises InputError if it is no such model."""
+        model = load_model(folder, CLASSES[head], dtype if dtype == "auto" else getattr(torch, dtype))
+        if head == "reward" and model.config.num_labels != 1:
+            raise InputError(f"{folder}: {model.config.num_labels} labels; expected a reward model, which has one")
+        self.model, self.head = to_device(model), head
         self.num_ids, self.max_positions = model.config.vocab_size, model.config.max_position_embeddings
+
+    def generate(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[list[tuple[int, Generated]]]:
+        """As `Engine.generate`, each sample a batch of its own."""
+        self._check_requests(requests)
+        for index, request in enumerate(requests):
+            tokens = list(self.stream(request, stop))
+            yield [(index, Generated(tokens, bool(tokens) and tokens[-1] in stop))]
 
     @torch.inference_mode()
     def stream(self, request: Request, stop: Sequence[int]) -> Iterator[int]:
-        """The tokens of one sample, as `inference.client.Engine.stream` gives them."""
-        device = self.model.device
-        room = min(request.max_tokens, self.max_positions - len(request.prompt))
-        uniform = uniforms(request.seed, room).to(device)
+        """As `Engine.stream`."""
+        device, params = self.model.device, request.params
+        room = min(params.max_tokens, self.max_positions - len(request.prompt))
+        uniform = uniforms(params.seed, room).to(device)
         settings = [
             torch.tensor([setting], device=device)
-            for setting in (float(request.temperature), request.top_k, float(request.top_p))
+            for setting in (float(params.temperature), params.top_k, float(params.top_p))
         ]
         new, cache = torch.tensor([list(request.prompt)], device=device), None
         for step in range(room):
@@ -53,5 +57,37 @@ class HuggingFaceStream:
                 return
             new, cache = token[:, None], output.past_key_values
 
+    @torch.inference_mode()
+    def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """As `Engine.loglikelihoods`, one pair after the other."""
+        self._check_pairs(pairs)
+        found = []
+        for context, continuation in pairs:
+            tokens = torch.tensor([[*context, *continuation][:-1]], device=self.model.device)
+            logits = self.model(tokens, logits_to_keep=len(continuation)).logits[0].float()  # [n, ids]
+            wanted = torch.tensor(list(continuation), device=logits.device)
+            log_p = logits.log_softmax(dim=-1).gather(-1, wanted[:, None])
+            found.append((log_p.double().sum().item(), bool((logits.argmax(dim=-1) == wanted).all())))
+        return found
+
+    @torch.inference_mode()
+    def rewards(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """As `Engine.rewards`, padded on the right, in one batch.
+
+        The reward is read at the last token of each sequence by its place: transformers looks for the last id that is
+        no padding, and would miss an EOS that is also the padding.
+        """
+        self._check_sequences(sequences)
+        device = self.model.device
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+        tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long, device=device)
+        for row, sequence in zip(tokens, sequences, strict=True):
+            row[: len(sequence)] = torch.tensor(list(sequence), device=device)
+        mask = torch.arange(tokens.size(1), device=device) < lengths[:, None]
+        hidden = self.model.base_model(tokens, attention_mask=mask.long()).last_hidden_state  # [n, longest, hidden]
+        last = hidden[torch.arange(len(sequences), device=device), lengths - 1]
+        return self.model.score(last).float()[:, 0].tolist()
+
     def close(self) -> None:
-        """Nothing to end."""
+        """Let go of the model."""
+        self.model = None

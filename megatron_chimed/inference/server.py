@@ -20,7 +20,7 @@ from megatron_chimed.backend import cpu
 from megatron_chimed.errors import InputError, one_line
 from megatron_chimed.inference import decode, scoring
 from megatron_chimed.inference.model import Loaded, load
-from megatron_chimed.inference.request import Request
+from megatron_chimed.inference.request import Request, SamplingParams
 
 
 def join_ranks(rank: int, ranks: int, store: str) -> None:
@@ -59,11 +59,11 @@ class Server:
             self.tokens = None
         match request["do"]:
             case "generate":
-                samples = [Request(**sample) for sample in request["requests"]]
+                samples = [_request(one) for one in request["requests"]]
                 done = decode.generate(model, samples, request["stop"], **self.limits)
                 return [[sample.tokens, sample.finished] for sample in done]
             case "stream":
-                self.tokens = decode.stream(model, Request(**request["request"]), request["stop"], **self.limits)
+                self.tokens = decode.stream(model, _request(request["request"]), request["stop"], **self.limits)
                 return next(self.tokens)
             case "next":
                 return None if self.tokens is None else next(self.tokens, None)
@@ -71,6 +71,11 @@ class Server:
                 return scoring.loglikelihoods(model, request["pairs"], self.loaded.num_ids)
             case "rewards":
                 return scoring.rewards(model, request["sequences"])
+
+
+def _request(asked: dict[str, Any]) -> Request:
+    """A request from JSON."""
+    return Request(asked["prompt"], SamplingParams(**asked["params"]))
 
 
 def serve(settings: dict[str, Any]) -> None:

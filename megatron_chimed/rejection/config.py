@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from megatron_chimed.config import Located, as_written, load_settings, parse_dataclass, read_mapping
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference.request import SamplingParams
 from megatron_chimed.rejection.select import Filters, Rule
 
 
@@ -127,6 +128,10 @@ class Sampling:
     max_tokens: int = 512
     """Of an answer, EOS included. Prompts that leave less room are counted and passed over."""
 
+    def params(self, seed: int) -> SamplingParams:
+        """Of one answer."""
+        return SamplingParams(self.max_tokens, self.temperature, self.top_p, self.top_k, seed)
+
 
 @dataclass(frozen=True)
 class HeldoutOptions:
@@ -242,10 +247,7 @@ def _check_ranges(config: LoopConfig, path: str | Path) -> None:
         ("seed", config.paths.seed >= 0, "0 or more"),
         ("prompts.count", config.prompts.count >= 1, "1 or more"),
         ("sampling.n", sampling.n >= 1, "1 or more"),
-        ("sampling.temperature", 0 <= sampling.temperature < float("inf"), "0 or more"),
-        ("sampling.top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
-        ("sampling.top_k", sampling.top_k >= 0, "0 or more"),
-        ("sampling.max_tokens", sampling.max_tokens >= 1, "1 or more"),
+        *((f"sampling.{name}", False, expected) for name, expected in sampling.params(0).problems()),
         ("generator.batch_size", generator.batch_size >= 1, "1 or more"),
         ("generator.tensor_parallel", generator.tensor_parallel >= 1, "1 or more"),
         ("generator.data_parallel", generator.data_parallel >= 1, "1 or more"),

@@ -1,22 +1,22 @@
-"""Who samples answers: one interface over our engine, vLLM and any OpenAI-compatible server.
+"""Sample answers to prompts by any engine, batch by batch, into a store.
 
-A generator is asked for a batch of answers, each with a seed of its own that follows from (round, prompt, sample), and
-gives candidates that carry their keys: an answer is known by what was asked, never by its place. Where the engine
-allows it, an answer does not depend on its batch, nor on whether a run was interrupted. The batches themselves are cut
-from a fixed order, so that an interrupted run computes the same ones again, bit for bit.
+Each answer has a seed of its own that follows from (round, prompt, sample), and is known by what was asked, never by
+its place. Where the engine allows it, an answer does not depend on its batch, nor on whether a run was interrupted. The
+batches themselves are cut from a fixed order, so that an interrupted run computes the same ones again, bit for bit.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.config import Sampling
 from megatron_chimed.rejection.keys import draw
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.workers import Bar
 
 
@@ -29,28 +29,13 @@ class SampleRequest:
     tokens: list[int]
     seed: int
 
-    def candidate(self, response: str, num_tokens: int, finished: bool) -> Candidate:
-        """The candidate that answers it."""
-        return Candidate(*self.key, response=response, num_tokens=num_tokens, finished=finished)
-
-
-class Generator(ABC):
-    """Samples from one model. Used by `with`."""
-
-    @abstractmethod
-    def generate(self, asked: Sequence[SampleRequest], sampling: Sampling) -> list[Candidate]:
-        """An answer to each that is asked for; one that could not be had for now is left out."""
-
-    def loglikelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float] | None:
-        """log p, in nats, of each (context, continuation) under the model; None where the engine does not tell."""
-        return None
-
-    def __enter__(self) -> Self:
-        return self
-
-    @abstractmethod
-    def __exit__(self, *error) -> None:
-        """Let the engine go."""
+    def candidate(self, sample: Generated, tokenizer: Tokenizer) -> Candidate:
+        """The candidate that a sample is. A refusal of a server is an empty answer, which selection drops."""
+        text, count = sample.text, sample.num_tokens
+        if text is None:
+            text = tokenizer.decode(token for token in sample.tokens if token != tokenizer.eos_id)
+        count = len(sample.tokens) if count is None else count
+        return Candidate(*self.key, response=text, num_tokens=count, finished=sample.finished)
 
 
 def build_requests(
@@ -69,25 +54,41 @@ def build_requests(
     ]
 
 
-def batches_left(asked: Sequence[SampleRequest], store: CandidateStore, size: int) -> Iterator[list[SampleRequest]]:
+def batches_left(requests: Sequence[SampleRequest], store: CandidateStore, size: int) -> Iterator[list[SampleRequest]]:
     """What is not in the store yet. Batches are cut from all that is asked, so that each is the same in every run."""
-    for start in range(0, len(asked), size):
-        left = [one for one in asked[start : start + size] if one.key not in store.candidates]
+    for start in range(0, len(requests), size):
+        left = [one for one in requests[start : start + size] if one.key not in store.candidates]
         if left:
             yield left
 
 
+def sample(
+    engine: Engine, requests: Sequence[SampleRequest], sampling: Sampling, tokenizer: Tokenizer
+) -> list[Candidate]:
+    """An answer to each request, in any order; one that could not be had for now is left out.
+
+    Raises InputError for a prompt that leaves no room for an answer, and where a server refuses all requests.
+    """
+    asked = [Request(one.tokens, sampling.params(one.seed), one.prompt.turns) for one in requests]
+    batches = engine.generate(asked, stop=[tokenizer.eos_id])
+    return [requests[place].candidate(answer, tokenizer) for batch in batches for place, answer in batch]
+
+
 def generate_into(
-    store: CandidateStore, asked: Sequence[SampleRequest], generator: Generator, sampling: Sampling, batch_size: int
+    store: CandidateStore,
+    requests: Sequence[SampleRequest],
+    engine: Engine,
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    batch_size: int,
 ) -> None:
     """Sample all that the store lacks, batch by batch. Raises InputError if answers are missing in the end."""
-    with Bar(total=len(asked), initial=len(store.candidates), desc="generate", unit="answer") as bar:
-        for batch in batches_left(asked, store, batch_size):
-            answers = generator.generate(batch, sampling)
-            unknown = {one.key for one in answers} - {one.key for one in batch}
-            assert not unknown, f"answers to what was not asked: {unknown}"
+    with Bar(total=len(requests), initial=len(store.candidates), desc="generate", unit="answer") as bar:
+        for batch in batches_left(requests, store, batch_size):
+            answers = sample(engine, batch, sampling, tokenizer)
             store.append(answers)
             bar.update(len(answers))
-    missing = sum(one.key not in store.candidates for one in asked)
+    missing = sum(one.key not in store.candidates for one in requests)
     if missing:
-        raise InputError(f"{missing} of {len(asked)} answers could not be had; run the command again to ask for them")
+        total = len(requests)
+        raise InputError(f"{missing} of {total} answers could not be had; run the command again to ask for them")

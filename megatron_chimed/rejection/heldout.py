@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference.engine import Engine
 from megatron_chimed.jsonl import read_records
 from megatron_chimed.records import Candidate, Dialogue, Prompt
 from megatron_chimed.rejection.config import LoopConfig
-from megatron_chimed.rejection.generator import Generator
 from megatron_chimed.rejection.keys import draw
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.text.template import Renderer, join
@@ -73,7 +73,7 @@ def read_heldout(config: LoopConfig, renderer: Renderer, max_positions: int) -> 
     return fitting, too_long
 
 
-def reference_nll(config: LoopConfig, generator: Generator, renderer: Renderer, max_positions: int) -> dict:
+def reference_nll(config: LoopConfig, engine: Engine, renderer: Renderer, max_positions: int) -> dict:
     """{"nll": mean negative log-likelihood in nats per token, "tokens": their number} of the last answers, with EOS, of
     fixed dialogues; nll is None where nothing fits or the engine does not tell."""
     pairs = []
@@ -85,6 +85,7 @@ def reference_nll(config: LoopConfig, generator: Generator, renderer: Renderer, 
         context = join(exchanges).tokens.tolist()[: -len(answer)]
         if context and len(context) + len(answer) <= max_positions:
             pairs.append((context, answer))
-    scores = generator.loglikelihoods(pairs) if pairs else None
+    can_tell = engine.kind != "openai"
+    scores = [score for score, _ in engine.loglikelihoods(pairs)] if pairs and can_tell else None
     tokens = sum(len(answer) for _, answer in pairs)
     return {"nll": -sum(scores) / tokens if scores else None, "tokens": tokens if scores else 0}

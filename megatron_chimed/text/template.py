@@ -20,6 +20,7 @@ Source: arXiv 2311.06025, section on supervised fine-tuning ("boundaries of diff
 tokens"); the prompt format of the released model.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,34 @@ class Template:
         '[human]:'
         """
         return load_template(path)
+
+    def plain(self, texts: Sequence[str]) -> str:
+        """A dialogue that ends with a question as plain text, a line for each turn, for models without a chat template.
+
+        >>> Template().plain(["头痛怎么办？"])
+        '[human]:头痛怎么办？\\n[bot]:'
+        """
+        marks = (self.user_prefix, f"{self.user_suffix.strip()} ")
+        turns = "".join(f"{marks[number % 2]}{text}\n" for number, text in enumerate(texts))
+        return turns + self.user_suffix.strip()
+
+    def jinja(self, user_space: str = "", answer_space: str = "") -> str:
+        """The template as a chat template of transformers. A system message is a line in front of the next question.
+
+        The spaces stand for the dummy prefix of SentencePiece, which some tokenizers put only in front of a whole text.
+        """
+        prefix, suffix = (json.dumps(text, ensure_ascii=False) for text in (self.user_prefix, self.user_suffix))
+        bos = "bos_token + " if self.bos else ""
+        return (
+            "{%- set seen = namespace(system='') -%}"
+            "{%- for message in messages -%}"
+            "{%- if message['role'] == 'system' -%}{%- set seen.system = message['content'] + '\\n' -%}"
+            "{%- elif message['role'] == 'user' -%}"
+            f"{{{{- {bos}'{user_space}' + {prefix} + seen.system + message['content'] + {suffix} -}}}}"
+            "{%- set seen.system = '' -%}"
+            f"{{%- else -%}}{{{{- '{answer_space}' + message['content'] + eos_token -}}}}"
+            "{%- endif -%}{%- endfor -%}"
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from support.dialogues import KINDS, make_tokenizer
 
 from megatron_chimed.chat import terminal
-from megatron_chimed.chat.conversation import ChatOptions, Conversation
+from megatron_chimed.chat.conversation import Conversation
 from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -89,14 +90,14 @@ class Scripted:
         """The next answer, cut to the request's limit; EOS behind it. `during` is called before each token."""
         self.asked.append(request)
         tokens = [*self.renderer.tokenizer.encode(self.answers.pop(0)), self.renderer.tokenizer.eos_id]
-        for number, token in enumerate(tokens[: request.max_tokens]):
+        for number, token in enumerate(tokens[: request.params.max_tokens]):
             self.during(number)
             self.drawn += 1
             yield token
 
 
 def conversation(renderer, *answers: str, system: str = "", **model) -> Conversation:
-    options = ChatOptions(temperature=0.5, top_p=0.9, max_new_tokens=100, seed=7)
+    options = SamplingParams(temperature=0.5, top_p=0.9, max_tokens=100, seed=7)
     return Conversation(Scripted(renderer, *answers, **model), renderer, options, system)
 
 
@@ -106,17 +107,17 @@ def test_each_prompt_is_that_of_the_training_with_settings_and_seeds(renderer):
     assert said == ["建议检查", "", "三次"] and not talk.cut
     turns = [Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(
         ["头痛", "建议检查", "</s>服用", "", "血压"])]  # fmt: skip
-    for number, request in enumerate(talk.model.asked):
+    for number, request in enumerate(talk.engine.asked):
         assert request.prompt == renderer.render_prompt(turns[: 2 * number + 1]).tolist()
-        assert (request.temperature, request.top_p, request.max_tokens) == (0.5, 0.9, 100)
-        assert request.seed == 7 + number
+        assert (request.params.temperature, request.params.top_p, request.params.max_tokens) == (0.5, 0.9, 100)
+        assert request.params.seed == 7 + number
 
 
 def test_an_answer_comes_while_it_is_drawn_and_what_was_said_stays_when_it_is_stopped(renderer):
     talk = conversation(renderer, "建议检查血压", "龘头痛")
     pieces = talk.answer("头痛")
     first = next(piece for piece in pieces if piece)
-    assert talk.model.drawn == 1
+    assert talk.engine.drawn == 1
     pieces.close()
     assert talk.exchanges == [("头痛", first)]
     unspoken = talk.answer("血压")
@@ -138,7 +139,7 @@ def test_a_history_that_outgrows_the_context_loses_its_oldest_turns_and_no_other
     for number in range(30):
         assert "".join(talk.answer(f"{number}头痛")) == "建议检查"
         lost.append(talk.left_out)
-        prompt = talk.model.asked[-1].prompt
+        prompt = talk.engine.asked[-1].prompt
         texts = [t for n in range(talk.left_out, number) for t in (f"{n}头痛", "建议检查")] + [f"{number}头痛"]
         texts[0] = f"{system}\n{texts[0]}"
         turns = [Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
@@ -154,15 +155,15 @@ def test_a_question_that_does_not_fit_is_refused_and_nothing_is_changed(renderer
     for question, message in ((LONG, r"has \d+ tokens.*make it"), ("头\udce5痛", "not text in UTF-8")):
         with pytest.raises(InputError, match=message):
             list(talk.answer(question))
-    assert talk.exchanges == [("头痛", "建议检查")] and len(talk.model.asked) == 1
+    assert talk.exchanges == [("头痛", "建议检查")] and len(talk.engine.asked) == 1
     assert "".join(talk.answer("头痛")) == "三次"
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": float("nan")}, {"top_p": 0}, {"max_new_tokens": 0}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"temperature": float("nan")}, {"top_p": 0}, {"max_tokens": 0}, {"seed": -1}])
 def test_a_wrong_setting_is_one_line_with_its_flag(wrong):
-    flag = next(iter(wrong)).replace("_", "-")
+    flag = next(iter(wrong)).replace("max_tokens", "max_new_tokens").replace("_", "-")
     with pytest.raises(InputError, match=rf"^--{flag} is [^\n]*; expected [^\n]*$"):
-        ChatOptions(**wrong)
+        SamplingParams(**wrong).check(names=FLAGS)
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +214,7 @@ def test_the_commands_do_what_they_say(renderer, talked):
     lines = ["头痛", "服用", "/undo", "发热", "/help", "/nothing", "/system 你是医生", "/undo", "头痛", "/exit", "服用"]
     code, out, notes = talked(talk, "\n".join(lines).encode(), person=True)
     assert (code, out) == (0, "建议检查\n三次\n血压\n医生\n")
-    prompts = [request.prompt for request in talk.model.asked]
+    prompts = [request.prompt for request in talk.engine.asked]
     kept = [Turn("user", "头痛"), Turn("assistant", "建议检查"), Turn("user", "发热")]
     assert prompts[2] == renderer.render_prompt(kept).tolist()
     assert prompts[3] == renderer.render_prompt([Turn("user", "你是医生\n头痛")]).tolist()
@@ -243,7 +244,7 @@ def test_control_c_stops_the_answer_and_the_handler_is_as_before(renderer, talke
     talk = conversation(renderer, LONG, "三次", during=during)
     code, out, notes = talked(talk, "头痛\n".encode(), person=True)
     said = talk.exchanges[0][1]
-    assert code == 0 and talk.model.drawn == 6 and LONG.startswith(said) and out == f"{said}\n" and said
+    assert code == 0 and talk.engine.drawn == 6 and LONG.startswith(said) and out == f"{said}\n" and said
     assert "(stopped)" in notes and signal.getsignal(signal.SIGINT) is before
     stop_at.clear()
     assert talked(talk, "服用\n".encode(), person=True)[1] == "三次\n"

@@ -36,16 +36,18 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "stages": ("torch", "megatron.core"),
     "stages.schedule": (),
     "inference": ("torch", "safetensors", "megatron.core", "transformers", "vllm"),
-    "inference.client": (),  # an engine's client side is without torch
+    "inference.megatron_engine": (),  # an engine's client side is without torch
+    "inference.engine": (),
+    "inference.open": (),
     "inference.request": (),
     "inference.batching": (),
-    "inference.ranks": (),
+    "inference.processes": (),
     "training": ("numpy", "torch", "megatron.core", "megatron.training", "yaml", "tqdm", "matplotlib", "wandb"),
     "training.job": (),  # before the ranks start
     "commands": (),  # what it runs imports libraries
     "plan": (),  # arithmetic alone; the rank of a dry run is the trainer itself
     "chat": ("transformers",),
-    "rejection": ("matplotlib", "torch", "transformers", "vllm"),
+    "rejection": ("matplotlib",),
     "evaluation": ("numpy", "yaml"),
     "evaluation.segment": ("jieba",),
     "evaluation.text_metrics": ("nltk", "rouge_score"),

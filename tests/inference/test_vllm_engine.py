@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference import vllm_engine
-from megatron_chimed.inference.request import Request
+from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.inference.vllm_engine import VllmEngine
 
 Record = types.SimpleNamespace
@@ -77,7 +77,10 @@ def test_likelihoods_are_those_of_the_model(tmp_path, model, settings_seen):
 
 def test_settings_go_through_and_answers_keep_their_places(tmp_path, model, settings_seen):
     engine = VllmEngine(tmp_path, tensor_parallel=2, dtype="bfloat16")
-    requests = [Request([1, 2, 3], 7, temperature=0.5, top_p=0.9, seed=4), Request([5], 2, temperature=0.0, top_k=3)]
+    requests = [
+        Request([1, 2, 3], SamplingParams(7, temperature=0.5, top_p=0.9, seed=4)),
+        Request([5], SamplingParams(2, temperature=0.0, top_k=3)),
+    ]
     with torch.no_grad():
         best = [model(torch.tensor([list(one.prompt)])).logits[0, -1].argmax().item() for one in requests]
     answers = dict(answer for batch in engine.generate(requests, [best[0]]) for answer in batch)

@@ -25,12 +25,12 @@ from support.exam_hf import write_answering_hf
 from transformers import AutoTokenizer
 
 from megatron_chimed.chat import serve
-from megatron_chimed.chat.conversation import ChatOptions, Conversation
-from megatron_chimed.chat.models import open_model
+from megatron_chimed.chat.conversation import Conversation
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.convert.tokenizer_files import copy_tokenizer
 from megatron_chimed.errors import InputError
-from megatron_chimed.inference.client import Request
+from megatron_chimed.inference.open import check_tokenizer, open_engine, split_name, tokenizer_of
+from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -49,6 +49,15 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+def open_model(name, tokenizer=None, **options):
+    """(engine, tokenizer) as `chimed chat` opens them."""
+    split_name(name, serve.CHAT_KINDS)
+    ids = tokenizer_of(name, tokenizer)
+    engine = open_engine(name, **options)
+    check_tokenizer(engine, ids)
+    return engine, ids
+
+
 @pytest.fixture(scope="module")
 def models(folder):
     """Both, open."""
@@ -61,7 +70,9 @@ def models(folder):
 
 
 def answers(model, tokenizer, **options) -> list[str]:
-    talk = Conversation(model, Renderer(Template(), tokenizer), ChatOptions(max_new_tokens=40, **options), "建议")
+    talk = Conversation(
+        model, Renderer(Template(), tokenizer), SamplingParams(40, **{"temperature": 0.0, **options}), "建议"
+    )
     return ["".join(talk.answer(question)) for question in QUESTIONS]
 
 
@@ -74,7 +85,7 @@ def test_a_folder_and_its_checkpoint_give_the_same_answers(models, options):
 
 def test_the_engine_streams_what_it_generates_and_a_stream_can_be_left_at_any_token(models):
     (hf, _), (engine, _) = models
-    request = Request([1, 300, 301], 20, temperature=0.7, seed=5)
+    request = Request([1, 300, 301], SamplingParams(20, temperature=0.7, seed=5))
     ((((_, whole),),)) = engine.generate([request], [])
     assert list(engine.stream(request, [])) == list(hf.stream(request, [])) == whole.tokens
     stop = whole.tokens[4]
@@ -146,7 +157,7 @@ def test_control_c_stops_an_answer_of_the_ranks_and_not_the_program(models, fold
     person.sees("no medical advice")
     person.sees("> ")
     model, tokenizer = models[0]
-    talk = Conversation(model, Renderer(Template(), tokenizer), ChatOptions(max_new_tokens=12))
+    talk = Conversation(model, Renderer(Template(), tokenizer), SamplingParams(12, temperature=0.0))
     for question in QUESTIONS[:2]:
         person.types(f"{question}\n")
         start = "".join(talk.answer(question))[:8]
@@ -327,5 +338,5 @@ def test_the_real_server_says_what_the_terminal_says(models, folder):
         chunks = list(client.chat.completions.create(**asked, stream=True))
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     model, tokenizer = models[0]
-    talk = Conversation(model, Renderer(Template(), tokenizer), ChatOptions(max_new_tokens=40))
+    talk = Conversation(model, Renderer(Template(), tokenizer), SamplingParams(40, temperature=0.0))
     assert whole == streamed == "".join(talk.answer(DIALOGUE[0].text))

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.errors import InputError
-from megatron_chimed.inference.client import Engine, Generated, Request
+from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
+from megatron_chimed.inference.request import Generated, Request, SamplingParams
 from megatron_chimed.inference.sampling import draw, uniforms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,12 +82,14 @@ def mixed_requests(number: int = 24) -> list[Request]:
     """Samples of prompts of many lengths, with settings of their own; three of each prompt."""
     prompts = [prompt for prompt in PROMPTS for _ in range(3)][:number]
     settings = [{"temperature": 0.3}, {"temperature": 0.5, "top_p": 0.6}, {"temperature": 1.0, "top_k": 4}]
-    return [Request(prompt, 5 + 3 * (i % 4), seed=i, **settings[i % 3]) for i, prompt in enumerate(prompts)]
+    return [
+        Request(prompt, SamplingParams(5 + 3 * (i % 4), seed=i, **settings[i % 3])) for i, prompt in enumerate(prompts)
+    ]
 
 
 def test_greedy_text_is_transformers_for_prompts_of_any_length(served):
     engine, model = served
-    found = generated(engine, [Request(prompt, 20, temperature=0) for prompt in PROMPTS], batch_size=5)
+    found = generated(engine, [Request(prompt, SamplingParams(20, temperature=0)) for prompt in PROMPTS], batch_size=5)
     assert [sample.tokens for sample in found] == [greedy_by_transformers(model, p, 20) for p in PROMPTS]
     assert not any(sample.finished for sample in found)
 
@@ -107,7 +110,7 @@ def test_a_stop_token_ends_a_sample_and_its_row_leaves_the_batch(served):
     engine, model = served
     whole = {tuple(p): greedy_by_transformers(model, p, 20) for p in PROMPTS}
     stop = [whole[tuple(PROMPTS[0])][3], whole[tuple(PROMPTS[5])][0], 101]
-    found = generated(engine, [Request(prompt, 20, temperature=0) for prompt in PROMPTS], stop)
+    found = generated(engine, [Request(prompt, SamplingParams(20, temperature=0)) for prompt in PROMPTS], stop)
     for prompt, sample in zip(PROMPTS, found, strict=True):
         ends = [place for place, token in enumerate(whole[tuple(prompt)]) if token in stop]
         assert sample.tokens == whole[tuple(prompt)][: ends[0] + 1 if ends else 20]
@@ -119,7 +122,7 @@ def test_a_stop_token_ends_a_sample_and_its_row_leaves_the_batch(served):
 def test_an_answer_ends_where_the_models_positions_do(served):
     engine, model = served
     prompts = sequences(3, POSITIONS - 6, POSITIONS - 1, seed=3)
-    found = generated(engine, [Request(prompt, 50, temperature=0) for prompt in prompts])
+    found = generated(engine, [Request(prompt, SamplingParams(50, temperature=0)) for prompt in prompts])
     for prompt, sample in zip(prompts, found, strict=True):
         assert sample.tokens == greedy_by_transformers(model, prompt, POSITIONS - len(prompt))
         assert not sample.finished
@@ -132,7 +135,7 @@ def test_frequencies_fit_the_softmax_and_no_token_comes_from_outside(served):
         logits = model(torch.tensor([prompt])).logits[0, -1].double()
 
     def counts(**settings) -> list[int]:
-        requests = [Request(prompt, 1, seed=seed, **settings) for seed in range(number)]
+        requests = [Request(prompt, SamplingParams(1, seed=seed, **settings)) for seed in range(number)]
         tokens = [sample.tokens[0] for sample in generated(engine, requests, batch_size=1000)]
         return torch.bincount(torch.tensor(tokens), minlength=VOCAB).tolist()
 
@@ -167,12 +170,18 @@ def test_log_likelihoods_are_transformers(served):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda e: e.generate([Request([1], 1), Request([], 1)], []), "request 1 has 0 tokens"),
-        (lambda e: e.generate([Request([1] * POSITIONS, 1)], []), f"request 0 has {POSITIONS} tokens; expected 1 to"),
-        (lambda e: e.generate([Request([1, VOCAB], 1)], []), f"request 0 has the token {VOCAB}"),
-        (lambda e: e.generate([Request([1], 0, top_p=0.0)], []), "max_tokens is 0; .*top_p is 0.0"),
-        (lambda e: e.generate([Request([1], 1, temperature=float("nan"))], []), "temperature is nan"),
-        (lambda e: e.generate([Request([1], 1, seed=-1)], []), "seed is -1"),
+        (
+            lambda e: e.generate([Request([1], SamplingParams(1)), Request([], SamplingParams(1))], []),
+            "request 1 has 0 tokens",
+        ),
+        (
+            lambda e: e.generate([Request([1] * POSITIONS, SamplingParams(1))], []),
+            f"request 0 has {POSITIONS} tokens; expected 1 to",
+        ),
+        (lambda e: e.generate([Request([1, VOCAB], SamplingParams(1))], []), f"request 0 has the token {VOCAB}"),
+        (lambda e: e.generate([Request([1], SamplingParams(0, top_p=0.0))], []), "max_tokens is 0; .*top_p is 0.0"),
+        (lambda e: e.generate([Request([1], SamplingParams(1, temperature=float("nan")))], []), "temperature is nan"),
+        (lambda e: e.generate([Request([1], SamplingParams(1, seed=-1))], []), "seed is -1"),
         (lambda e: e.loglikelihoods([([1], [2]), ([1], [])]), "pair 1: an empty side"),
         (lambda e: e.loglikelihoods([([1] * POSITIONS, [2, 3])]), f"pair 0 has {POSITIONS + 2} tokens"),
         (lambda e: e.rewards([[1]]), "rewards need a model with the head 'reward'"),
@@ -182,7 +191,7 @@ def test_bad_input_is_refused_by_its_number_and_the_engine_goes_on(served, call,
     engine, _ = served
     with pytest.raises(InputError, match=message):
         call(engine)
-    assert len(generated(engine, [Request([1], 1)])) == 1
+    assert len(generated(engine, [Request([1], SamplingParams(1))])) == 1
 
 
 @torch.no_grad()
@@ -193,7 +202,7 @@ def test_rewards_are_transformers(tmp_path):
     with Engine(tmp_path / "megatron", tensor_parallel=2, batch_size=6, progress=False) as engine:
         found = engine.rewards(asked)
         with pytest.raises(InputError, match="generation need"):
-            engine.generate([Request([1], 1)], [])
+            engine.generate([Request([1], SamplingParams(1))], [])
     expected = [model(torch.tensor([tokens])).logits.item() for tokens in asked]
     assert found == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.5
@@ -224,7 +233,7 @@ def wait_until_ended(processes: list[int]) -> None:
 def test_a_killed_rank_is_one_line_and_takes_the_others_along(checkpoint):
     with Engine(checkpoint, tensor_parallel=2, batch_size=4, progress=False) as engine:
         ranks = [process.pid for process in engine._ranks._processes]
-        requests = [Request([1, 2], POSITIONS, seed=seed) for seed in range(4000)]
+        requests = [Request([1, 2], SamplingParams(POSITIONS, seed=seed)) for seed in range(4000)]
         died = r"^inference rank [01] (was killed by signal 9|ended with code)[^\n]*$"
         with pytest.raises(ChildProcessError, match=died):
             for number, _ in enumerate(engine.generate(requests, [])):
@@ -235,10 +244,11 @@ def test_a_killed_rank_is_one_line_and_takes_the_others_along(checkpoint):
 
 ENDLESS = """
 import sys
-from megatron_chimed.inference.client import Engine, Request
+from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
+from megatron_chimed.inference.request import Request, SamplingParams
 engine = Engine(sys.argv[1], tensor_parallel=2, batch_size=4, progress=False)
 print(engine._ranks._folder.name, *(process.pid for process in engine._ranks._processes), flush=True)
-for batch in engine.generate([Request([1, 2], 120, seed=seed) for seed in range(100000)], []):
+for batch in engine.generate([Request([1, 2], SamplingParams(120, seed=seed)) for seed in range(100000)], []):
     print("batch", flush=True)
 """
 

@@ -15,12 +15,12 @@ from megatron_chimed.checkpoints import latest_iteration
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import ScorerOptions, read_config
-from megatron_chimed.rejection.engines import MegatronGenerator
-from megatron_chimed.rejection.generator import build_requests
+from megatron_chimed.rejection.engines import open_generator, open_scorer
+from megatron_chimed.rejection.generator import build_requests, sample
 from megatron_chimed.rejection.loop import make_rounds, status
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.rounds import STEPS
-from megatron_chimed.rejection.scorers import open_scorer, sequences_of
+from megatron_chimed.rejection.scorers import sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
 
 KILLS = {
@@ -152,7 +152,7 @@ def test_both_scorers_and_transformers_give_an_answer_the_same_reward(world):
     assert all(sequence[-1] == renderer.tokenizer.eos_id for sequence in sequences)
     assert len(set(map(len, sequences))) > 2, "padding is not seen"
     with open_scorer(ScorerOptions("hf"), folder / "reward.hf") as scorer:
-        found = scorer.score(sequences)
+        found = scorer.rewards(sequences)
         with pytest.raises(InputError, match="one label|labels|cannot load"):
             open_scorer(ScorerOptions("hf"), folder / "nowhere")
     reference = AutoModelForSequenceClassification.from_pretrained(folder / "reward.hf").eval()
@@ -171,12 +171,12 @@ def test_an_answer_follows_from_its_prompt_and_seed_whatever_is_asked_beside_it(
     renderer = make_rounds(config)[0].renderer
     asked = build_requests(prompts, renderer, round=1, n=4, seed=(settings["seed"], "sample", 1))
     stored = {one.key: one for one in read_candidates(config.output / "round-01/candidates.jsonl")}
-    with MegatronGenerator(folder / "start", config.generator, renderer) as generator:
+    with open_generator(config.generator, folder / "start", folder / "export") as engine:
         for one in asked[::7]:
-            assert generator.generate([one], config.sampling) == [stored[one.key]]
+            assert sample(engine, [one], config.sampling, renderer.tokenizer) == [stored[one.key]]
         mixed = random.Random(0).sample(asked, 9)
         assert len({len(one.tokens) for one in mixed}) > 3
-        assert {one.key: one for one in generator.generate(mixed, config.sampling)} == {
+        assert {one.key: one for one in sample(engine, mixed, config.sampling, renderer.tokenizer)} == {
             one.key: stored[one.key] for one in mixed
         }
 

@@ -13,11 +13,14 @@ from support.chat_server import ChatServer
 from support.dialogues import make_renderer
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.rejection import vllm_generator
+from megatron_chimed.inference import vllm_engine
+from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.request import Generated
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
 from megatron_chimed.rejection.engines import open_generator
-from megatron_chimed.rejection.generator import Generator, batches_left, build_requests, generate_into
+from megatron_chimed.rejection.generator import batches_left, build_requests, generate_into, sample
 from megatron_chimed.rejection.store import CandidateStore
+from megatron_chimed.steps import fingerprint
 
 PROMPTS = [make_prompt("您好", "请说", f"头痛{number * '很'}怎么办", id=f"p{number}") for number in range(7)]
 SAMPLING = Sampling(n=3, max_tokens=9, temperature=0.7, top_p=0.8, top_k=5)
@@ -39,20 +42,22 @@ def asked_of(renderer, prompts=PROMPTS, round=1, seed=(5, "sample", 1)):
     return build_requests(prompts, renderer, round=round, n=3, seed=seed)
 
 
-class Echo(Generator):
+class Echo(Engine):
     """Answers with what it was asked, in an order of its own; forgets what `lost` says."""
 
     def __init__(self, lost=lambda one: False):
         self.batches, self.lost = [], lost
 
-    def generate(self, asked, sampling):
-        self.batches.append([one.key for one in asked])
+    def generate(self, requests, stop):
+        self.batches.append([one.params.seed for one in requests])
         answers = [
-            one.candidate(f"{one.prompt.turns[-1].text} {one.seed}", 3, True) for one in asked if not self.lost(one)
+            (place, Generated([], True, f"{one.turns[-1].text} {one.params.seed}", 3))
+            for place, one in enumerate(requests)
+            if not self.lost(one)
         ]
-        return random.Random(0).sample(answers, len(answers))
+        yield random.Random(0).sample(answers, len(answers))
 
-    def __exit__(self, *error):
+    def close(self):
         pass
 
 
@@ -66,32 +71,32 @@ def test_a_seed_follows_from_round_prompt_and_sample_alone(renderer):
 
 
 def test_an_interrupted_run_computes_the_same_batches_again_and_gives_the_same_answers(tmp_path, renderer):
-    asked = asked_of(renderer)
+    asked, tokenizer = asked_of(renderer), renderer.tokenizer
     whole = Echo()
     with CandidateStore(tmp_path / "whole", "a") as store:
-        generate_into(store, asked, whole, SAMPLING, 4)
+        generate_into(store, asked, whole, SAMPLING, tokenizer, 4)
         expected = store.candidates
-    assert [key for batch in whole.batches for key in batch] == [one.key for one in asked]
+    assert [key for batch in whole.batches for key in batch] == [one.seed for one in asked]
     for end in range(6):
         again, path = Echo(), tmp_path / f"killed{end}"
         with CandidateStore(path, "a") as store:
             for batch in list(batches_left(asked, store, 4))[:end]:
-                store.append(Echo().generate(batch, SAMPLING))
+                store.append(sample(Echo(), batch, SAMPLING, tokenizer))
         with CandidateStore(path, "a") as store:
-            generate_into(store, asked, again, SAMPLING, 4)
+            generate_into(store, asked, again, SAMPLING, tokenizer, 4)
             assert again.batches == whole.batches[end:] and store.candidates == expected
     lengths = [len(one.tokens) for one in asked]
     assert lengths == sorted(lengths)
 
 
 def test_answers_that_could_not_be_had_are_asked_for_again_and_nothing_else(tmp_path, renderer):
-    asked = asked_of(renderer)
-    lost = asked[5].key
+    asked, tokenizer = asked_of(renderer), renderer.tokenizer
+    lost = asked[5].seed
     with CandidateStore(tmp_path / "store", "a") as store:
         with pytest.raises(InputError, match="1 of 21 answers could not be had; run the command again"):
-            generate_into(store, asked, Echo(lambda one: one.key == lost), SAMPLING, 4)
+            generate_into(store, asked, Echo(lambda one: one.params.seed == lost), SAMPLING, tokenizer, 4)
         again = Echo()
-        generate_into(store, asked, again, SAMPLING, 4)
+        generate_into(store, asked, again, SAMPLING, tokenizer, 4)
     assert again.batches == [[lost]]
 
 
@@ -107,8 +112,9 @@ def behave(body, attempt):
 def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp_path, renderer):
     with ChatServer(behave) as server:
         options = GeneratorOptions(engine="openai", base_url=server.url, model="m1", concurrency=4)
-        with open_generator(options, tmp_path, tmp_path, renderer) as generator:
-            found = {one.key: one for one in generator.generate(asked_of(renderer), SAMPLING)}
+        with open_generator(options, tmp_path, tmp_path) as engine:
+            answers = sample(engine, asked_of(renderer), SAMPLING, renderer.tokenizer)
+            found = {one.key: one for one in answers}
     assert set(found) == {one.key for one in asked_of(renderer)}
     for number, prompt in enumerate(PROMPTS):
         one = found[1, prompt.id, 2]
@@ -128,9 +134,10 @@ def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp
 
 def test_without_vllm_the_error_is_one_line(tmp_path, renderer, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.setattr(vllm_generator.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "weights").write_bytes(b"x")
     with pytest.raises(InputError, match="vllm is not installed; install the extra `vllm`") as error:
-        open_generator(GeneratorOptions(engine="vllm"), tmp_path, tmp_path, renderer)
+        open_generator(GeneratorOptions(engine="vllm"), tmp_path, tmp_path / "hf")
     assert "\n" not in str(error.value)
 
 
@@ -141,6 +148,8 @@ def stand_in(monkeypatch, renderer) -> list:
     class LLM:
         def __init__(self, **settings):
             calls.append(settings)
+            config = types.SimpleNamespace(get_vocab_size=lambda: 420, max_model_len=128)
+            self.llm_engine = types.SimpleNamespace(model_config=config)
 
         def generate(self, prompts, params, use_tqdm):
             calls.extend(params)
@@ -160,30 +169,35 @@ def stand_in(monkeypatch, renderer) -> list:
                 for prompt, param in zip(prompts, params, strict=True)
             ]
 
-    module, inputs = types.ModuleType("vllm"), types.ModuleType("vllm.inputs")
+    module = types.ModuleType("vllm")
     module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.LLM, module.SamplingParams, inputs.TokensPrompt = LLM, dict, dict
+    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, dict, dict
     monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
     return calls
 
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_path, renderer, monkeypatch, copies):
     calls = stand_in(monkeypatch, renderer)
-    monkeypatch.setattr(vllm_generator, "_Elsewhere", lambda settings, gpus: vllm_generator._Here(settings))
-    (tmp_path / "weights").write_bytes(b"x")
-    export = tmp_path / f"hf-{vllm_generator.fingerprint(tmp_path)[:12]}"
+    monkeypatch.setattr(vllm_engine, "_Elsewhere", lambda settings, gpus: vllm_engine._Here(settings))
+    checkpoint = tmp_path / "run"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_bytes(b"x")
+    export = tmp_path / f"hf-{fingerprint(checkpoint)[:12]}"
     export.mkdir()
+    (export / "config.json").write_text("{}")
     options = GeneratorOptions(engine="vllm", tensor_parallel=2, data_parallel=copies, dtype="bfloat16")
     asked = asked_of(renderer)
-    with open_generator(options, tmp_path, tmp_path / "hf", renderer) as generator:
-        found = {one.key: one for one in generator.generate(asked, replace(SAMPLING, top_k=0))}
+    with open_generator(options, checkpoint, tmp_path / "hf") as engine:
+        answers = sample(engine, asked, replace(SAMPLING, top_k=0), renderer.tokenizer)
+        found = {one.key: one for one in answers}
     assert len(found) == 21
     for one in asked:
         assert found[one.key].response == f"{len(one.tokens)}号{one.seed}"
         assert found[one.key].finished == bool(one.seed % 2)
-    assert calls[:copies] == [{"model": str(export), "dtype": "bfloat16", "tensor_parallel_size": 2}] * copies
+    settings = {"model": str(export), "dtype": "bfloat16", "tensor_parallel_size": 2}
+    settings["skip_tokenizer_init"] = True
+    assert calls[:copies] == [settings] * copies
     for params in calls[copies:]:
         assert params["stop_token_ids"] == [renderer.tokenizer.eos_id] and params["top_k"] == -1
         assert (params["max_tokens"], params["temperature"], params["top_p"]) == (9, 0.7, 0.8)
@@ -191,14 +205,16 @@ def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_pat
 
 def test_each_copy_of_the_model_gets_gpus_of_its_own(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert vllm_generator.split_gpus(2, 2) == [["0", "1"], ["2", "3"]]
+    assert vllm_engine.split_gpus(2, 2) == [["0", "1"], ["2", "3"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    assert vllm_generator.split_gpus(3, 1) == [["4"], ["5"], ["7"]]
+    assert vllm_engine.split_gpus(3, 1) == [["4"], ["5"], ["7"]]
     with pytest.raises(InputError, match="2 x 2 GPUs are asked for, CUDA_VISIBLE_DEVICES names 3"):
-        vllm_generator.split_gpus(2, 2)
+        vllm_engine.split_gpus(2, 2)
 
 
 def test_a_candidate_is_known_by_what_was_asked(renderer):
     one = asked_of(renderer)[4]
-    assert one.candidate("x", 1, True).key == one.key == (1, one.prompt.id, one.key[2])
+    assert (
+        one.candidate(Generated([], True, "x", 1), renderer.tokenizer).key == one.key == (1, one.prompt.id, one.key[2])
+    )
     assert make_candidate(one.prompt.id, one.key[2]).key == one.key

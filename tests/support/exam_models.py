@@ -5,7 +5,7 @@ import random
 
 from lm_eval.api.model import LM
 
-from megatron_chimed.evaluation.backends.models import Model
+from megatron_chimed.evaluation.backends.models import EvaluatedModel
 from megatron_chimed.evaluation.prompts import GOLD
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
 from support.exam_files import dialogue, page, write_ccks, write_ceval, write_cmmlu, write_lines, write_mcmle
@@ -76,9 +76,9 @@ def guesser() -> Scripted:
     return Scripted(answer, lambda item, prompt, option: guess(prompt, option).random())
 
 
-def scripted(backend: Scripted, name: str = "scripted", likelihood: bool = True) -> Model:
+def scripted(backend: Scripted, name: str = "scripted", likelihood: bool = True) -> EvaluatedModel:
     """The model of a --model flag, made already."""
-    return Model(name, {"weights": name}, lambda: backend, likelihood)
+    return EvaluatedModel(name, {"weights": name}, lambda: backend, likelihood)
 
 
 def write_all(folder) -> list[str]:

@@ -9,10 +9,14 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.inference.utils import InferenceMode
 
 from megatron_chimed.inference import decode
-from megatron_chimed.inference.request import Request
+from megatron_chimed.inference.request import Request, SamplingParams
 from support.model_worker import VOCAB, build
 
-REQUESTS = [Request([1, 2, 3], 6, seed=1, top_p=0.9), Request(list(range(9)), 4, seed=2), Request([1, 2, 3], 5, seed=3)]
+REQUESTS = [
+    Request([1, 2, 3], SamplingParams(6, seed=1, top_p=0.9)),
+    Request(list(range(9)), SamplingParams(4, seed=2)),
+    Request([1, 2, 3], SamplingParams(5, seed=3)),
+]
 
 
 def generate(model) -> list[list[int]]:

@@ -3,9 +3,10 @@
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from megatron_chimed.api.client import ChatApi, ChatError, ChatRequest
+from megatron_chimed.api.client import ChatError, ChatRequest
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.engine_model import until
+from megatron_chimed.inference.openai_engine import OpenAIEngine
 
 MAX_TOKENS = 256
 
@@ -15,9 +16,9 @@ class ChatModel(LM):
     knows how long a prompt is; fault: why an answer is missing. A refusal of the server (content filter) is an empty
     answer, and so counted as one."""
 
-    def __init__(self, api: ChatApi):
+    def __init__(self, engine: OpenAIEngine):
         super().__init__()
-        self.api, self.seed, self.cut, self.fault = api, 0, {}, ""
+        self.api, self.seed, self.cut, self.fault = engine.api, 0, {}, ""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raises InputError: chat servers give none."""

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
-from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.encoding import Encoder
-from megatron_chimed.inference.client import Engine, Request
-from megatron_chimed.inference.vllm_engine import VllmEngine
+from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
@@ -18,15 +17,8 @@ MAX_TOKENS = 256
 class EngineModel(TemplateLM):
     """An engine with a tokenizer. seed, cut: as for `HuggingFaceModel`. Closing it ends the engine."""
 
-    def __init__(self, engine: Engine | VllmEngine, tokenizer: Tokenizer, template: Template):
-        """Raises InputError if the engine serves a reward model, or the tokenizer has more ids than the model."""
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, template: Template):
         super().__init__()
-        if engine.head != "lm":
-            raise InputError(f"the checkpoint holds a model with the head {engine.head!r}; give a language model")
-        if tokenizer.vocab_size > engine.num_ids:
-            raise InputError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the model {engine.num_ids}; they do not fit"
-            )
         self.engine, self.encoder, self.seed = engine, Encoder(tokenizer, template), 0
         self.cut = self.encoder.cut
 
@@ -75,13 +67,13 @@ class EngineModel(TemplateLM):
         max_tokens = settings.get("max_gen_toks", MAX_TOKENS)
         ids = self.encoder.prompt(prompt, self.max_length - max_tokens)
         sampled = bool(settings.get("do_sample"))
-        return Request(
-            ids,
+        params = SamplingParams(
             max_tokens,
             temperature=settings.get("temperature", 1.0) if sampled else 0.0,
             top_p=settings.get("top_p", 1.0) if sampled else 1.0,
             seed=self.seed + number,
         )
+        return Request(ids, params)
 
     def close(self) -> None:
         """End the engine."""

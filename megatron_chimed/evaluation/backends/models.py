@@ -1,21 +1,18 @@
-"""What --model names: hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL, with a hash of all that its answers depend on.
+"""Models for lm-eval by the names of engines, with a hash of all that their answers depend on.
 
 Backends are imported and made only when an answer is missing, so a report over finished answers needs no model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.api.client import OPENAI_URL
 from megatron_chimed.checkpoints import resolve
-from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
-from megatron_chimed.errors import InputError
+from megatron_chimed.inference.open import check_tokenizer, open_engine, split_name, tokenizer_of
 from megatron_chimed.jsonl import sha256_file, sha256_json
 from megatron_chimed.text.template import Template
-from megatron_chimed.text.tokenizer import load_tokenizer
-
-KINDS = "hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL"
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """name: as given; identity: a JSON object that tells models and settings apart; make: makes the backend."""
 
     name: str
@@ -41,91 +38,56 @@ class Model:
     likelihood: bool = True
 
 
-def open_model(name: str, options: ModelOptions, template: Template, label: str | None = None) -> Model:
+def open_model(name: str, options: ModelOptions, template: Template, label: str | None = None) -> EvaluatedModel:
     """The model of a --model flag, under a label of its own or that flag.
 
     Raises InputError for an unknown kind or a folder that holds no model.
     """
-    kind, colon, place = name.partition(":")
-    openers = {"hf": _hugging_face, "vllm": _vllm, "megatron": _megatron, "openai": _chat}
-    if kind not in openers or not colon or not place:
-        raise InputError(f"--model {name}: expected {KINDS}")
-    model = openers[kind](name, place, options, template)
-    return replace(model, name=label) if label else model
-
-
-def _hugging_face(name: str, place: str, options: ModelOptions, template: Template) -> Model:
-    folder = Path(place)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"--model {name}: {folder} holds no config.json; expected a Hugging Face folder")
-
-    def make() -> Any:
-        from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
-
-        return HuggingFaceModel(folder, template, batch_size=options.batch_size, dtype=options.dtype)
-
-    files = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".bin")]
-    return Model(name, _identity(files, template, load_tokenizer(folder).fingerprint, options.dtype), make)
-
-
-def _vllm(name: str, place: str, options: ModelOptions, template: Template) -> Model:
-    model = _hugging_face(name, place, options, template)
+    kind, place = split_name(name)
+    if kind == "openai":
+        identity = {"model": place, "base_url": options.base_url or OPENAI_URL}
+    elif kind == "megatron":
+        tokenizer_of(name, options.tokenizer)  # a missing one is found before the hours of hashing
+        files = list(resolve(place, options.iteration).iterdir())
+        identity = _identity(files, name, template, options, "float32" if options.dtype == "auto" else options.dtype)
+    else:
+        there = (path for path in Path(place).iterdir() if path.is_file())
+        files = [path for path in there if path.suffix in (".json", ".safetensors", ".bin")]
+        identity = _identity(files, name, template, options, options.dtype)
+        identity |= {"backend": "vllm"} if kind == "vllm" else {}
 
     def make() -> Any:
-        from megatron_chimed.evaluation.backends.engine_model import EngineModel
-        from megatron_chimed.inference.vllm_engine import VllmEngine
+        if kind == "hf":
+            from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
 
-        engine = VllmEngine(Path(place), tensor_parallel=options.tensor_parallel, dtype=options.dtype)
-        return EngineModel(engine, load_tokenizer(place), template)
-
-    return replace(model, identity=model.identity | {"backend": "vllm"}, make=make)
-
-
-def _megatron(name: str, place: str, options: ModelOptions, template: Template) -> Model:
-    folder, source = Path(place), options.tokenizer
-    if source is None:
-        raise InputError(f"--model {name}: give the checkpoint's tokenizer, --tokenizer MODEL_OR_FOLDER")
-    tokenizer = checkpoint_tokenizer(source)
-    iteration = resolve(folder, options.iteration)
-    dtype = "float32" if options.dtype == "auto" else options.dtype
-
-    def make() -> Any:
-        from megatron_chimed.evaluation.backends.engine_model import EngineModel
-        from megatron_chimed.inference.client import Engine
-
-        engine = Engine(
-            folder,
+            return HuggingFaceModel(Path(place), template, batch_size=options.batch_size, dtype=options.dtype)
+        engine = open_engine(
+            name,
             iteration=options.iteration,
             tensor_parallel=options.tensor_parallel,
-            dtype=dtype,
+            dtype=options.dtype,
             batch_size=options.batch_size,
-            progress=False,
+            base_url=options.base_url,
         )
+        if kind == "openai":
+            from megatron_chimed.evaluation.backends.chat_model import ChatModel
+
+            return ChatModel(engine)
+        from megatron_chimed.evaluation.backends.engine_model import EngineModel
+
+        tokenizer = tokenizer_of(name, options.tokenizer)
+        check_tokenizer(engine, tokenizer)
         return EngineModel(engine, tokenizer, template)
 
-    return Model(name, _identity(list(iteration.iterdir()), template, tokenizer.fingerprint, dtype), make)
+    return EvaluatedModel(label or name, identity, make, likelihood=kind != "openai")
 
 
-def _chat(name: str, place: str, options: ModelOptions, template: Template) -> Model:
-    from megatron_chimed.api.client import OPENAI_URL, ChatApi
-
-    base_url = options.base_url or OPENAI_URL
-    api = ChatApi(place, base_url)
-
-    def make() -> Any:
-        from megatron_chimed.evaluation.backends.chat_model import ChatModel
-
-        return ChatModel(api)
-
-    return Model(name, {"model": place, "base_url": base_url}, make, likelihood=False)
-
-
-def _identity(files: list[Path], template: Template, tokenizer: str, dtype: str) -> dict[str, Any]:
+def _identity(files: list[Path], name: str, template: Template, options: ModelOptions, dtype: str) -> dict[str, Any]:
     """Hashes of weights, template and tokenizer."""
     weights = {path.name: sha256_file(path) for path in sorted(files)}
     return {
         "weights": sha256_json(weights),
         "template": template.fingerprint,
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer_of(name, options.tokenizer).fingerprint,
         "dtype": dtype,
     }

@@ -6,11 +6,11 @@ from pathlib import Path
 from megatron_chimed.config import as_written
 from megatron_chimed.jsonl import sha256_json, write_json
 from megatron_chimed.rejection.context import RoundContext, as_paths, describe_stored
-from megatron_chimed.rejection.engines import describe_sampling, open_generator
+from megatron_chimed.rejection.engines import describe_sampling, open_generator, open_scorer
 from megatron_chimed.rejection.generator import build_requests, generate_into
 from megatron_chimed.rejection.heldout import read_heldout, reference_nll
 from megatron_chimed.rejection.prompts import TOO_LONG
-from megatron_chimed.rejection.scorers import open_scorer, score_into
+from megatron_chimed.rejection.scorers import score_into
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.steps import StepResult
 
@@ -54,11 +54,11 @@ def evaluate_model(ctx: RoundContext, name: str, checkpoint: Path, inputs_hash: 
     requests = build_requests(prompts, renderer, round=ctx.number, n=n, seed=seed)
     with CandidateStore(ctx.file(f"heldout.{name}.sampled.store"), inputs_hash) as store:
         if len(store.candidates) < len(requests):
-            with open_generator(options, checkpoint, ctx.file(f"hf.{name}"), renderer) as generator:
+            with open_generator(options, checkpoint, ctx.file(f"hf.{name}")) as generator:
                 # First, so that there is none of another model once the answers are whole.
                 likelihood = reference_nll(config, generator, renderer, ctx.shape.max_positions)
                 write_json(ctx.file(f"drift.{name}.json"), likelihood)
-                generate_into(store, requests, generator, config.sampling, options.batch_size)
+                generate_into(store, requests, generator, config.sampling, renderer.tokenizer, options.batch_size)
         sampled = list(store.candidates.values())
     with CandidateStore(ctx.file(f"heldout.{name}.scored.store"), inputs_hash) as store:
         if len(store.candidates) < len(sampled):

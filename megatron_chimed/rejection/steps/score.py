@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from megatron_chimed.rejection.context import RoundContext, describe_stored
-from megatron_chimed.rejection.scorers import open_scorer, score_into
+from megatron_chimed.rejection.engines import open_scorer
+from megatron_chimed.rejection.scorers import score_into
 from megatron_chimed.rejection.store import CandidateStore, read_candidates
 from megatron_chimed.steps import StepResult
 

@@ -76,7 +76,7 @@ def test_what_a_failing_server_has_answered_is_asked_for_once(tmp_path):
     ("name", "flags", "reason"),
     [
         ("gpt", ["mc=x"], "expected hf:DIR, vllm:DIR, megatron:DIR or openai:MODEL"),
-        ("megatron:nowhere", ["mc=x"], "--tokenizer MODEL_OR_FOLDER"),
+        ("megatron:.", ["mc=x"], "--tokenizer MODEL_OR_FOLDER"),
         ("openai:m", ["exam=x"], "--tasks exam=x: expected NAME=PATH"),
         ("openai:m", ["mc=nowhere.dialog"], "nowhere.dialog: no such file"),
     ],
@@ -91,5 +91,5 @@ def test_bad_input_is_told_before_a_model_is_loaded(tmp_path, name, flags, reaso
 def test_the_command_says_it_in_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--model", "hf:nowhere", "--tasks", "mc=x"]
     done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    expected = "evaluate.py: error: --model hf:nowhere: nowhere holds no config.json; expected a Hugging Face folder\n"
+    expected = "evaluate.py: error: --model hf:nowhere: nowhere is no folder\n"
     assert (done.returncode, done.stderr, done.stdout) == (1, expected, "")

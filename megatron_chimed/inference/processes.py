@@ -18,7 +18,7 @@ from megatron_chimed.errors import InputError
 WORKER = "megatron_chimed.inference.worker"
 
 
-class Ranks:
+class WorkerProcesses:
     """The tensor-parallel ranks of one model, each a process with a socket of its own.
 
     They do not outlive this process, however it ends: each watches a pipe that the kernel closes with it. Their output

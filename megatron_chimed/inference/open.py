@@ -1,0 +1,105 @@
+"""Open an engine by its name: the one place that reads ``KIND:PLACE``. A kind's libraries come with its engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
+from megatron_chimed.errors import InputError
+from megatron_chimed.inference.engine import Engine
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["KINDS", "Engine", "check_tokenizer", "kinds_text", "open_engine", "split_name", "tokenizer_of"]
+
+KINDS = {"hf": "DIR", "vllm": "DIR", "megatron": "DIR", "openai": "MODEL"}
+
+
+def kinds_text(kinds: Sequence[str] = tuple(KINDS)) -> str:
+    """``hf:DIR, vllm:DIR or megatron:DIR``, for a message or a help text."""
+    names = [f"{kind}:{KINDS[kind]}" for kind in kinds]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def split_name(name: str, kinds: Sequence[str] = tuple(KINDS)) -> tuple[str, str]:
+    """(kind, place) of an engine's name, as --model takes it.
+
+    Raises InputError for another kind than these, a folder that is not there, or one that holds no such model.
+    """
+    kind, _, place = name.partition(":")
+    if kind not in kinds or not place:
+        raise InputError(f"--model {name}: expected {kinds_text(kinds)}")
+    if KINDS[kind] == "DIR" and not Path(place).is_dir():
+        raise InputError(f"--model {name}: {place} is no folder")
+    if kind in ("hf", "vllm") and not (Path(place) / "config.json").is_file():
+        raise InputError(f"--model {name}: {place} holds no config.json; expected a Hugging Face folder")
+    return kind, place
+
+
+def tokenizer_of(name: str, given: str | None) -> Tokenizer:
+    """The tokenizer of an engine of this name: that of the folder, or of a Megatron checkpoint the one given.
+
+    Raises InputError.
+    """
+    kind, place = split_name(name, ("hf", "vllm", "megatron"))
+    if kind != "megatron":
+        return load_tokenizer(place)
+    if given is None:
+        raise InputError(f"--model {name}: give the checkpoint's tokenizer, --tokenizer MODEL_OR_FOLDER")
+    return checkpoint_tokenizer(given)
+
+
+def open_engine(
+    name: str,
+    *,
+    head: str = "lm",
+    iteration: int | None = None,
+    tensor_parallel: int = 1,
+    data_parallel: int = 1,
+    dtype: str = "auto",
+    batch_size: int = 16,
+    base_url: str | None = None,
+    concurrency: int = 8,
+    requests_per_minute: float = 0.0,
+    progress: bool = False,
+) -> Engine:
+    """The engine of a name; ends with its `with` block, or with this process.
+
+    head: lm or reward, what the model must have. iteration: of megatron, None for the newest. tensor_parallel: ranks of
+    megatron and vllm; data_parallel: copies of the model, in vllm. dtype: float32 or bfloat16; "auto" is that of the
+    weights, and float32 for megatron. batch_size: sequences that megatron computes at once. base_url, concurrency,
+    requests_per_minute: of the server behind openai. Raises InputError.
+    """
+    kind, place = split_name(name)
+    if kind == "openai":
+        from megatron_chimed.inference.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(place, base_url, concurrency=concurrency, requests_per_minute=requests_per_minute)
+    if kind == "vllm":
+        from megatron_chimed.inference.vllm_engine import VllmEngine
+
+        return VllmEngine(place, tensor_parallel=tensor_parallel, data_parallel=data_parallel, dtype=dtype)
+    if kind == "hf":
+        from megatron_chimed.inference.hf_engine import HuggingFaceEngine
+
+        return HuggingFaceEngine(place, dtype, head=head)
+    from megatron_chimed.inference.megatron_engine import MegatronEngine
+
+    engine = MegatronEngine(
+        place,
+        iteration=iteration,
+        tensor_parallel=tensor_parallel,
+        dtype="float32" if dtype == "auto" else dtype,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    if engine.head != head:
+        engine.close()
+        what = {"lm": "a language model", "reward": "a reward model, of the stage `reward`"}
+        raise InputError(f"{place}: {what[engine.head]}; expected {what[head]}")
+    return engine
+
+
+def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
+    """Close the engine and raise InputError where the tokenizer has more ids than the model."""
+    if tokenizer.vocab_size > engine.num_ids:
+        engine.close()
+        raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {engine.num_ids}; they do not fit")
