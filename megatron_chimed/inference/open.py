@@ -19,18 +19,18 @@ def kinds_text(kinds: Sequence[str] = tuple(KINDS)) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def split_name(name: str, kinds: Sequence[str] = tuple(KINDS)) -> tuple[str, str]:
-    """(kind, place) of an engine's name, as --model takes it.
+def split_name(name: str, kinds: Sequence[str] = tuple(KINDS), flag: str = "--model") -> tuple[str, str]:
+    """(kind, place) of an engine's name. flag: what gives it, for messages.
 
     Raises InputError for another kind than these, a folder that is not there, or one that holds no such model.
     """
     kind, _, place = name.partition(":")
     if kind not in kinds or not place:
-        raise InputError(f"--model {name}: expected {kinds_text(kinds)}")
+        raise InputError(f"{flag} {name}: expected {kinds_text(kinds)}")
     if KINDS[kind] == "DIR" and not Path(place).is_dir():
-        raise InputError(f"--model {name}: {place} is no folder")
+        raise InputError(f"{flag} {name}: {place} is no folder")
     if kind in ("hf", "vllm") and not (Path(place) / "config.json").is_file():
-        raise InputError(f"--model {name}: {place} holds no config.json; expected a Hugging Face folder")
+        raise InputError(f"{flag} {name}: {place} holds no config.json; expected a Hugging Face folder")
     return kind, place
 
 
@@ -50,6 +50,7 @@ def tokenizer_of(name: str, given: str | None) -> Tokenizer:
 def open_engine(
     name: str,
     *,
+    flag: str = "--model",
     head: str = "lm",
     iteration: int | None = None,
     tensor_parallel: int = 1,
@@ -63,12 +64,12 @@ def open_engine(
 ) -> Engine:
     """The engine of a name; ends with its `with` block, or with this process.
 
-    head: lm or reward, what the model must have. iteration: of megatron, None for the newest. tensor_parallel: ranks of
+    flag: what gives the name, for messages. head: lm or reward, what the model must have. iteration: of megatron, None for the newest. tensor_parallel: ranks of
     megatron and vllm; data_parallel: copies of the model, in vllm. dtype: float32 or bfloat16; "auto" is that of the
     weights, and float32 for megatron. batch_size: sequences that megatron computes at once. base_url, concurrency,
     requests_per_minute: of the server behind openai. Raises InputError.
     """
-    kind, place = split_name(name)
+    kind, place = split_name(name, flag=flag)
     if kind == "openai":
         from megatron_chimed.inference.openai_engine import OpenAIEngine
 

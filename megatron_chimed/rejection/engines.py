@@ -17,6 +17,7 @@ def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Pa
     if options.engine == "openai":
         return open_engine(
             f"openai:{options.model}",
+            flag="generator",
             base_url=options.base_url,
             concurrency=options.concurrency,
             requests_per_minute=options.requests_per_minute,
@@ -24,6 +25,7 @@ def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Pa
     place = _export(Path(checkpoint), export) if options.engine == "vllm" else checkpoint
     return open_engine(
         f"{options.engine}:{place}",
+        flag="generator",
         tensor_parallel=options.tensor_parallel,
         data_parallel=options.data_parallel,
         dtype=options.dtype,
@@ -46,6 +48,7 @@ def open_scorer(options: ScorerOptions, path: str | Path) -> Engine:
     """The engine that scores. Raises InputError."""
     return open_engine(
         f"{options.engine}:{path}",
+        flag="scorer",
         head="reward",
         tensor_parallel=options.tensor_parallel,
         dtype=options.dtype,

@@ -70,9 +70,12 @@ def greedy_by_transformers(model, prompt: list[int], number: int) -> list[int]:
 @torch.no_grad()
 def sample_slowly(model, request: Request) -> list[int]:
     """A forward pass of transformers over all tokens for each new one, and the same draw."""
-    tokens, uniform = list(request.prompt), uniforms(request.seed, request.max_tokens)
-    settings = [torch.tensor([x]) for x in (float(request.temperature), request.top_k, float(request.top_p))]
-    for step in range(request.max_tokens):
+    tokens, uniform = list(request.prompt), uniforms(request.params.seed, request.params.max_tokens)
+    settings = [
+        torch.tensor([x])
+        for x in (float(request.params.temperature), request.params.top_k, float(request.params.top_p))
+    ]
+    for step in range(request.params.max_tokens):
         logits = model(torch.tensor([tokens])).logits[:, -1]
         tokens.append(draw(logits, uniform[step : step + 1], *settings).item())
     return tokens[len(request.prompt) :]
@@ -232,7 +235,7 @@ def wait_until_ended(processes: list[int]) -> None:
 
 def test_a_killed_rank_is_one_line_and_takes_the_others_along(checkpoint):
     with Engine(checkpoint, tensor_parallel=2, batch_size=4, progress=False) as engine:
-        ranks = [process.pid for process in engine._ranks._processes]
+        ranks = [process.pid for process in engine._workers._processes]
         requests = [Request([1, 2], SamplingParams(POSITIONS, seed=seed)) for seed in range(4000)]
         died = r"^inference rank [01] (was killed by signal 9|ended with code)[^\n]*$"
         with pytest.raises(ChildProcessError, match=died):
@@ -247,7 +250,7 @@ import sys
 from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
 from megatron_chimed.inference.request import Request, SamplingParams
 engine = Engine(sys.argv[1], tensor_parallel=2, batch_size=4, progress=False)
-print(engine._ranks._folder.name, *(process.pid for process in engine._ranks._processes), flush=True)
+print(engine._workers._folder.name, *(process.pid for process in engine._workers._processes), flush=True)
 for batch in engine.generate([Request([1, 2], SamplingParams(120, seed=seed)) for seed in range(100000)], []):
     print("batch", flush=True)
 """
