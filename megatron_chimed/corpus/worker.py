@@ -15,7 +15,7 @@ from megatron_chimed.corpus.indexed_dataset import token_dtype
 from megatron_chimed.corpus.inputs import Batch
 from megatron_chimed.corpus.part import Documents, Part, make_deduplicator, save_part, sign_all
 from megatron_chimed.data.clean import clean, redact
-from megatron_chimed.data.quarantine import excerpt, kind_of
+from megatron_chimed.data.rejected import excerpt, kind_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import MAX_LINE_BYTES, parse_line
 from megatron_chimed.text.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from megatron_chimed.data import dialogue_texts
 from megatron_chimed.data.dialogue_texts import Turns, inline_turns
+from megatron_chimed.data.preprocess import Unusable
 from megatron_chimed.data.sources import FORMATS, read_json, read_rows, suffix_of
-from megatron_chimed.data.tidy import Unusable
 from megatron_chimed.errors import InputError
 
 NOTHING = ("", "无")  # what people type into a field that they leave empty

@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_chimed.data.decontamination import OverlapIndex
 from megatron_chimed.data.dedup import make_deduplicators
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
 from megatron_chimed.data.dialogue_texts import Turns
-from megatron_chimed.data.overlap import OverlapIndex
+from megatron_chimed.data.preprocess import PreparedRow, Preprocessor
 from megatron_chimed.data.sources import Fault
-from megatron_chimed.data.tidy import PreparedRow, Tidier
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.normalise import normalise
 from megatron_chimed.text.tokenizer import Tokenizer
@@ -85,7 +85,8 @@ class DialogueWorker:
     def __init__(
         self, options: DialogueOptions, tokenizer: Tokenizer | None = None, excluded: OverlapIndex | None = None
     ):
-        self.tidier, self.tokenizer, self.excluded = Tidier(options.clean, options.redact), tokenizer, excluded
+        self.preprocessor = Preprocessor(options.clean, options.redact)
+        self.tokenizer, self.excluded = tokenizer, excluded
         self.deduplicators = list(make_deduplicators(options.dedup).values())
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[Prepared]:
@@ -104,11 +105,11 @@ class DialogueWorker:
                 raise InputError(row)
             raw = READERS[reader].turns(row)
             redacted: Counter = Counter()
-            turns, changes = arrange([(role, self.tidier.tidy(text, redacted)) for role, text in raw])
+            turns, changes = arrange([(role, self.preprocessor.preprocess(text, redacted)) for role, text in raw])
             if self.excluded and self._is_excluded(raw):
-                return Prepared(line, reason=OVERLAP, excerpt=self.tidier.excerpt(row))
+                return Prepared(line, reason=OVERLAP, excerpt=self.preprocessor.excerpt(row))
         except InputError as error:
-            return Prepared(line, **self.tidier.fault(error, row))
+            return Prepared(line, **self.preprocessor.fault(error, row))
         text = normalise("\n".join(text for _, text in turns))  # once; on its result the signatures' own is cheap
         signatures = tuple(one.signature(text) for one in self.deduplicators)
         return Prepared(line, turns=turns, signatures=signatures, changes=changes, redacted=redacted)

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed import __version__
-from megatron_chimed.data.accounts import (
+from megatron_chimed.data.decontamination import OverlapIndex, read_texts
+from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
+from megatron_chimed.data.dialogue_readers import READERS
+from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared
+from megatron_chimed.data.report import (
     SourceCounts,
     beside,
     check_flags,
@@ -21,17 +25,13 @@ from megatron_chimed.data.accounts import (
     report_table,
     require_good_input,
 )
-from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
-from megatron_chimed.data.dialogue_readers import READERS
-from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared
-from megatron_chimed.data.overlap import OverlapIndex, read_texts
 from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_rows
 from megatron_chimed.jsonl import atomic_output, expand, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 MADE_BY = "tools/prepare_sft.py"
-UNIT = "dialogues"  # by which the accounts count what is in the output
+UNIT = "dialogues"  # by which the report counts what is in the output
 
 
 @dataclass

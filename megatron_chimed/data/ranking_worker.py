@@ -1,5 +1,6 @@
 """From rows of a source to ranked groups: cleaning, redaction, answers that count. It runs in worker processes."""
 
+import functools
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
@@ -8,9 +9,9 @@ from typing import Any
 from megatron_chimed.data.dedup import EXACT, make_deduplicators, normalise
 from megatron_chimed.data.dialogue_texts import Turns
 from megatron_chimed.data.dialogue_worker import merge_turns
+from megatron_chimed.data.preprocess import PreparedRow, Preprocessor, Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.sources import Fault
-from megatron_chimed.data.tidy import PreparedRow, Tidier, Unusable
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import ABSENT
 
@@ -90,7 +91,7 @@ class RankingWorker:
     """Makes groups of rows."""
 
     def __init__(self, options: RankingOptions):
-        self.tidier = Tidier(options.clean, options.redact)
+        self.preprocessor = Preprocessor(options.clean, options.redact)
         self.deduplicators = make_deduplicators(options.dedup)
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[PreparedGroup]:
@@ -102,11 +103,12 @@ class RankingWorker:
             if isinstance(row, Fault):
                 raise InputError(row)
             raw, redacted = READERS[reader].group(row), Counter()
-            turns, changes = arrange_prompt([(role, self.tidier.tidy(text, redacted)) for role, text in raw.turns])
-            texts = [None if text is None else self.tidier.tidy(text, redacted) for text in raw.responses]
+            preprocess = functools.partial(self.preprocessor.preprocess, redacted=redacted)
+            turns, changes = arrange_prompt([(role, preprocess(text)) for role, text in raw.turns])
+            texts = [None if text is None else preprocess(text) for text in raw.responses]
             responses, ranks, more = settle_answers(texts, raw.ranks)
         except InputError as error:
-            return PreparedGroup(line, **self.tidier.fault(error, row))
+            return PreparedGroup(line, **self.preprocessor.fault(error, row))
         question = normalise("\n".join(text for _, text in turns))
         whole = question + normalise("\n".join(filter(None, responses)))
         return PreparedGroup(

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed import __version__
-from megatron_chimed.data.accounts import (
+from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
+from megatron_chimed.data.ranking_readers import READERS, detect_reader
+from megatron_chimed.data.ranking_worker import PreparedGroup, RankingOptions, RankingWorker
+from megatron_chimed.data.report import (
     SourceCounts,
     beside,
     check_flags,
@@ -23,9 +26,6 @@ from megatron_chimed.data.accounts import (
     report_table,
     require_good_input,
 )
-from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
-from megatron_chimed.data.ranking_readers import READERS, detect_reader
-from megatron_chimed.data.ranking_worker import PreparedGroup, RankingOptions, RankingWorker
 from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_rows
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
 from megatron_chimed.errors import InputError
@@ -33,7 +33,7 @@ from megatron_chimed.jsonl import atomic_output, read_json, sha256_file, sha256_
 from megatron_chimed.records import RankedGroup, Turn
 
 MADE_BY = "tools/prepare_rewards.py"
-UNIT = "groups"  # by which the accounts count what is in the output
+UNIT = "groups"  # by which the report counts what is in the output
 LEFT_OVER = "left over by the split"
 
 

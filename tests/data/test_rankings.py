@@ -10,7 +10,7 @@ from support.mutations import BYTE_KINDS, mutate_bytes
 from support.paths import SHARED
 from support.reward_sources import (
     FORMS,
-    check_accounts,
+    check_report,
     make_groups,
     prepare,
     read_groups,
@@ -20,11 +20,11 @@ from support.reward_sources import (
 )
 
 from megatron_chimed.data.clean import clean, redact
+from megatron_chimed.data.preprocess import Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.ranking_worker import settle_answers
 from megatron_chimed.data.rankings import describe
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
-from megatron_chimed.data.tidy import Unusable
 from megatron_chimed.errors import InputError, one_line
 from megatron_chimed.text.normalise import normalise
 
@@ -44,7 +44,7 @@ def questions_of(path):
 
 def check(content, output):
     written = list(parts_of(output).values()) if "parts" in content else [output]
-    check_accounts(content, written, output.with_suffix(".rejected.jsonl"))
+    check_report(content, written, output.with_suffix(".rejected.jsonl"))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -61,7 +61,7 @@ def read_groups(path: Path) -> list[RankedGroup]:
     return [RankedGroup.from_row(json.loads(line)) for line in lines]
 
 
-def check_accounts(content: dict, outputs: list[Path], rejected: Path) -> None:
+def check_report(content: dict, outputs: list[Path], rejected: Path) -> None:
     """Assert that rows in = groups out + dropped for each source, and that every group can be compared."""
     groups = [group for path in outputs for group in read_groups(path)]
     reasons = [json.loads(line) for line in rejected.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -1,4 +1,4 @@
-"""What is done to every text of a row, whatever the row is: cleaning, redaction, and what is told of a bad row."""
+"""Preprocess every text of a row, whatever the row is: clean it, redact it, and describe a bad row."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.json_values import strings_of
-from megatron_chimed.data.quarantine import excerpt
+from megatron_chimed.data.rejected import excerpt
 from megatron_chimed.data.sources import Fault
 from megatron_chimed.errors import InputError
 
@@ -33,14 +33,14 @@ class PreparedRow:
 
 
 @dataclass(frozen=True)
-class Tidier:
-    """Cleans and redacts, or leaves either."""
+class Preprocessor:
+    """Cleans and redacts texts, or leaves out either."""
 
     clean: bool = True
     redact: bool = True
 
-    def tidy(self, text: str, redacted: Counter) -> str:
-        """A text, cleaned and redacted, without white space around it; `redacted` is counted up.
+    def preprocess(self, text: str, redacted: Counter) -> str:
+        """Clean and redact a text, and strip white space around it; `redacted` is counted up by kind.
 
         Raises InputError for bytes that were no characters, and for half a character that would stay.
         """

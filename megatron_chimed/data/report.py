@@ -1,4 +1,4 @@
-"""The account of a step that makes records of raw sources: every row is in the output, or counted with its reason.
+"""Report of a step that makes records of raw sources: every row is in the output, or counted with its reason.
 
 Beside an output NAME.jsonl lie NAME.rejected.jsonl (rows that were dropped, but for duplicates, with source, file,
 line, reason and excerpt), NAME.report.json and, written last, NAME.manifest.json: where it is, all is whole.
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from megatron_chimed.data.quarantine import kind_of
+from megatron_chimed.data.preprocess import PreparedRow
+from megatron_chimed.data.rejected import kind_of
 from megatron_chimed.data.source_files import SourceFile
-from megatron_chimed.data.tidy import PreparedRow
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import manifest, sha256_file, write_json
 from megatron_chimed.steps import find_up_to_date

@@ -1,4 +1,4 @@
-"""Training text that also stands in an evaluation set: common 13-grams.
+"""Find training text that also stands in an evaluation set, by common 13-grams.
 
 A token is one Chinese character (kana and hangul too), or one run of other letters and digits: a Latin word, a number.
 Width, case, white space and punctuation do not count. Two texts overlap when they share 13 tokens in a row; a text of

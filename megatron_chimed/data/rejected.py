@@ -1,4 +1,4 @@
-"""Rows that could not be used: the kind of a reason, and the excerpt that people see in the quarantine file."""
+"""Rejected rows: the kind of a reason, and the excerpt that people see in the file of rejected rows."""
 
 from megatron_chimed.data.redact import redact
 
