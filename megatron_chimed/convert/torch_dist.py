@@ -4,6 +4,7 @@ Reading takes any layout of chunks (other tensor- and pipeline-parallel sizes), 
 that such a checkpoint consists of.
 """
 
+import functools
 import io
 import warnings
 from argparse import Namespace
@@ -92,6 +93,7 @@ class TorchDistCheckpoint:
         if problems:
             raise InputError(f"{self.folder}: the checkpoint is not whole: " + "; ".join(problems))
 
+    @functools.cached_property
     def args(self) -> Namespace:
         """The arguments of the training that saved it. Raises InputError."""
         place = self._metadata.storage_data.get(MetadataIndex(COMMON))
@@ -108,7 +110,12 @@ class TorchDistCheckpoint:
         return args
 
     def read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
-        """The block of a tensor that starts at `offsets` and has shape `sizes`. Raises InputError if it is damaged."""
+        """Read a block of a tensor, whatever chunks it was saved in.
+
+        name: of a tensor of shape tensors[name].size. offsets, sizes: the block's start and shape, one number for each
+        axis; (3, 0, 0) and (1, R, H) is layer 3 of [layers, R, H]. Returns a new tensor [*sizes] of the type in which
+        it was saved. Raises InputError if it is damaged.
+        """
         entry = self.tensors[name]
         block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = create_read_items_for_chunk_list(name, entry, [block])
