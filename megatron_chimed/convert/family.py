@@ -1,5 +1,6 @@
 """A model family as data: which Hugging Face tensors make which of Megatron's, and what its settings must be."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -101,3 +102,7 @@ class Family:
         for entry in self.entries(head, tied):
             for layer in range(sizes.layers) if entry.per_layer else (0,):
                 yield from zip((name.format(layer) for name in entry.hf), entry.hf_shapes(sizes), strict=True)
+
+    def count(self, head: Head, tied: bool, sizes: Sizes) -> int:
+        """Count the weights of a model."""
+        return sum(math.prod(shape) for _, shape in self.hf_tensors(head, tied, sizes))

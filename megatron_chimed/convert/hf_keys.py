@@ -39,7 +39,7 @@ FIXED = {
 }
 """Keys of any model that must have this value; a family has more."""
 
-FILE = {"dtype", "finetuning_task", "id2label", "label2id", "model_type", "num_labels", "prefix", "problem_type",
+FILE = {"dtype", "finetuning_task", "id2label", "label2id", "num_labels", "prefix", "problem_type",
         "task_specific_params", "tokenizer_class", "torch_dtype", "transformers_version"}  # fmt: skip
 """What a folder says of itself. Weights have their own types, and a head's shape follows from its class."""
 
@@ -70,7 +70,7 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
     """
     fixed = FIXED | {"model_type": family.name} | family.fixed_hf_keys
     found = [
-        f"{key} is {config[key]!r}; only {value!r} is supported"
+        f"{key} is {_short(config[key])}; only {value!r} is supported"
         for key, value in fixed.items()
         if config.get(key, value) not in (value, None)
     ]
