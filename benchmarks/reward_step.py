@@ -63,7 +63,9 @@ def flattened(groups: list[RankedGroup]) -> list[RankedGroup]:
     """Each pair of answers of neighbouring ranks as a group of its own."""
     pairs = []
     for group in groups:
-        ranked = sorted((rank, text) for text, rank in zip(group.responses, group.ranks, strict=True) if text)
+        ranked = sorted(
+            (rank, text) for text, rank in zip(group.responses, group.preference_ranks, strict=True) if text
+        )
         for (rank, better), (other, worse) in zip(ranked, ranked[1:], strict=False):
             if rank != other:
                 pairs.append(RankedGroup(f"{group.id}:{rank}", group.source, group.turns, (better, worse), (0, 1)))

@@ -55,9 +55,10 @@ def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -
     number = token_ids["bos_token_id"]
     if number in (None, token_ids["eos_token_id"]):
         return token_ids | {"pad_token_id": None}
+    pad_token = load_tokenizer(source).id_to_token(number)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            write_json(folder / name, read_json(folder / name) | {"pad_token": load_tokenizer(source).piece(number)})
+            write_json(folder / name, read_json(folder / name) | {"pad_token": pad_token})
     return token_ids | {"pad_token_id": number}
 
 

@@ -24,10 +24,10 @@ from typing import IO
 from megatron_chimed import __version__
 from megatron_chimed.corpus.indexed_dataset import token_dtype
 from megatron_chimed.corpus.inputs import (
-    Batch,
-    Source,
+    InputRange,
+    LineBatch,
     count_lines_before,
-    cut_into_batches,
+    cut_line_batches,
     digest_source,
     identity,
     select_shard,
@@ -123,7 +123,7 @@ def _input_hash(digests: Iterator[str]) -> str:
     return sha256_json(list(digests))
 
 
-def _hash_sources(sources: list[Source]) -> str:
+def _hash_sources(sources: list[InputRange]) -> str:
     return _input_hash(map(digest_source, sources))
 
 
@@ -189,15 +189,15 @@ def _discard_stale_parts(work: Path, key: str) -> None:
 
 
 def _make_and_join(
-    work: Path, sources: list[Source], worker: Worker, assembler: Assembler, run: RunOptions
+    work: Path, sources: list[InputRange], worker: Worker, assembler: Assembler, run: RunOptions
 ) -> list[str]:
     """Make all parts that are not there yet and append each to the assembler. Returns the SHA-256 of each source."""
     digests = [hashlib.sha256() for _ in sources]
 
-    def jobs() -> Iterator[tuple[Batch, Path, bool]]:
+    def jobs() -> Iterator[tuple[LineBatch, Path, bool]]:
         number = 0
         for index, source in enumerate(sources):
-            for batch in cut_into_batches(index, source, run.batch_bytes, digests[index]):
+            for batch in cut_line_batches(index, source, run.batch_bytes, digests[index]):
                 path = work / "parts" / f"{number:08d}.npz"
                 yield batch, path, not path.exists()
                 number += 1

@@ -18,8 +18,8 @@ from megatron_chimed.jsonl import BOM, open_input
 
 
 @dataclass(frozen=True)
-class Source:
-    """Bytes [start, end) of an input file; both fall on line starts once `cut_into_batches` has been through it."""
+class InputRange:
+    """Bytes [start, end) of an input file; both fall on line starts once `cut_line_batches` has been through it."""
 
     path: str
     size: int
@@ -28,7 +28,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Batch:
+class LineBatch:
     """Whole lines of one input.
 
     source: number of the source; offset, length: where the bytes lie in a plain file; content: the bytes themselves
@@ -56,7 +56,7 @@ class Batch:
         return content
 
 
-def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[Source]:
+def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[InputRange]:
     """The sources of one shard of the inputs (0 <= shard_index < num_shards), of nearly equal numbers of bytes."""
     sizes = [os.path.getsize(path) for path in paths]
     total, position, sources = sum(sizes), 0, []
@@ -66,12 +66,12 @@ def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) ->
         if path.endswith(".gz"):
             start, end = (0, size) if low <= position < high else (0, 0)
         if start < end:
-            sources.append(Source(path, size, start, end))
+            sources.append(InputRange(path, size, start, end))
         position += size
     return sources
 
 
-def cut_into_batches(number: int, source: Source, batch_bytes: int, digest: "hashlib._Hash") -> Iterator[Batch]:
+def cut_line_batches(number: int, source: InputRange, batch_bytes: int, digest: "hashlib._Hash") -> Iterator[LineBatch]:
     """Batches of at least `batch_bytes` of text, except the last, of all lines that begin within the source.
 
     `digest` is fed with the same bytes as that of `digest_source`. Line starts alone decide where batches are cut,
@@ -89,18 +89,18 @@ def cut_into_batches(number: int, source: Source, batch_bytes: int, digest: "has
             if not length:
                 return
             skip = len(BOM) if offset == 0 and block.startswith(BOM) else 0
-            yield Batch(number, source.path, offset + skip, len(block) - skip, length, overlong=overlong)
+            yield LineBatch(number, source.path, offset + skip, len(block) - skip, length, overlong=overlong)
             offset += length
 
 
-def digest_source(source: Source) -> str:
+def digest_source(source: InputRange) -> str:
     """Hexadecimal SHA-256 of the lines that begin within the source; of a .gz, of the compressed file."""
     digest = hashlib.sha256()
     _feed(digest, source)
     return digest.hexdigest()
 
 
-def _feed(digest: "hashlib._Hash", source: Source) -> None:
+def _feed(digest: "hashlib._Hash", source: InputRange) -> None:
     with open(source.path, "rb") as file:
         position, end = (0, source.size) if source.path.endswith(".gz") else _line_range(file, source)
         file.seek(position)
@@ -109,7 +109,7 @@ def _feed(digest: "hashlib._Hash", source: Source) -> None:
             position += len(block)
 
 
-def _line_range(file: IO[bytes], source: Source) -> tuple[int, int]:
+def _line_range(file: IO[bytes], source: InputRange) -> tuple[int, int]:
     """The bytes [start, end) of the lines that begin within the source."""
     return _next_line_start(file, source.start, source.size), _next_line_start(file, source.end, source.size)
 
@@ -153,7 +153,7 @@ def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> t
     return block, True, length
 
 
-def _cut_gzip(number: int, source: Source, batch_bytes: int) -> Iterator[Batch]:
+def _cut_gzip(number: int, source: InputRange, batch_bytes: int) -> Iterator[LineBatch]:
     """Batches of a .gz file, with their content."""
     with open_input(source.path) as file:
         raw, before, first = file.fileobj, 0, True
@@ -164,11 +164,11 @@ def _cut_gzip(number: int, source: Source, batch_bytes: int) -> Iterator[Batch]:
             if first and block.startswith(BOM):
                 block = block[len(BOM) :]
             after = min(raw.tell(), source.size)
-            yield Batch(number, source.path, 0, len(block), after - before, content=block, overlong=overlong)
+            yield LineBatch(number, source.path, 0, len(block), after - before, content=block, overlong=overlong)
             before, first = after, False
 
 
-def count_lines_before(source: Source) -> int:
+def count_lines_before(source: InputRange) -> int:
     """Lines of a file that begin before a source's first line: what to add to get line numbers of the whole file."""
     lines = 0
     with open(source.path, "rb") as file:
@@ -180,7 +180,7 @@ def count_lines_before(source: Source) -> int:
     return lines
 
 
-def identity(sources: list[Source]) -> list[list]:
+def identity(sources: list[InputRange]) -> list[list]:
     """What tells cheaply whether inputs are still the same: path, range, size and time of change of each."""
     return [
         [os.path.abspath(source.path), source.start, source.end, source.size, Path(source.path).stat().st_mtime_ns]

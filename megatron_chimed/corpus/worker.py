@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from megatron_chimed.corpus.indexed_dataset import token_dtype
-from megatron_chimed.corpus.inputs import Batch
+from megatron_chimed.corpus.inputs import LineBatch
 from megatron_chimed.corpus.part import Documents, Part, make_deduplicator, save_part, sign_all
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.rejected import excerpt, kind_of
@@ -59,7 +59,7 @@ class Worker:
         self.as_it_is = not (options.clean or options.redact)
         self.deduplicator = make_deduplicator(options.dedup)
 
-    def make_part(self, batch: Batch, path: Path) -> None:
+    def make_part(self, batch: LineBatch, path: Path) -> None:
         """Read a batch and write its part. Raises InputError if the tokenizer gives an id outside its vocabulary."""
         content = batch.read()
         lines = _split_lines(content)
@@ -82,7 +82,7 @@ class Worker:
         )
         save_part(path, part)
 
-    def _read_rows(self, lines: list[bytes], batch: Batch, escapes: bool, redacted: Counter) -> Rows:
+    def _read_rows(self, lines: list[bytes], batch: LineBatch, escapes: bool, redacted: Counter) -> Rows:
         """The rows of a batch's lines. escapes: whether "\\ud..." occurs; redacted: is counted up."""
         usual = self._usual_texts(lines)
         if all(usual) and not batch.overlong:

@@ -174,8 +174,12 @@ def read_pairs(path: str | Path) -> Iterator[RankedGroup]:
     for line, row in read_json_lines(path):
         try:
             group = RankedGroup.from_row(row)
-            if len(group.responses) != 2 or ABSENT in group.ranks or group.ranks[0] == group.ranks[1]:
-                given = ", ".join(map(str, group.ranks))
+            if (
+                len(group.responses) != 2
+                or ABSENT in group.preference_ranks
+                or group.preference_ranks[0] == group.preference_ranks[1]
+            ):
+                given = ", ".join(map(str, group.preference_ranks))
                 raise InputError(f"the group has the ranks {given}; expected two answers, one better than the other")
             if group.id in seen:
                 raise InputError(f"the id {group.id!r} comes twice; give each group its own")
@@ -185,7 +189,7 @@ def read_pairs(path: str | Path) -> Iterator[RankedGroup]:
         except InputError as error:
             raise InputError(f"{path}:{line}: {error}") from None
         seen.add(group.id)
-        order = sorted((0, 1), key=lambda place: group.ranks[place])
+        order = sorted((0, 1), key=lambda place: group.preference_ranks[place])
         yield RankedGroup(group.id, group.source, group.turns, tuple(group.responses[n] for n in order), (0, 1))
     if not seen:
         raise InputError(f"{path}: holds no group; expected the output of chimed reward-data")

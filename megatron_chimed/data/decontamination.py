@@ -28,7 +28,7 @@ from megatron_chimed.data.sources import (
     Fault,
     bounded_lines,
     detect_encoding,
-    read_json,
+    read_json_rows,
     read_rows,
     suffix_of,
     too_long,
@@ -119,7 +119,7 @@ def read_texts(path: str | Path) -> Iterator[str]:
     """
     suffix = suffix_of(path)
     if suffix == ".json":
-        rows: Iterator[tuple[int, Any]] = read_json(path, sections=True)
+        rows: Iterator[tuple[int, Any]] = read_json_rows(path, sections=True)
     elif suffix in FORMATS:
         rows = read_rows(path)
     else:

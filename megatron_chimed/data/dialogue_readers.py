@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from megatron_chimed.data import dialogue_texts
 from megatron_chimed.data.dialogue_texts import Turns, inline_turns
 from megatron_chimed.data.preprocess import Unusable
-from megatron_chimed.data.sources import FORMATS, read_json, read_rows, suffix_of
+from megatron_chimed.data.sources import FORMATS, read_json_rows, read_rows, suffix_of
 from megatron_chimed.errors import InputError
 
 NOTHING = ("", "无")  # what people type into a field that they leave empty
@@ -135,13 +135,13 @@ def sharegpt_turns(row: dict) -> Turns:
 
 def safety_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     """Safety-Prompts: {category: [rows]}, an array of rows, or JSON lines."""
-    return read_json(path, sections=True) if suffix_of(path) == ".json" else read_rows(path)
+    return read_json_rows(path, sections=True) if suffix_of(path) == ".json" else read_rows(path)
 
 
 def meddialog_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     """MedDialog: the processed .json, an array of dialogues, or the raw text under any other ending."""
     if suffix_of(path) == ".json":
-        return read_json(path)
+        return read_json_rows(path)
     if suffix_of(path) in FORMATS:
         return read_rows(path)
     return dialogue_texts.meddialog_blocks(path)

@@ -136,7 +136,7 @@ class _Kept:
                 continue
             turns = tuple(Turn(role, text) for role, text in one.turns)
             name = f"{file.label}:{file.name}:{one.line}"
-            row = RankedGroup(name, file.label, turns, one.responses, one.ranks).to_row()
+            row = RankedGroup(name, file.label, turns, one.responses, one.preference_ranks).to_row()
             targets[part].write(json.dumps(row, ensure_ascii=False) + "\n")
             sizes[part] += 1
             texts = [text for text in one.responses if text is not None]

@@ -42,7 +42,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     another format, an unknown encoding, no array.
     """
     suffix = suffix_of(path)
-    readers = {".jsonl": _read_json_lines, ".json": read_json, ".csv": _read_csv}
+    readers = {".jsonl": _read_json_lines, ".json": read_json_rows, ".csv": _read_csv}
     if suffix not in readers:
         raise InputError(f"{path}: unknown format {suffix!r}; give {', '.join(FORMATS)}, or one of them with .gz")
     for number, row in readers[suffix](path):
@@ -84,7 +84,7 @@ def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, Fault(str(error), line)
 
 
-def read_json(path: str | Path, *, sections: bool = False) -> Iterator[tuple[int, Any]]:
+def read_json_rows(path: str | Path, *, sections: bool = False) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of a .json file: an array's elements, or JSON lines, which many published sets are.
 
     sections: it may also be an object of arrays (see `read_json_values`); one row alone is then taken for that.

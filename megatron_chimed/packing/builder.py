@@ -19,7 +19,7 @@ import numpy as np
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, manifest, open_input, sha256_json, write_json
 from megatron_chimed.packing.bin_packing import Packing, lower_bound, pack
-from megatron_chimed.packing.chunks import Batch, Part, cut_into_batches, digest_input
+from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, digest_input, read_record_batches
 from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, is_packed, read_manifest, write_arrays
 from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.text.template import Renderer
@@ -34,7 +34,7 @@ class Kind:
     made_by: str
     records: str
     settings: dict[str, Any]
-    maker: Callable[[Batch], Part]
+    maker: Callable[[RecordBatch], SegmentChunk]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def pack_records(
         segments = _Segments(folder)
         digests = [hashlib.sha256() for _ in inputs]
         with segments, Bar(total=_size(inputs), unit="B", unit_scale=True, disable=not options.progress) as bar:
-            jobs = ((None, (batch,)) for batch in cut_into_batches(inputs, digests))
+            jobs = ((None, (batch,)) for batch in read_record_batches(inputs, digests))
             for _, part in map_in_order(kind.maker, jobs, options.workers):
                 segments.append(part)
                 bar.update(part.num_bytes)
@@ -141,7 +141,7 @@ class _Segments:
         self.counts: Counter = Counter()
         self.num_records = 0
 
-    def append(self, part: Part) -> None:
+    def append(self, part: SegmentChunk) -> None:
         """Add a part. Its sources get numbers in the order in which they first come."""
         numbers = [self.source_numbers.setdefault(name, len(self.source_numbers)) for name in part.source_names]
         if len(part.lengths):
@@ -199,8 +199,8 @@ def pack_units(lengths: np.ndarray, unit_sizes: np.ndarray, options: RowOptions)
     return Packing(order, ends[packed.row_offsets]), bound
 
 
-def describe(content: dict[str, Any], learnt: str) -> str:
-    """The report of a manifest as lines for people. learnt: what is counted as "trained"."""
+def describe(content: dict[str, Any], targets: str) -> str:
+    """The report of a manifest as lines for people. targets: what is counted as "trained"."""
     report, slots = content["report"], content["rows"] * content["sequence_length"]
     kept = report["kept"]
     lines = [
@@ -208,12 +208,12 @@ def describe(content: dict[str, Any], learnt: str) -> str:
         f"no packing has less than {report['lower_bound']:,}",
         f"fill           {kept['tokens'] / slots:.3%}: {kept['tokens']:,} tokens in {report['segments']:,} segments, "
         f"{report['padding']:,} padding",
-        f"kept           {kept['trained']:,} {learnt}",
+        f"kept           {kept['trained']:,} {targets}",
     ]
     for what, meaning in (("shortened", "oldest turns left out"), ("cut", "questions cut"), ("dropped", "dropped")):
         lost = report[what]
         lines.append(
             f"{what:14} {lost['instances']:,} instances, {lost['tokens']:,} tokens, "
-            f"{lost['trained']:,} {learnt} ({meaning})"
+            f"{lost['trained']:,} {targets} ({meaning})"
         )
     return "\n".join(lines + [f"  {count:,} x {reason}" for reason, count in content["dropped"].items()])

@@ -8,7 +8,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.packing import builder
 from megatron_chimed.packing.builder import Kind, RowOptions
 from megatron_chimed.packing.dialogue_worker import DialogueMaker
-from megatron_chimed.packing.instances import MODES
+from megatron_chimed.packing.examples import MODES
 from megatron_chimed.text.template import Renderer
 
 

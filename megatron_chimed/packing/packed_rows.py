@@ -1,6 +1,6 @@
 """Packed rows on disk: written once, memory-mapped by every training.
 
-A row is a number of segments end to end, at most `sequence_length` tokens; a segment is one training instance and keeps
+A row is a number of segments end to end, at most `sequence_length` tokens; a segment is one training example and keeps
 all its tokens. The folder holds ``manifest.json`` and, as .npy files:
 
     tokens           [T] uint16 or uint32   the tokens of all segments, in the order of the rows

@@ -60,7 +60,7 @@ def test_every_form_gives_the_groups_that_were_written_named_or_found_by_its_fie
         assert (found.id, found.source) == (f"mine:a.jsonl:{number}", "mine")
         assert [(turn.role, turn.text) for turn in found.turns] == [("user", question)]
         assert found.responses == ((answers[0], answers[-1]) if pairs else tuple(answers))
-        assert found.ranks == ((0, 1) if pairs else (0, 1, 2, 3))
+        assert found.preference_ranks == ((0, 1) if pairs else (0, 1, 2, 3))
 
 
 def test_an_output_is_an_input_that_gives_itself(tmp_path, output):
@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_dropped_with_its_reason(tmp_path, output):
         "less than two answers": 2,
         "no question": 2,
     }
-    assert [(group.responses, group.ranks) for group in read_groups(output)] == [
+    assert [(group.responses, group.preference_ranks) for group in read_groups(output)] == [
         (("好", "坏"), (0, 1)),
         (("好", None, "坏", "中", None), (0, -1, 3, 3, -1)),
     ]

@@ -48,7 +48,7 @@ def test_workers_and_batches_change_no_byte(tmp_path, renderer, monkeypatch, mod
     source = write_dialogues(tmp_path / "in.jsonl", make_dialogues(400))
     run(source, tmp_path / "one", renderer, mode=mode)
     monkeypatch.setattr(chunks, "BATCH_BYTES", 2000)
-    batches = list(chunks.cut_into_batches([str(source)], [hashlib.sha256()]))
+    batches = list(chunks.read_record_batches([str(source)], [hashlib.sha256()]))
     assert len(batches) > 20
     run(source, tmp_path / "two", renderer, mode=mode, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -76,7 +76,7 @@ def check_report(content: dict, outputs: list[Path], rejected: Path) -> None:
         silent = sum(n for reason, n in one["dropped"].items() if reason.endswith(("duplicate", "by the split")))
         assert sum(row["source"] == label for row in reasons) == sum(one["dropped"].values()) - silent
     for group in groups:
-        assert len({rank for rank in group.ranks if rank >= 0}) > 1
+        assert len({rank for rank in group.preference_ranks if rank >= 0}) > 1
     for row in reasons:
         assert set(row) == {"source", "file", "line", "reason", "excerpt"} and row["line"] >= 1
         assert row["reason"] and "\n" not in row["reason"] and len(row["excerpt"]) <= 200
