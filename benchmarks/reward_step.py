@@ -136,6 +136,7 @@ def timed(step: Callable, model: torch.nn.Module, batches: Batches) -> tuple[flo
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python benchmarks/reward_step.py --questions 96",

@@ -49,7 +49,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a question, to be answered: turns that alternate, from a user's turn to a user's turn.
+    """A conversation that ends with a question, to be answered: turns alternate, from a user's to a user's.
 
     As a row: ``{"id": "toyhom:a.csv:2", "source": "toyhom", "turns": [{"role": "user", "text": "..."}]}``.
     """

@@ -127,17 +127,15 @@ def megatron_to_hf(
     'lm'
     """
     source = _open_whole(megatron, iteration)
-    args, model = source.args, read_megatron(source)
+    model = read_megatron(source)
     if tokenizer is not None and tokenizer_folder(tokenizer) is None:
         raise InputError(f"{tokenizer}: no such file or folder; give a tokenizer")
-    files = tokenizer_folder(tokenizer or getattr(args, "tokenizer_model", None))
+    trained_with = getattr(source.args, "tokenizer_model", None)
+    files = tokenizer_folder(tokenizer or trained_with)
     token_ids: dict[str, int | None] = {}
     if files is not None:
         size, token_ids = vocabulary(files)
-        if not getattr(args, "vocab_size", None):
-            model = dataclasses.replace(model, sizes=dataclasses.replace(model.sizes, vocab=size))
-        elif size > model.sizes.vocab:
-            raise InputError(f"{files}: has {size} ids, the model {model.sizes.vocab}; give the model's tokenizer")
+        model = _with_vocabulary(model, size, files, is_known=bool(getattr(source.args, "vocab_size", None)))
     check_megatron_tensors(model, source)
     planned = list(_plan_hf(model, source))
     with atomic_folder(hf) as folder:
@@ -152,8 +150,17 @@ def megatron_to_hf(
         if model.head == "lm":
             write_json(folder / "generation_config.json", generation_config(files, token_ids))
     if files is None:
-        trained_with = getattr(args, "tokenizer_model", None) or "none that has files"
+        trained_with = trained_with or "none that has files"
         print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)
+    return model
+
+
+def _with_vocabulary(model: Architecture, size: int, files: Path, is_known: bool) -> Architecture:
+    """Take the number of ids from the tokenizer where the checkpoint does not tell it, but pads. Raises InputError."""
+    if not is_known:
+        return dataclasses.replace(model, sizes=dataclasses.replace(model.sizes, vocab=size))
+    if size > model.sizes.vocab:
+        raise InputError(f"{files}: has {size} ids, the model {model.sizes.vocab}; give the model's tokenizer")
     return model
 
 

@@ -211,7 +211,7 @@ def augmented(pair: RankedGroup, models: tuple[str, ...], answers: dict[tuple[st
     return RankedGroup(pair.id, pair.source, pair.turns, texts, ranks)
 
 
-def describe(content: dict) -> str:
+def format_augment_report(content: dict) -> str:
     """What became of the requests to each model, from a manifest."""
     lines = []
     for model, account in content["models"].items():

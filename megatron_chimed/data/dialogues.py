@@ -118,7 +118,7 @@ class _Writer:
             counts.tokens += one.tokens
 
 
-def describe(content: dict) -> str:
+def format_dialogue_report(content: dict) -> str:
     """The sources of a manifest as a table, and below it why rows were dropped."""
     return report_table(
         content, (UNIT, "turns", "characters", *(["tokens"] if content["settings"]["tokenizer"] else []))

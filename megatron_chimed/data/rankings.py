@@ -147,7 +147,7 @@ class _Kept:
         return sizes
 
 
-def describe(content: dict) -> str:
+def format_ranking_report(content: dict) -> str:
     """The sources of a manifest as a table, below it why rows were dropped, and the sizes of the parts."""
     parts = [f"{part:6}{size:>8,} groups" for part, size in content.get("parts", {}).items()]
     return "\n".join([report_table(content, (UNIT, "answers", "characters")), *parts])

@@ -197,7 +197,7 @@ def _lower_bound(histogram: np.ndarray, capacity: int) -> int:
 
 
 def _permutation(count: int, seed: int) -> np.ndarray:
-    """Draw a seeded order, int64 [count], with RandomState: numpy froze its streams, so that an upgrade changes no rows."""
+    """Draw a seeded order, int64 [count], with RandomState: numpy froze its streams, and an upgrade changes no rows."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed]))).permutation(count)
 
 

@@ -18,7 +18,7 @@ from support.sft_sources import (
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.dialogue_worker import Unanswered, arrange
-from megatron_chimed.data.dialogues import describe
+from megatron_chimed.data.dialogues import format_dialogue_report
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -318,6 +318,6 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     for row in read_lines(output):
         for _, text in turns_of(row):
             assert clean(text) == text and not redact(text)[1]
-    assert "exact duplicate" in describe(content)
+    assert "exact duplicate" in format_dialogue_report(content)
     again = prepare([f"cmd={SHARED / SOURCES['multi_turn']}"], output)
     assert again["sources"]["cmd"]["turns"] == content["sources"]["multi_turn"]["turns"]  # found without being told

@@ -23,7 +23,7 @@ from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.preprocess import Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.ranking_worker import settle_answers
-from megatron_chimed.data.rankings import describe
+from megatron_chimed.data.rankings import format_ranking_report
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
 from megatron_chimed.errors import InputError, one_line
 from megatron_chimed.text.normalise import normalise
@@ -402,4 +402,4 @@ def test_the_real_sample_is_read_whole(output):
     for group in read_groups(output):
         for text in (*(turn.text for turn in group.turns), *group.responses):
             assert clean(text) == text and not redact(text)[1]
-    assert "sample" in describe(content)
+    assert "sample" in format_ranking_report(content)

@@ -18,7 +18,7 @@ from support.dialogues import make_dialogues, make_renderer, write_dialogues
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.packing import chunks
-from megatron_chimed.packing.dialogues import DialogueRowOptions, describe, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, format_dialogue_rows, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -116,7 +116,7 @@ def test_the_manifest_states_parents_hashes_and_what_was_dropped(tmp_path, rende
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == content
     assert content["dropped"]["response longer than the sequence"] == content["report"]["dropped"]["instances"] > 0
     assert content["sources"] == list(dict.fromkeys(dialogue.source for dialogue in make_dialogues(80)))
-    report = describe(content)
+    report = format_dialogue_rows(content)
     for number in (content["rows"], content["report"]["lower_bound"], content["report"]["padding"]):
         assert f"{number:,}" in report
     for what in ("shortened", "cut", "dropped"):

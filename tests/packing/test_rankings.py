@@ -18,7 +18,7 @@ from megatron_chimed.packing import chunks
 from megatron_chimed.packing.builder import RowOptions, pack_units
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.ranking_worker import NO_PAIR, TOO_LONG
-from megatron_chimed.packing.rankings import RankingRowOptions, describe, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
 from megatron_chimed.text.template import Renderer
 
@@ -64,7 +64,7 @@ def test_each_answer_is_there_once_as_the_renderer_writes_it(tmp_path, kind):
         assert found[number] == expected
     kept = content["report"]["kept"]
     assert kept["trained"] == len(packed.segment_offsets) - 1 == sum(map(len, found.values()))
-    assert content["dropped"][NO_PAIR] >= 1 and str(kept["trained"]) in describe(content).replace(",", "")
+    assert content["dropped"][NO_PAIR] >= 1 and str(kept["trained"]) in format_ranking_rows(content).replace(",", "")
 
 
 def test_a_question_is_in_one_row_and_scored_at_its_answers_last_tokens(tmp_path, renderer):
