@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from guards import code, docs, graph, imports, tree, upstream
+from guards import code, coverage, docs, graph, imports, tree, upstream
 from megatron_chimed import config
 from megatron_chimed.commands.main import COMMANDS
 from megatron_chimed.models.options import ModelOptions
@@ -287,6 +287,21 @@ def test_every_test_can_fail():
 def test_control_a_test_without_assertion_is_reported():
     source = "def f():\n    assert x\ndef test_a():\n    f()\ndef test_b():\n    g()\ndef test_c():\n    assert True\n"
     assert [finding.split()[1] for finding in code.tests_without_assertion("a.py", source)] == ["test_b", "test_c"]
+
+
+def test_every_module_is_imported_by_a_test_or_listed_with_the_test_that_runs_it():
+    listed = {module for modules in coverage.THROUGH.values() for module in modules}
+    assert coverage.known() - coverage.imported() == listed, "untested, or listed and imported all the same"
+    for test, modules in coverage.THROUGH.items():
+        assert set(modules) - coverage.SHOWN_BY_NO_TEXT.keys() <= coverage.reached(test), test
+    assert listed >= coverage.SHOWN_BY_NO_TEXT.keys()
+
+
+def test_control_what_a_test_does_not_run_is_not_reached():
+    found = coverage.reached("tests/convert/test_sizes.py")
+    assert found == {"convert.sizes"}
+    assert "stages.sft" in coverage.reached("tests/integration/test_sft.py")
+    assert "rejection.context" not in coverage.reached("tests/corpus/test_builder.py")
 
 
 # Tools, documents and configuration.
