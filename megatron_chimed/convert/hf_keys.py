@@ -88,6 +88,6 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
 
 
 def _short(value: Any) -> str:
-    """A value as it is shown in a message of one line."""
+    """Show a value in a message of one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

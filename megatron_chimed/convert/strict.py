@@ -51,7 +51,7 @@ def _is_tied_copy(name: str, model: Architecture, source: HuggingFaceFolder, exp
 
 
 def _mixed_types(model: Architecture, source: HuggingFaceFolder) -> list[str]:
-    """Tensors whose layers have several types: Megatron stores them as one."""
+    """List tensors whose layers have several types: Megatron stores them as one."""
     problems = []
     for entry in model.family.entries(model.head, model.tied):
         layers = range(model.sizes.layers if entry.per_layer else 1)

@@ -1,4 +1,4 @@
-"""The inputs of the corpus builder, cut into batches of whole lines that workers read for themselves.
+"""Cut the inputs of the corpus builder into batches of whole lines that workers read for themselves.
 
 Several inputs are one long stream of lines, in the order given. A shard is a contiguous part of that stream: of each
 plain file the lines that begin in its range of bytes, of a .gz file, which cannot be entered in the middle, all or
@@ -19,7 +19,8 @@ from megatron_chimed.jsonl import BOM, open_input
 
 @dataclass(frozen=True)
 class InputRange:
-    """Bytes [start, end) of an input file; both fall on line starts once `cut_line_batches` has been through it."""
+    """Range of bytes [start, end) of an input file; both fall on line starts once `cut_line_batches` has been through
+    it."""
 
     path: str
     size: int
@@ -29,7 +30,7 @@ class InputRange:
 
 @dataclass(frozen=True)
 class LineBatch:
-    """Whole lines of one input.
+    """Batch of whole lines of one input.
 
     source: number of the source; offset, length: where the bytes lie in a plain file; content: the bytes themselves
     where they come from a .gz; overlong: the last line was cut off; consumed: bytes of the input file, as on disk,
@@ -45,7 +46,7 @@ class LineBatch:
     overlong: bool = False
 
     def read(self) -> bytes:
-        """The batch's bytes. Raises InputError if the file has become shorter meanwhile."""
+        """Read the batch's bytes. Raises InputError if the file has become shorter meanwhile."""
         if self.content is not None:
             return self.content
         with open(self.path, "rb") as file:
@@ -57,7 +58,8 @@ class LineBatch:
 
 
 def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[InputRange]:
-    """The sources of one shard of the inputs (0 <= shard_index < num_shards), of nearly equal numbers of bytes."""
+    """Select the ranges of one shard of the inputs (0 <= shard_index < num_shards), of nearly equal numbers of
+    bytes."""
     sizes = [os.path.getsize(path) for path in paths]
     total, position, sources = sum(sizes), 0, []
     low, high = total * shard_index // num_shards, total * (shard_index + 1) // num_shards
@@ -72,7 +74,7 @@ def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) ->
 
 
 def cut_line_batches(number: int, source: InputRange, batch_bytes: int, digest: "hashlib._Hash") -> Iterator[LineBatch]:
-    """Batches of at least `batch_bytes` of text, except the last, of all lines that begin within the source.
+    """Cut batches of at least `batch_bytes` of text, except the last, of all lines that begin within the source.
 
     `digest` is fed with the same bytes as that of `digest_source`. Line starts alone decide where batches are cut,
     so that a second run makes the same batches. Raises InputError on a damaged .gz.
@@ -94,7 +96,7 @@ def cut_line_batches(number: int, source: InputRange, batch_bytes: int, digest: 
 
 
 def digest_source(source: InputRange) -> str:
-    """Hexadecimal SHA-256 of the lines that begin within the source; of a .gz, of the compressed file."""
+    """Compute the hexadecimal SHA-256 of the lines that begin within the source; of a .gz, of the compressed file."""
     digest = hashlib.sha256()
     _feed(digest, source)
     return digest.hexdigest()
@@ -110,12 +112,12 @@ def _feed(digest: "hashlib._Hash", source: InputRange) -> None:
 
 
 def _line_range(file: IO[bytes], source: InputRange) -> tuple[int, int]:
-    """The bytes [start, end) of the lines that begin within the source."""
+    """Find the bytes [start, end) of the lines that begin within the source."""
     return _next_line_start(file, source.start, source.size), _next_line_start(file, source.end, source.size)
 
 
 def _next_line_start(file: IO[bytes], position: int, size: int) -> int:
-    """The first line start at or after a position."""
+    """Find the first line start at or after a position."""
     if position in (0, size):
         return position
     file.seek(position - 1)
@@ -125,7 +127,8 @@ def _next_line_start(file: IO[bytes], position: int, size: int) -> int:
 
 
 def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> tuple[bytes, bool, int]:
-    """At least `size` bytes of whole lines; whether the last was cut off at its limit; how far the file was read."""
+    """Read at least `size` bytes of whole lines; whether the last was cut off at its limit; how far the file was
+    read."""
     block = file.read(size)
     length = len(block)
     if block and not block.endswith(b"\n"):
@@ -154,7 +157,7 @@ def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> t
 
 
 def _cut_gzip(number: int, source: InputRange, batch_bytes: int) -> Iterator[LineBatch]:
-    """Batches of a .gz file, with their content."""
+    """Cut batches of a .gz file, with their content."""
     with open_input(source.path) as file:
         raw, before, first = file.fileobj, 0, True
         while True:
@@ -169,7 +172,8 @@ def _cut_gzip(number: int, source: InputRange, batch_bytes: int) -> Iterator[Lin
 
 
 def count_lines_before(source: InputRange) -> int:
-    """Lines of a file that begin before a source's first line: what to add to get line numbers of the whole file."""
+    """Count the lines of a file that begin before a source's first line: what to add to get line numbers of the whole
+    file."""
     lines = 0
     with open(source.path, "rb") as file:
         left = _next_line_start(file, source.start, source.size)
@@ -181,7 +185,7 @@ def count_lines_before(source: InputRange) -> int:
 
 
 def identity(sources: list[InputRange]) -> list[list]:
-    """What tells cheaply whether inputs are still the same: path, range, size and time of change of each."""
+    """List what shows cheaply whether inputs are still the same: path, range, size and time of change of each."""
     return [
         [os.path.abspath(source.path), source.start, source.end, source.size, Path(source.path).stat().st_mtime_ns]
         for source in sources

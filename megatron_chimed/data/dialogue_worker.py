@@ -1,4 +1,4 @@
-"""From rows of a source to dialogues: turns, cleaning, redaction, merging, signatures. It runs in worker processes."""
+"""Make dialogues of rows of a source: turns, cleaning, redaction, merging, signatures. It runs in worker processes."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ OVERLAP = "overlaps evaluation set"
 
 @dataclass(frozen=True)
 class DialogueOptions:
-    """What is done to dialogues. dedup: "none", "exact" or "near" (which finds exact ones too)."""
+    """Options of dialogues. dedup: "none", "exact" or "near" (which finds exact ones too)."""
 
     clean: bool = True
     redact: bool = True
@@ -28,7 +28,7 @@ class DialogueOptions:
 
 @dataclass
 class Prepared(PreparedRow):
-    """What became of one row: `turns` from a user's to an assistant's, or the reason why none.
+    """Result of one row: `turns` from a user's to an assistant's, or the reason why none.
 
     changes: how many turns were empty, merged, cut or left out. tokens: ids of all turns' texts.
     """
@@ -38,7 +38,7 @@ class Prepared(PreparedRow):
 
 
 def merge_turns(turns: Turns) -> tuple[Turns, Counter]:
-    """Turns that alternate, and what was changed for it.
+    """Merge turns so that they alternate, and count what was changed for it.
 
     Empty turns and those of a system are left out, consecutive turns of one speaker are joined by a line break.
     """
@@ -56,7 +56,7 @@ def merge_turns(turns: Turns) -> tuple[Turns, Counter]:
 
 
 def arrange(turns: Turns) -> tuple[Turns, Counter]:
-    """Turns that alternate from a user's to an assistant's, and what was changed for it.
+    """Arrange turns to alternate from a user's to an assistant's, and count what was changed for it.
 
     Beyond what `merge_turns` does, assistant turns before the first question and user turns after the last answer are
     cut. Raises Unanswered when nothing is left.
@@ -90,7 +90,7 @@ class DialogueWorker:
         self.deduplicators = list(make_deduplicators(options.dedup).values())
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[Prepared]:
-        """What becomes of each (line, row) that the reader of this name has yielded."""
+        """Prepare each (line, row) that the reader of this name has yielded."""
         prepared = [self._prepare(reader, line, row) for line, row in rows]
         if self.tokenizer:
             texts = [text for one in prepared for _, text in one.turns]

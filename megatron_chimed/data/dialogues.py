@@ -1,4 +1,4 @@
-"""Raw sources to dialogues.jsonl, the input of supervised fine-tuning: clean, redacted, without duplicates.
+"""Make dialogues.jsonl of raw sources, the input of supervised fine-tuning: clean, redacted, without duplicates.
 
 Every row that is read is a dialogue in the output or counted as dropped with its reason, source by source. Duplicates
 are looked for across all sources, in the order in which these are given, and the first is kept. A dialogue stays whole;
@@ -36,7 +36,7 @@ UNIT = "dialogues"  # by which the report counts what is in the output
 
 @dataclass
 class Counts(SourceCounts):
-    """Of one source. turns, characters, tokens (None without a tokenizer) count what is in the output."""
+    """Counts of one source. turns, characters, tokens (None without a tokenizer) count what is in the output."""
 
     dialogues: int = 0
     turns: int = 0
@@ -90,7 +90,7 @@ def prepare_dialogues(
 
 
 class _Writer:
-    """Takes what became of each row in order, drops duplicates, writes and counts."""
+    """Writer of prepared rows, in order: drops duplicates, writes and counts."""
 
     def __init__(self, deduplicators: dict[str, Deduplicator], counts: dict[str, Counts]):
         self.deduplicators, self.counts = deduplicators, counts
@@ -119,7 +119,7 @@ class _Writer:
 
 
 def format_dialogue_report(content: dict) -> str:
-    """The sources of a manifest as a table, and below it why rows were dropped."""
+    """Format the sources of a manifest as a table, and below it why rows were dropped."""
     return report_table(
         content, (UNIT, "turns", "characters", *(["tokens"] if content["settings"]["tokenizer"] else []))
     )

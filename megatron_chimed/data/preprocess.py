@@ -17,7 +17,7 @@ class Unusable(InputError):
 
 @dataclass
 class PreparedRow:
-    """What became of one row: the `reason` why it is dropped, with an excerpt, or what a subclass adds.
+    """Result of one row: the `reason` why it is dropped, with an excerpt, or what a subclass adds.
 
     malformed: the row's form is at fault. signatures: one for each deduplicator. changes: what was done to the row, by
     kind. redacted: personal data replaced, by kind.
@@ -62,11 +62,11 @@ class Preprocessor:
                 raise InputError(f"unpaired surrogate: character {error.start}") from None
 
     def fault(self, error: InputError, row: Any) -> dict[str, Any]:
-        """The fields of `PreparedRow` for a row that raised the error; what is told of it is redacted too."""
+        """Make the fields of `PreparedRow` for a row that raised the error, its reason redacted too."""
         reason = redact(str(error))[0] if self.redact else str(error)  # it may quote the row
         return {"reason": reason, "malformed": not isinstance(error, Unusable), "excerpt": self.excerpt(row)}
 
     def excerpt(self, row: Any) -> str:
-        """The beginning of a row for the quarantine file."""
+        """Cut the beginning of a row for the file of rejected rows."""
         content = row.excerpt if isinstance(row, Fault) else " | ".join(strings_of(row))
         return excerpt(content, as_it_is=not (self.clean or self.redact))

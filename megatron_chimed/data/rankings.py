@@ -1,4 +1,4 @@
-"""Raw sources to ranked.jsonl, the input of the reward model: clean, redacted, no question twice, split by question.
+"""Make ranked.jsonl of raw sources, the input of the reward model: clean, redacted, split by question.
 
 Every row that is read is a group in an output or counted as dropped with its reason, source by source. Two groups with
 one question are not merged: nobody has compared the answers of one with those of the other. The first is kept, in the
@@ -39,7 +39,7 @@ LEFT_OVER = "left over by the split"
 
 @dataclass
 class Counts(SourceCounts):
-    """Of one source. answers, characters (of questions and answers) count what is in the output."""
+    """Counts of one source. answers, characters (of questions and answers) count what is in the output."""
 
     groups: int = 0
     answers: int = 0
@@ -57,7 +57,7 @@ def prepare_rankings(
     workers: int = 0,
     progress: bool = True,
 ) -> dict:
-    """Make groups of the sources (`find_sources`) and write them with an account; returns the manifest.
+    """Make groups of the sources (`find_sources`) and write them with a report; returns the manifest.
 
     They are held in memory meanwhile. output: NAME.jsonl. split: None, or as `parse_split` takes it: then
     NAME.train.jsonl, NAME.valid.jsonl and NAME.test.jsonl appear in its place, of which no two share a question. Beside
@@ -104,7 +104,7 @@ def _remove_old(output: Path, outputs: list[Path]) -> None:
 
 
 class _Kept:
-    """Takes what became of each row in order, drops questions that were seen before, holds the groups, writes them."""
+    """Collector of prepared rows, in order: drops questions that were seen before, holds the groups, writes them."""
 
     def __init__(self, deduplicators: dict[str, Deduplicator], counts: dict[str, Counts]):
         self.deduplicators, self.counts = deduplicators, counts
@@ -148,6 +148,6 @@ class _Kept:
 
 
 def format_ranking_report(content: dict) -> str:
-    """The sources of a manifest as a table, below it why rows were dropped, and the sizes of the parts."""
+    """Format the sources of a manifest as a table, below it why rows were dropped, and the sizes of the parts."""
     parts = [f"{part:6}{size:>8,} groups" for part, size in content.get("parts", {}).items()]
     return "\n".join([report_table(content, (UNIT, "answers", "characters")), *parts])
