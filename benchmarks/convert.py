@@ -153,6 +153,7 @@ def report(figures: dict[str, tuple[float, float, float]], size: int, shape: str
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python benchmarks/convert.py --shape 13b --work runs/benchmark-convert",

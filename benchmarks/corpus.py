@@ -122,6 +122,7 @@ def report(times: dict[str, list[float]], megabytes: float, args: argparse.Names
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

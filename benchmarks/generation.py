@@ -87,6 +87,7 @@ def agreement(texts: dict[str, Texts]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python benchmarks/generation.py --batch-sizes 1 16 64 --new-tokens 96",

@@ -136,6 +136,7 @@ def report(title: str, measured: dict[str, tuple[list[float], int]], lengths: np
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

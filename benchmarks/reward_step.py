@@ -63,7 +63,9 @@ def flattened(groups: list[RankedGroup]) -> list[RankedGroup]:
     """Each pair of answers of neighbouring ranks as a group of its own."""
     pairs = []
     for group in groups:
-        ranked = sorted((rank, text) for text, rank in zip(group.responses, group.ranks, strict=True) if text)
+        ranked = sorted(
+            (rank, text) for text, rank in zip(group.responses, group.preference_ranks, strict=True) if text
+        )
         for (rank, better), (other, worse) in zip(ranked, ranked[1:], strict=False):
             if rank != other:
                 pairs.append(RankedGroup(f"{group.id}:{rank}", group.source, group.turns, (better, worse), (0, 1)))
@@ -134,6 +136,7 @@ def timed(step: Callable, model: torch.nn.Module, batches: Batches) -> tuple[flo
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python benchmarks/reward_step.py --questions 96",

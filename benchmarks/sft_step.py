@@ -96,6 +96,7 @@ def timed(step, model, batches) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python benchmarks/sft_step.py --packed runs/demo/sft/train-256 --rows 64 --micro-batch 4",

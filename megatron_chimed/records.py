@@ -12,7 +12,7 @@ ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says: the patient ("user") or the doctor ("assistant"). The text is never empty."""
+    """One speaker's turn: the patient ("user") or the doctor ("assistant"). The text is never empty."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -32,12 +32,12 @@ class Dialogue:
     turns: tuple[Turn, ...]
 
     def to_row(self) -> dict[str, Any]:
-        """The record as a JSON object."""
+        """Return the record as a JSON object."""
         return {"id": self.id, "source": self.source, "turns": turns_to_row(self.turns)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Dialogue":
-        """The record of a JSON object; further fields are passed over.
+        """Read the record of a JSON object; other fields are left out.
 
         Raises InputError with the reason alone (the caller knows file and line).
         """
@@ -49,7 +49,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an answer is asked for: turns that alternate, from a user's turn to a user's turn.
+    """A conversation that ends with a question, to be answered: turns alternate, from a user's to a user's.
 
     As a row: ``{"id": "toyhom:a.csv:2", "source": "toyhom", "turns": [{"role": "user", "text": "..."}]}``.
     """
@@ -59,12 +59,12 @@ class Prompt:
     turns: tuple[Turn, ...]
 
     def to_row(self) -> dict[str, Any]:
-        """The record as a JSON object."""
+        """Return the record as a JSON object."""
         return {"id": self.id, "source": self.source, "turns": turns_to_row(self.turns)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Prompt":
-        """The record of a JSON object; further fields are passed over. Raises InputError as `Dialogue.from_row`."""
+        """Read the record of a JSON object; other fields are left out. Raises InputError as `Dialogue.from_row`."""
         turns = turns_from_row(row.get("turns"))
         if len(turns) % 2 == 0:
             raise InputError("the last turn is the assistant's; expected a question")
@@ -72,16 +72,16 @@ class Prompt:
 
 
 ABSENT = -1
-"""Rank of an answer that is not there."""
+"""Preference rank of an answer that is not there."""
 
 
 @dataclass(frozen=True)
 class RankedGroup:
-    """Answers to one prompt and how good each is: two or more places of which some may be empty.
+    """Ranked answers to one prompt: two or more places of which some may be empty.
 
-    responses: None where there is no answer; ranks: 0 is best, equal ranks are ties, -1 where there is no answer. A
-    place means the same in each group of a file (the doctor's answer, GPT-4's, ...), and so does a rank: a group whose
-    second-best answer is absent has the ranks 0, -1, 2, 3.
+    responses: None where there is no answer; preference_ranks: 0 is best, equal ranks are ties, -1 where there is no
+    answer. A place means the same in each group of a file (the doctor's answer, GPT-4's, ...), and so does a rank: a
+    group whose second-best answer is absent has the ranks 0, -1, 2, 3.
 
     As a row: ``{"id": ..., "source": ..., "turns": [...], "responses": ["...", null, "..."], "ranks": [0, -1, 2]}``.
     """
@@ -90,16 +90,16 @@ class RankedGroup:
     source: str
     turns: tuple[Turn, ...]
     responses: tuple[str | None, ...]
-    ranks: tuple[int, ...]
+    preference_ranks: tuple[int, ...]
 
     def to_row(self) -> dict[str, Any]:
-        """The record as a JSON object."""
+        """Return the record as a JSON object."""
         row = {"id": self.id, "source": self.source, "turns": turns_to_row(self.turns)}
-        return row | {"responses": list(self.responses), "ranks": list(self.ranks)}
+        return row | {"responses": list(self.responses), "ranks": list(self.preference_ranks)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "RankedGroup":
-        """The record of a JSON object; further fields are passed over. Raises InputError as `Dialogue.from_row`."""
+        """Read the record of a JSON object; other fields are left out. Raises InputError as `Dialogue.from_row`."""
         prompt = Prompt.from_row(row)
         responses, ranks = row.get("responses"), row.get("ranks")
         if not isinstance(responses, list) or len(responses) < 2:
@@ -120,7 +120,7 @@ class RankedGroup:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer that a model gave in rejection sampling. (round, prompt, sample) is its key.
+    """A sampled answer of rejection sampling. (round, prompt, sample) is its key.
 
     round: from 1; prompt: id of the `Prompt`; sample: from 0; response: its text, empty if the model said nothing;
     num_tokens: tokens drawn, EOS included; finished: whether EOS ended it, not the limit; reward: None until scored.
@@ -143,12 +143,12 @@ class Candidate:
         return self.round, self.prompt, self.sample
 
     def to_row(self) -> dict[str, Any]:
-        """The record as a JSON object."""
+        """Return the record as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Candidate":
-        """The record of a JSON object; further fields are passed over. Raises InputError as `Dialogue.from_row`."""
+        """Read the record of a JSON object; other fields are left out. Raises InputError as `Dialogue.from_row`."""
         for name in ("round", "sample", "num_tokens"):
             if type(row.get(name)) is not int or row[name] < 0:
                 raise InputError(f"field {name!r} holds {_shown(row.get(name))}; expected a whole number from 0")
@@ -164,12 +164,12 @@ class Candidate:
 
 
 def turns_to_row(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """Turns as JSON objects."""
+    """Write turns as JSON objects."""
     return [{"role": turn.role, "text": turn.text} for turn in turns]
 
 
 def turns_from_row(turns: Any) -> tuple[Turn, ...]:
-    """Turns of a JSON list: user's and assistant's by turns, one at least. Raises InputError."""
+    """Read turns from a JSON list: user's and assistant's by turns, one at least. Raises InputError."""
     if not isinstance(turns, list) or not turns:
         raise InputError(f"field 'turns' holds {_shown(turns)}; expected a list of {{role, text}}")
     parsed = tuple(_turn(number, turn) for number, turn in enumerate(turns))
@@ -181,14 +181,14 @@ def turns_from_row(turns: Any) -> tuple[Turn, ...]:
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    """A field that is a text. Raises InputError."""
+    """Read a field that is a text. Raises InputError."""
     if not isinstance(row.get(name), str) or not row[name]:
         raise InputError(f"field {name!r} holds {_shown(row.get(name))}; expected a non-empty string")
     return row[name]
 
 
 def _turn(number: int, turn: Any) -> Turn:
-    """A turn of a JSON object. Raises InputError."""
+    """Read a turn from a JSON object. Raises InputError."""
     if not isinstance(turn, dict):
         raise InputError(f"turn {number} is {_shown(turn)}; expected an object with role and text")
     if turn.get("role") not in ROLES:
@@ -199,6 +199,6 @@ def _turn(number: int, turn: Any) -> Turn:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, cut to 60 characters."""
+    """Show a value in a message, cut to 60 characters."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -9,8 +9,8 @@ from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
 from megatron_chimed.plan.speed import GPUS, TERA, flops_per_token
 
-LLAMA_13B = Model(layers=40, hidden=5120, ffn=13824, heads=40, groups=40, head_dim=128, vocab=39424)
-TINY = Model(layers=4, hidden=256, ffn=688, heads=8, groups=8, head_dim=32, vocab=2048)
+LLAMA_13B = Model(layers=40, hidden=5120, ffn=13824, heads=40, num_query_groups=40, head_dim=128, vocab=39424)
+TINY = Model(layers=4, hidden=256, ffn=688, heads=8, num_query_groups=8, head_dim=32, vocab=2048)
 SHAPES = {"13b": (LLAMA_13B, 4096), "tiny": (TINY, 512)}
 """Name to (model, tokens of a row)."""
 

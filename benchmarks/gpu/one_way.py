@@ -187,6 +187,7 @@ WAYS |= dict.fromkeys(("transformers", "amp"), transformers)
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     way, given, path = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
     silence_import_warnings()
     if way == "device":

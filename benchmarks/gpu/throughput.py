@@ -130,6 +130,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the benchmark and print its table."""
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     machine = {"name": "CPU", "bytes": 0}

@@ -20,6 +20,7 @@ from megatron_chimed.jsonl import read_json_lines
 
 
 def main() -> None:
+    """Grade the answers in a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path, help="the world's questions, whose ids the answers name")
     parser.add_argument("answers", type=Path, help="answers of rejection sampling")

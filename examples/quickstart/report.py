@@ -38,6 +38,7 @@ PERCENT = [name for name in (*MEASURES, FACTS) if "bias" not in name]
 
 
 def main() -> None:
+    """Write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the quickstart's output")
     folder = parser.parse_args().folder

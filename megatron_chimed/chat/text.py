@@ -25,7 +25,7 @@ class TextStream:
         """The text that is certain with one more token, and was not before; often empty."""
         self.ids.append(token)
         # A special token leaves no trace, and so does not end a run of bytes.
-        if BYTE.fullmatch(self.tokenizer.piece(token)) or not self.tokenizer.decode([token]):
+        if BYTE.fullmatch(self.tokenizer.id_to_token(token)) or not self.tokenizer.decode([token]):
             return ""
         return self._show(self.tokenizer.decode(self.ids).rstrip("\ufffd"))
 

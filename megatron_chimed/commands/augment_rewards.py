@@ -4,7 +4,7 @@ import argparse
 
 from megatron_chimed.api.client import OPENAI_URL, CallSettings
 from megatron_chimed.api.costs import Prices
-from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions, describe
+from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions, format_augment_report
 
 EXAMPLE = """example (the key is taken from the environment variable OPENAI_API_KEY):
   chimed augment --input ranked.jsonl --output augmented.jsonl --models gpt-4,gpt-3.5-turbo \\
@@ -43,4 +43,4 @@ def run(args: argparse.Namespace) -> None:
     work = Augmentation(args.input, args.output, options, calls)
     print(work.estimate(Prices.parse(args.price_in, args.price_out, args.answer_tokens)), flush=True)
     if not args.dry_run:
-        print(describe(work.run(max_failed_share=args.max_failed_share)))
+        print(format_augment_report(work.run(max_failed_share=args.max_failed_share)))

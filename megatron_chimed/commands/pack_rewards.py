@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from megatron_chimed.packing.ranking_worker import PAIRINGS
-from megatron_chimed.packing.rankings import RankingRowOptions, describe, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -45,4 +45,4 @@ def run(args: argparse.Namespace) -> None:
         shuffle_ranks=args.shuffle_ranks,
     )
     content = pack_rankings(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
-    print(f"{args.output}\n{describe(content)}")
+    print(f"{args.output}\n{format_ranking_rows(content)}")

@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_chimed.packing.dialogues import DialogueRowOptions, describe, pack_dialogues
-from megatron_chimed.packing.instances import MODES
+from megatron_chimed.packing.dialogues import DialogueRowOptions, format_dialogue_rows, pack_dialogues
+from megatron_chimed.packing.examples import MODES
 from megatron_chimed.text.template import Renderer, load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> None:
     renderer = Renderer(load_template(args.template), load_tokenizer(args.tokenizer))
     options = DialogueRowOptions(args.sequence_length, args.seed, workers=args.workers, mode=args.mode)
     content = pack_dialogues(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
-    print(f"{args.output}\n{describe(content)}")
+    print(f"{args.output}\n{format_dialogue_rows(content)}")

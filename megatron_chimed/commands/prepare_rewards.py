@@ -5,7 +5,7 @@ import os
 
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.ranking_worker import RankingOptions
-from megatron_chimed.data.rankings import describe, prepare_rankings
+from megatron_chimed.data.rankings import format_ranking_report, prepare_rankings
 
 EXAMPLE = """examples:
   chimed reward-data --source cmd=raw/reward/train.json --output runs/rewards/ranked.jsonl
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> None:
         max_rejected_share=args.max_rejected_share,
         workers=args.workers,
     )
-    print(describe(content))
+    print(format_ranking_report(content))
     print(f"{args.output}: {content['rows']} groups of {content['input_rows']} rows")

@@ -5,7 +5,7 @@ import os
 
 from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import DialogueOptions
-from megatron_chimed.data.dialogues import describe, prepare_dialogues
+from megatron_chimed.data.dialogues import format_dialogue_report, prepare_dialogues
 
 EXAMPLE = """examples:
   chimed sft-data --source toyhom=raw/internal.csv --source cmd='raw/finetune/*.json' \\
@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> None:
         max_rejected_share=args.max_rejected_share,
         workers=args.workers,
     )
-    print(describe(content))
+    print(format_dialogue_report(content))
     print(f"{args.output}: {content['rows']} dialogues of {content['input_rows']} rows")

@@ -1,37 +1,26 @@
-"""What kind of model a checkpoint holds, read from and written to Hugging Face's config.json and Megatron's arguments.
+"""Architecture of a model without its weights, read from and written to Hugging Face's config.json.
 
-Whatever one of the two sides cannot express is an error that names it; nothing is dropped in silence.
+Whatever Megatron cannot express is an error that names it; nothing is dropped in silence.
 """
 
-import dataclasses
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.convert.family import Family, Head, Sizes
+from megatron_chimed.convert.family import Family
+from megatron_chimed.convert.hf_keys import SIZE_KEYS, refused_keys
 from megatron_chimed.convert.llama import FAMILIES
+from megatron_chimed.convert.sizes import Head, Sizes
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
 
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Constants of Llama 3's scaling that Megatron has built in."""
 
-SIZE_KEYS = {
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "heads": "num_attention_heads",
-    "groups": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocab": "vocab_size",
-}
-"""`Sizes` in config.json."""
-
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model without its weights."""
+    """Architecture of a model: all but its weights."""
 
     family: Family
     head: Head
@@ -47,7 +36,7 @@ class Architecture:
 
 
 def read_hf(folder: Path) -> Architecture:
-    """The architecture of a Hugging Face folder. Raises InputError as `from_hf`, and for a config.json that is none."""
+    """Read the architecture of a Hugging Face folder. Raises InputError as `from_hf`, and for no config.json."""
     path = folder / "config.json"
     config = read_json(path)
     if not isinstance(config, dict):
@@ -56,27 +45,19 @@ def read_hf(folder: Path) -> Architecture:
 
 
 def from_hf(config: dict[str, Any], where: str) -> Architecture:
-    """The architecture in a config.json, of transformers 4 or 5; `where` names it in messages.
+    """Read the architecture from a config.json, of transformers 4 or 5; `where` names it in messages.
 
-    Raises InputError listing all that is missing, of a wrong type, or not supported.
+    Raises InputError listing all that is missing, of a wrong type, not supported, or not known.
     """
     family, head = _family(config, where)
     sizes, problems = _sizes(config)
-    rope = config.get("rope_parameters") or {}
-    scaling = rope or config.get("rope_scaling") or {}
+    rope = _rope_settings(config, problems)
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    rope_type, factor = _rope(scaling, problems)
+    rope_type, factor = _rope(rope, problems)
     if not isinstance(base, int | float) or base != int(base):
         problems.append(f"rope_theta is {base!r}; Megatron takes a whole number")
         base = 1
-    for key, allowed in (
-        ("hidden_act", "silu"),
-        ("attention_bias", False),
-        ("mlp_bias", False),
-        ("quantization_config", None),
-    ):
-        if config.get(key, allowed) not in (allowed, None):
-            problems.append(f"{key} is {config[key]!r}; only {allowed!r} is supported")
+    problems += refused_keys(config, rope, family)
     numbers = {}
     for key, default in (("rms_norm_eps", 1e-6), ("max_position_embeddings", 2048)):
         numbers[key] = config.get(key, default)
@@ -98,7 +79,7 @@ def from_hf(config: dict[str, Any], where: str) -> Architecture:
 
 
 def _family(config: dict[str, Any], where: str) -> tuple[Family, Head]:
-    """The family and head of config["architectures"]. Raises InputError naming it and what is supported."""
+    """Find the family and head of config["architectures"]. Raises InputError naming it and what is supported."""
     given = config.get("architectures")
     name = given[0] if isinstance(given, list) and len(given) == 1 else given
     for family in FAMILIES:
@@ -109,10 +90,10 @@ def _family(config: dict[str, Any], where: str) -> tuple[Family, Head]:
 
 
 def _sizes(config: dict[str, Any]) -> tuple[Sizes | None, list[str]]:
-    """The sizes, and what is wrong with them."""
+    """Read the sizes, and list what is wrong with them."""
     values = {name: config.get(key) for name, key in SIZE_KEYS.items()}
-    if values["groups"] is None:
-        values["groups"] = values["heads"]
+    if values["num_query_groups"] is None:
+        values["num_query_groups"] = values["heads"]
     heads, hidden = values["heads"], values["hidden"]
     if values["head_dim"] is None and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         values["head_dim"] = hidden // heads
@@ -121,13 +102,24 @@ def _sizes(config: dict[str, Any]) -> tuple[Sizes | None, list[str]]:
         for name, value in values.items()
         if type(value) is not int or value <= 0
     ]
-    if not wrong and values["heads"] % values["groups"]:
-        wrong.append(f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({values['groups']})")
+    if not wrong and values["heads"] % values["num_query_groups"]:
+        groups = values["num_query_groups"]
+        wrong.append(f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({groups})")
     return None if wrong else Sizes(**values), wrong
 
 
+def _rope_settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Find rope_parameters (transformers 5) or rope_scaling (before); what is wrong is added to `problems`."""
+    given = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
+    wrong = [f"{key} is {value!r}; expected an object" for key, value in given.items() if not isinstance(value, dict)]
+    if not wrong and len(given) == 2 and given["rope_parameters"] != given["rope_scaling"]:
+        wrong.append("rope_parameters and rope_scaling are both given, and differ; keep one of them")
+    problems += wrong
+    return {} if wrong else next(iter(given.values()), {})
+
+
 def _rope(scaling: dict[str, Any], problems: list[str]) -> tuple[str, float]:
-    """(type, factor) of a rope_scaling; what Megatron cannot do is added to `problems`."""
+    """Read (type, factor) of a rope_scaling; what Megatron cannot do is added to `problems`."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return kind, 1.0
@@ -148,7 +140,7 @@ def _rope(scaling: dict[str, Any], problems: list[str]) -> tuple[str, float]:
 
 
 def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, int | None]) -> dict[str, Any]:
-    """A config.json in the form that transformers 4, transformers 5 and vLLM all read.
+    """Make a config.json in the form that transformers 4, transformers 5 and vLLM all read.
 
     dtype: such as "bfloat16"; token_ids: bos_token_id, eos_token_id and pad_token_id.
     """
@@ -178,115 +170,3 @@ def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, int | Non
     if architecture.head == "reward":
         config |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     return config
-
-
-def to_megatron(architecture: Architecture) -> dict[str, Any]:
-    """Megatron's arguments of the model by their option names, as they stand in a model YAML."""
-    sizes = architecture.sizes
-    settings = {
-        "num-layers": sizes.layers,
-        "hidden-size": sizes.hidden,
-        "ffn-hidden-size": sizes.ffn,
-        "num-attention-heads": sizes.heads,
-        "kv-channels": sizes.head_dim,
-        "max-position-embeddings": architecture.max_positions,
-        "position-embedding-type": "rope",
-        "rotary-base": architecture.rope_base,
-        "normalization": "RMSNorm",
-        "norm-epsilon": architecture.norm_epsilon,
-        "swiglu": True,
-        "disable-bias-linear": True,
-        "attention-dropout": 0.0,
-        "hidden-dropout": 0.0,
-        "vocab-size": sizes.vocab,
-    }
-    if sizes.groups != sizes.heads:
-        settings |= {"group-query-attention": True, "num-query-groups": sizes.groups}
-    if not architecture.tied:
-        settings["untie-embeddings-and-output-weights"] = True
-    if architecture.rope_type == "linear":
-        settings["rotary-seq-len-interpolation-factor"] = int(architecture.rope_factor)
-    elif architecture.rope_type == "llama3":
-        settings |= {"use-rope-scaling": True, "rope-scaling-factor": architecture.rope_factor}
-    return settings
-
-
-def to_megatron_args(architecture: Architecture) -> Namespace:
-    """The same as the arguments that a Megatron checkpoint carries, with what its loader looks for."""
-    sizes = architecture.sizes
-    flags = {"disable-bias-linear": ("add_bias_linear", False), "norm-epsilon": ("layernorm_epsilon", None)}
-    values: dict[str, Any] = {"group_query_attention": False, "untie_embeddings_and_output_weights": False}
-    for option, value in to_megatron(architecture).items():
-        name, fixed = flags.get(option, (option.replace("-", "_"), None))
-        values[name] = value if fixed is None else fixed
-    return Namespace(
-        **values,
-        padded_vocab_size=sizes.vocab,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        world_size=1,
-        data_parallel_size=1,
-        no_save_optim=True,
-        no_save_rng=True,
-    )
-
-
-_REQUIRED_ARGS = {
-    "normalization": "RMSNorm",
-    "position_embedding_type": "rope",
-    "swiglu": True,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "qk_layernorm": False,
-    "layernorm_zero_centered_gamma": False,
-    "apply_layernorm_1p": False,
-    "rotary_percent": 1.0,
-    "rotary_interleaved": False,
-    "num_experts": None,
-    "mtp_num_layers": None,
-    "window_size": None,
-    "no_rope_freq": None,
-    "multi_latent_attention": False,
-}
-"""Megatron's arguments that Hugging Face's LLaMA has no words for, with the only value that it knows."""
-
-
-def from_megatron_args(args: Namespace, head: Head, where: str) -> Architecture:
-    """The architecture in the arguments of a Megatron checkpoint; `where` names it in messages.
-
-    `Sizes.vocab` is --vocab-size where it was given, else the padded size. Raises InputError listing all that is
-    missing or not LLaMA-shaped.
-    """
-    problems = [
-        f"{name} is {getattr(args, name)!r}; Hugging Face's LLaMA has {value!r}"
-        for name, value in _REQUIRED_ARGS.items()
-        if getattr(args, name, value) not in (value, None)
-    ]
-    needed = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "padded_vocab_size")
-    problems += [f"{name} is missing" for name in needed if type(getattr(args, name, None)) is not int]
-    if problems:
-        raise InputError(f"{where}: the checkpoint's arguments are not those of a LLaMA: " + "; ".join(problems))
-    heads = args.num_attention_heads
-    sizes = Sizes(
-        layers=args.num_layers,
-        hidden=args.hidden_size,
-        ffn=args.ffn_hidden_size,
-        heads=heads,
-        groups=args.num_query_groups if getattr(args, "group_query_attention", False) else heads,
-        head_dim=getattr(args, "kv_channels", None) or args.hidden_size // heads,
-        vocab=getattr(args, "vocab_size", None) or args.padded_vocab_size,
-    )
-    architecture = Architecture(
-        FAMILIES[0],
-        head,
-        not getattr(args, "untie_embeddings_and_output_weights", False),
-        sizes,
-        getattr(args, "layernorm_epsilon", 1e-5),
-        getattr(args, "max_position_embeddings", None) or 2048,
-        int(getattr(args, "rotary_base", 10000)),
-    )
-    if getattr(args, "use_rope_scaling", False):
-        return dataclasses.replace(architecture, rope_type="llama3", rope_factor=float(args.rope_scaling_factor))
-    if factor := getattr(args, "rotary_seq_len_interpolation_factor", None):
-        return dataclasses.replace(architecture, rope_type="linear", rope_factor=float(factor))
-    return architecture

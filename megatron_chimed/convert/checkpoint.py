@@ -1,4 +1,4 @@
-"""Whole checkpoints from Hugging Face to Megatron and back: everything is checked first, then written tensor by tensor.
+"""Convert checkpoints from Hugging Face to Megatron and back: all is checked first, then written tensor by tensor.
 
 Memory does not grow with the model: a tensor is read, transformed and written when its turn comes. The output gets its
 name only when it is whole. Weights alone are converted; optimizer states have no place in a Hugging Face folder.
@@ -18,10 +18,10 @@ import yaml
 from tqdm import tqdm
 
 from megatron_chimed.checkpoints import check_whole, has_manifest, resolve
-from megatron_chimed.convert import architecture as arch
-from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.architecture import Architecture, read_hf, to_hf
 from megatron_chimed.convert.family import Entry
 from megatron_chimed.convert.hf_folder import HuggingFaceFolder, write_weights
+from megatron_chimed.convert.megatron_args import read_megatron, to_megatron, to_megatron_args
 from megatron_chimed.convert.plan import DTYPES, Planned, name_of, total_bytes
 from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tensors
 from megatron_chimed.convert.tokenizer_files import (
@@ -54,17 +54,17 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     """
     hf, megatron = Path(hf), Path(megatron)
     source = HuggingFaceFolder(hf)
-    model = arch.read_hf(hf)
+    model = read_hf(hf)
     planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)
-        settings = arch.to_megatron(model)
+        settings = to_megatron(model)
+        args = to_megatron_args(settings)
         if has_tokenizer(hf):
             (folder / "tokenizer").mkdir()
             copy_tokenizer(hf, folder / "tokenizer")
             _copy_if_there(hf / "generation_config.json", folder / "tokenizer")
             settings |= {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": str(megatron / "tokenizer")}
-        args = arch.to_megatron_args(model)
         args.params_dtype = planned[0].dtype
         args.tokenizer_model = settings.get("tokenizer-model")
         with _progress(planned, progress) as written:
@@ -76,7 +76,7 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
 
 
 def bytes_of(size: str) -> int:
-    """``5GB``, ``500MB`` or a number of bytes as a number. Raises InputError."""
+    """Parse ``5GB``, ``500MB`` or a number of bytes. Raises InputError."""
     match = re.fullmatch(r"(\d+)(KB|MB|GB|)", size.upper())
     if not match or not int(match[1]):
         raise InputError(f"expected a size such as 5GB or 500MB, found {size!r}")
@@ -90,7 +90,7 @@ def _copy_if_there(file: Path, folder: Path) -> None:
 
 
 def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.dtype | None) -> Iterator[Planned]:
-    """Megatron's tensors, checked against those that are there. Raises InputError."""
+    """Plan Megatron's tensors, checked against those that are there. Raises InputError."""
     check_hf_tensors(model, source, dtype)
     for entry in model.family.entries(model.head, model.tied):
         wanted = dtype or source.tensors[entry.hf[0].format(0)].dtype
@@ -100,9 +100,9 @@ def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.
 
 
 def _join(entry: Entry, model: Architecture, source: HuggingFaceFolder, layer: int | None, dtype) -> torch.Tensor:
-    """Read and join the parts of one Megatron tensor."""
+    """Read and merge the parts of one Megatron tensor: [rows, ...] of type `dtype`."""
     parts = [source.tensors[name.format(layer)].read() for name in entry.hf]
-    return entry.joined(parts, model.sizes).to(dtype)
+    return entry.merge(parts, model.sizes).to(dtype)
 
 
 def megatron_to_hf(
@@ -127,19 +127,15 @@ def megatron_to_hf(
     'lm'
     """
     source = _open_whole(megatron, iteration)
-    args = source.args()
-    head = "reward" if "reward_head.weight" in source.tensors else "lm"
-    model = arch.from_megatron_args(args, head, str(source.folder))
+    model = read_megatron(source)
     if tokenizer is not None and tokenizer_folder(tokenizer) is None:
         raise InputError(f"{tokenizer}: no such file or folder; give a tokenizer")
-    files = tokenizer_folder(tokenizer or getattr(args, "tokenizer_model", None))
+    trained_with = getattr(source.args, "tokenizer_model", None)
+    files = tokenizer_folder(tokenizer or trained_with)
     token_ids: dict[str, int | None] = {}
     if files is not None:
         size, token_ids = vocabulary(files)
-        if not getattr(args, "vocab_size", None):
-            model = dataclasses.replace(model, sizes=dataclasses.replace(model.sizes, vocab=size))
-        elif size > model.sizes.vocab:
-            raise InputError(f"{files}: has {size} ids, the model {model.sizes.vocab}; give the model's tokenizer")
+        model = _with_vocabulary(model, size, files, is_known=bool(getattr(source.args, "vocab_size", None)))
     check_megatron_tensors(model, source)
     planned = list(_plan_hf(model, source))
     with atomic_folder(hf) as folder:
@@ -150,17 +146,26 @@ def megatron_to_hf(
             copy_tokenizer(files, folder)
             if model.head == "reward":
                 token_ids = give_own_pad(folder, files, token_ids)
-        write_json(folder / "config.json", arch.to_hf(model, name_of(planned[0].dtype), token_ids))
+        write_json(folder / "config.json", to_hf(model, name_of(planned[0].dtype), token_ids))
         if model.head == "lm":
             write_json(folder / "generation_config.json", generation_config(files, token_ids))
     if files is None:
-        trained_with = getattr(args, "tokenizer_model", None) or "none that has files"
+        trained_with = trained_with or "none that has files"
         print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)
     return model
 
 
+def _with_vocabulary(model: Architecture, size: int, files: Path, is_known: bool) -> Architecture:
+    """Take the number of ids from the tokenizer where the checkpoint does not tell it, but pads. Raises InputError."""
+    if not is_known:
+        return dataclasses.replace(model, sizes=dataclasses.replace(model.sizes, vocab=size))
+    if size > model.sizes.vocab:
+        raise InputError(f"{files}: has {size} ids, the model {model.sizes.vocab}; give the model's tokenizer")
+    return model
+
+
 def _open_whole(megatron: str | Path, iteration: int | None) -> TorchDistCheckpoint:
-    """A checkpoint whose bytes are those of its manifest, if it has one. Raises InputError."""
+    """Open a checkpoint whose bytes are those of its manifest, if it has one. Raises InputError."""
     place = resolve(megatron, iteration)
     if has_manifest(place):
         check_whole(place)
@@ -168,7 +173,7 @@ def _open_whole(megatron: str | Path, iteration: int | None) -> TorchDistCheckpo
 
 
 def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Planned]:
-    """Hugging Face's tensors, layer by layer."""
+    """Plan Hugging Face's tensors, layer by layer."""
     entries = model.family.entries(model.head, model.tied)
     first = [entry for entry in entries if not entry.per_layer and entry.has_vocabulary][:1]
     last = [entry for entry in entries if not entry.per_layer and entry not in first]
@@ -176,35 +181,39 @@ def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Plann
     plan += [(entry, layer) for layer in range(model.sizes.layers) for entry in entries if entry.per_layer]
     plan += [(entry, None) for entry in last]
     for entry, layer in plan:
-        # The parts of one fused tensor are written one after the other: it is read once.
-        read = functools.lru_cache(maxsize=1)(functools.partial(_split, entry, model, source, layer))
-        shapes = entry.hf_shapes(model.sizes)
+        make = _one_by_one(functools.partial(_split, entry, model, source, layer))
         dtype = source.tensors[entry.megatron].properties.dtype
-        for number, (name, shape) in enumerate(zip(entry.hf, shapes, strict=True)):
-            yield Planned(name.format(layer), shape, dtype, _Part(read, number, len(shapes)))
+        for name, shape in zip(entry.hf, entry.hf_shapes(model.sizes), strict=True):
+            yield Planned(name.format(layer), shape, dtype, make)
 
 
-class _Part:
-    """One part of a fused tensor; the last one lets go of it."""
+def _one_by_one(read: Callable[[], list[torch.Tensor]]) -> Callable[[], torch.Tensor]:
+    """Make a function that gives the next part of a fused tensor at each call.
 
-    def __init__(self, read: Callable, number: int, count: int):
-        self.read, self.number, self.count = read, number, count
+    The parts are written one after the other, in their order: the first call reads the fused tensor, and no part is
+    held after its own.
+    """
+    parts: list[torch.Tensor] = []
 
-    def __call__(self) -> torch.Tensor:
-        part = self.read()[self.number]
-        if self.number == self.count - 1:
-            self.read.cache_clear()
-        return part
+    def make() -> torch.Tensor:
+        if not parts:
+            parts.extend(read())
+        return parts.pop(0)
+
+    return make
 
 
 def _split(entry: Entry, model: Architecture, source: TorchDistCheckpoint, layer: int | None) -> list[torch.Tensor]:
-    """Read one Megatron tensor and part it; rows behind the vocabulary are not read."""
+    """Read one Megatron tensor and split it into Hugging Face's, of shapes `entry.hf_shapes`.
+
+    layer: its number, for a tensor [layers, rows, ...]. Rows behind the vocabulary are not read.
+    """
     shape = entry.megatron_shape(model.sizes)
     if layer is None:
         tensor = source.read(entry.megatron, (0,) * len(shape), shape)
     else:
         tensor = source.read(entry.megatron, (layer, *(0 for _ in shape)), (1, *shape))[0]
-    return entry.parted(tensor, model.sizes)
+    return entry.split(tensor, model.sizes)
 
 
 def _require_space(folder: Path, planned: list[Planned]) -> None:
@@ -216,6 +225,6 @@ def _require_space(folder: Path, planned: list[Planned]) -> None:
 
 @contextlib.contextmanager
 def _progress(planned: list[Planned], shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes with GB/s and the time left; gives a function that is told the bytes of each tensor."""
+    """Show a bar of bytes with GB/s and the time left; gives a function that takes the bytes of each tensor."""
     with tqdm(total=total_bytes(planned), unit="B", unit_scale=True, disable=not shown, mininterval=0.5) as bar:
         yield bar.update

@@ -1,39 +1,13 @@
-"""A model family as data: the sizes of a model, and which Hugging Face tensors make which of Megatron's."""
+"""A model family as data: which Hugging Face tensors make which of Megatron's, and what its settings must be."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 
-Head = Literal["lm", "reward"]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the shapes of all weights follow from."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    groups: int
-    """Key-value heads: as many as heads without grouped-query attention."""
-
-    head_dim: int
-    vocab: int
-    """Rows of the Hugging Face embedding, not padded for tensor parallelism."""
-
-    @property
-    def queries(self) -> int:
-        """Rows of the query projection."""
-        return self.heads * self.head_dim
-
-    @property
-    def keys(self) -> int:
-        """Rows of the key projection, and of the value projection."""
-        return self.groups * self.head_dim
+from megatron_chimed.convert.sizes import Head, Sizes
 
 
 @dataclass(frozen=True)
@@ -49,8 +23,9 @@ class Entry:
     shapes: tuple[tuple[str | int, ...], ...]
     """Of each Hugging Face tensor, by the names of `Sizes`."""
 
-    join: Callable
-    split: Callable
+    merge_fn: Callable
+    split_fn: Callable
+    """Its inverse; both are of `tensors`."""
 
     @property
     def per_layer(self) -> bool:
@@ -71,18 +46,22 @@ class Entry:
         shapes = self.hf_shapes(sizes)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def joined(self, parts: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
-        """Megatron's tensor of one layer."""
-        return self.join(parts, sizes.groups)
+    def merge(self, parts: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
+        """Merge the Hugging Face tensors of one layer, of shapes `hf_shapes`, into Megatron's, of `megatron_shape`.
 
-    def parted(self, tensor: torch.Tensor, sizes: Sizes) -> list[torch.Tensor]:
-        """The Hugging Face tensors of one layer."""
-        return self.split(tensor, [shape[0] for shape in self.hf_shapes(sizes)], sizes.groups)
+        All have one dtype, which stays. Query [heads * d, H], key and value [groups * d, H] make
+        [(heads + 2 * groups) * d, H]; gate and up [F, H] make [2F, H].
+        """
+        return self.merge_fn(parts, sizes.num_query_groups)
+
+    def split(self, tensor: torch.Tensor, sizes: Sizes) -> list[torch.Tensor]:
+        """Split Megatron's tensor of one layer [rows, ...] into the Hugging Face tensors: the inverse of `merge`."""
+        return self.split_fn(tensor, [shape[0] for shape in self.hf_shapes(sizes)], sizes.num_query_groups)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A table for one kind of model."""
+    """One kind of model: the table of its tensors, and the settings that Megatron and config.json must have."""
 
     name: str
     """Hugging Face's model_type."""
@@ -90,9 +69,19 @@ class Family:
     architectures: dict[str, Head]
     """Hugging Face's class names, the first of each head being the one that is written."""
 
-    trunk: tuple[Entry, ...]
+    fixed_hf_keys: dict[str, Any]
+    """Keys of config.json with the only value that is supported; a key that is absent or null stands for it."""
+
+    known_hf_keys: frozenset[str]
+    """Further keys that this family's config.json may have beside those of every family (`hf_keys`): they change no
+    result of the model."""
+
+    fixed_args: dict[str, Any]
+    """Arguments of Megatron for which config.json has no words, with the only value that it knows."""
+
+    body: tuple[Entry, ...]
     heads: dict[Head, Entry]
-    """What stands behind the trunk; a language model with tied embeddings has nothing there."""
+    """What stands behind the body; a language model with tied embeddings has nothing there."""
 
     stateful: tuple[str, ...]
     """Megatron's modules of a layer that look for an extra state (FP8 scales of Transformer Engine) when they load."""
@@ -102,7 +91,11 @@ class Family:
 
     def entries(self, head: Head, tied: bool) -> tuple[Entry, ...]:
         """The table of one model."""
-        return self.trunk if tied and head == "lm" else (*self.trunk, self.heads[head])
+        return self.body if tied and head == "lm" else (*self.body, self.heads[head])
+
+    def head_of(self, megatron_names: Iterable[str]) -> Head:
+        """The head that the tensors of a Megatron checkpoint make."""
+        return "reward" if self.heads["reward"].megatron in megatron_names else "lm"
 
     def hf_tensors(self, head: Head, tied: bool, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of every Hugging Face tensor of a model."""
@@ -111,5 +104,5 @@ class Family:
                 yield from zip((name.format(layer) for name in entry.hf), entry.hf_shapes(sizes), strict=True)
 
     def count(self, head: Head, tied: bool, sizes: Sizes) -> int:
-        """Number of weights of a model."""
+        """Count the weights of a model."""
         return sum(math.prod(shape) for _, shape in self.hf_tensors(head, tied, sizes))

@@ -1,5 +1,7 @@
-"""Weights in a Hugging Face folder: read lazily from safetensors or PyTorch .bin files, written as sharded safetensors
-one tensor at a time."""
+"""Read and write the weights of a Hugging Face folder, one tensor at a time.
+
+They are read lazily from safetensors or PyTorch .bin files, and written as sharded safetensors.
+"""
 
 import json
 import os
@@ -27,7 +29,7 @@ SAFETENSORS_NAMES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, not read yet."""
+    """Tensor in a file, not read yet."""
 
     file: str
     shape: tuple[int, ...]
@@ -101,7 +103,7 @@ class HuggingFaceFolder:
 
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:
-    """Tensors of a safetensors file, mapped into memory. Raises SafetensorError and ValueError."""
+    """Open the tensors of a safetensors file, mapped into memory. Raises SafetensorError and ValueError."""
     names = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
     file = safe_open(path, framework="pt")  # kept open by the readers below
     metadata = file.metadata()
@@ -116,7 +118,7 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def _open_bin(path: Path) -> dict[str, Stored]:
-    """Tensors of a PyTorch file, unpickled with weights_only. Raises ValueError and others.
+    """Open the tensors of a PyTorch file, unpickled with weights_only. Raises ValueError and others.
 
     They are mapped into memory; a file in PyTorch's form before 2020 can only be read as a whole.
     """
@@ -147,7 +149,7 @@ def write_weights(
 ) -> None:
     """Write tensors as model.safetensors, or as shards with their index, making one tensor at a time.
 
-    written: is told the number of bytes of each tensor. Files are on the disk when this returns.
+    written: called with the number of bytes of each tensor. Files are on the disk when this returns.
     """
     shards = shard(planned, max_shard_bytes)
     if len(shards) == 1:
@@ -163,7 +165,10 @@ def write_weights(
 
 
 def _write_safetensors(path: Path, tensors: Sequence[Planned], written: Callable[[int], None]) -> None:
-    """One file: length of the header, header, the tensors' bytes. The library would want all of them in memory."""
+    """Write one file: length of the header, header, the tensors' bytes.
+
+    The library would want all of them in memory.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -190,6 +195,6 @@ def _write_all(file: Any, content: memoryview) -> None:
 
 
 def _bytes_of(tensor: torch.Tensor, planned: Planned) -> Any:
-    """The tensor's bytes as a flat array, without a copy where it is contiguous."""
+    """View a tensor of any shape as uint8 [nbytes], without a copy where it is contiguous."""
     assert tensor.dtype == planned.dtype and tuple(tensor.shape) == planned.shape, planned.name
     return tensor.contiguous().flatten().view(torch.uint8).numpy()

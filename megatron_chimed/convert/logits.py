@@ -6,29 +6,30 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_chimed.convert import architecture as arch
+from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.family import Entry
+from megatron_chimed.convert.megatron_args import read_megatron
 from megatron_chimed.convert.model import build_model, load_weights
 from megatron_chimed.convert.plan import DTYPES
-from megatron_chimed.convert.tensors import join_qkv
+from megatron_chimed.convert.tensors import merge_qkv
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.jsonl import read_json
 
 
 def logits(gpt: torch.nn.Module, tokens: torch.Tensor, vocab: int) -> torch.Tensor:
-    """tokens [b, s] -> float32 logits [b, s, vocab]."""
+    """Compute logits [b, s, vocab] float32 of tokens [b, s] int64."""
     positions = torch.arange(tokens.size(1)).expand_as(tokens)
     return gpt(tokens, positions, None)[..., :vocab].float().contiguous()
 
 
 def rewards(gpt: torch.nn.Module, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """tokens [b, s], of which lengths [b] are no padding -> float32 rewards [b] of their last ones."""
+    """Compute rewards [b] float32 of the last tokens of tokens [b, s] int64, of which lengths [b] are no padding."""
     positions = torch.arange(tokens.size(1)).expand_as(tokens)
     return gpt(tokens, positions, None).float()[torch.arange(len(tokens)), lengths - 1]
 
 
 def continue_greedily(gpt: torch.nn.Module, prompts: torch.Tensor, count: int, vocab: int) -> torch.Tensor:
-    """prompts [b, s] -> the `count` most likely next tokens [b, count], each from a forward pass over all before."""
+    """Generate the `count` most likely next tokens [b, count] of prompts [b, s], a forward pass over all for each."""
     tokens = prompts
     for _ in range(count):
         following = logits(gpt, tokens, vocab)[:, -1].argmax(-1, keepdim=True)
@@ -36,17 +37,15 @@ def continue_greedily(gpt: torch.nn.Module, prompts: torch.Tensor, count: int, v
     return tokens[:, prompts.size(1) :].contiguous()
 
 
-def undo_interleaving(
-    gpt: torch.nn.Module, entry: Entry, model: arch.Architecture, source: TorchDistCheckpoint
-) -> None:
-    """The wrong conversion that must show: query, key and value one below the other (with one group, where that is
-    right, key and value exchanged)."""
+def undo_interleaving(gpt: torch.nn.Module, entry: Entry, model: Architecture, source: TorchDistCheckpoint) -> None:
+    """Load the wrong conversion, which must show: query, key and value one below the other (with one group, where that
+    is right, key and value exchanged)."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     shape = entry.megatron_shape(model.sizes)
     for number, layer in enumerate(gpt.decoder.layers):
         fused = source.read(entry.megatron, (number, 0, 0), (1, *shape))[0]
-        query, key, value = entry.parted(fused, model.sizes)
-        wrong = torch.cat([query, key, value] if model.sizes.groups > 1 else [query, value, key])
+        query, key, value = entry.split(fused, model.sizes)
+        wrong = torch.cat([query, key, value] if model.sizes.num_query_groups > 1 else [query, value, key])
         layer.self_attention.linear_qkv.weight.data.copy_(wrong.chunk(ranks)[rank])
 
 
@@ -56,7 +55,7 @@ def answer(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     request = read_json(folder / "request.json")
     source = TorchDistCheckpoint(request["checkpoint"])
-    model = arch.from_megatron_args(source.args(), request["head"], request["checkpoint"])
+    model = read_megatron(source)
     tokens = load_file(folder / "tokens.safetensors")
     gpt = build_model(model, DTYPES[request["dtype"]])
     load_weights(gpt, source.folder)
@@ -68,7 +67,7 @@ def answer(folder: Path) -> None:
     results = {"outputs": outputs()}
     if request["generate"]:
         results["generated"] = continue_greedily(gpt, tokens["prompts"], request["generate"], vocab)
-    fused = next(entry for entry in model.family.trunk if entry.join is join_qkv)
+    fused = next(entry for entry in model.family.body if entry.merge_fn is merge_qkv)
     undo_interleaving(gpt, fused, model, source)
     results["control"] = outputs()
     if torch.distributed.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""A converted or trained checkpoint as a Megatron model in this process, without the trainer: for checks on logits.
+"""Build a Megatron model of a converted or trained checkpoint in this process, without the trainer.
 
 One tensor-parallel group of all ranks, no pipeline. The caller has initialised torch.distributed.
 """
@@ -14,20 +14,21 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.sizes import pad_vocab
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.reward import build_reward
 
 
 def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's configuration of the layers, for evaluation on any device without Transformer Engine."""
+    """Make Megatron's configuration of the layers, for evaluation on any device without Transformer Engine."""
     sizes = model.sizes
     return TransformerConfig(
         num_layers=sizes.layers,
         hidden_size=sizes.hidden,
         ffn_hidden_size=sizes.ffn,
         num_attention_heads=sizes.heads,
-        num_query_groups=sizes.groups,
+        num_query_groups=sizes.num_query_groups,
         kv_channels=sizes.head_dim,
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
@@ -52,7 +53,7 @@ def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerCo
 
 
 def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
-    """This rank's part of the model, its weights not set yet.
+    """Build this rank's part of the model, its weights not set yet.
 
     Logits are [batch, sequence, padded vocabulary], or without gather_logits this rank's slice of them, as a loss wants
     it; a reward model gives rewards [batch, sequence]. Starts Megatron's parallel state with all ranks as one
@@ -61,7 +62,6 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
     ranks = torch.distributed.get_world_size()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    multiple = 128 * ranks
     config = SimpleNamespace(
         transformer=transformer_config(model, dtype),
         seq_length=model.max_positions,
@@ -81,7 +81,7 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
     return build(
         ModelOptions(),
         config,
-        vocab_size=-(-model.sizes.vocab // multiple) * multiple,
+        vocab_size=pad_vocab(model.sizes.vocab, ranks),
         pre_process=True,
         post_process=True,
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),

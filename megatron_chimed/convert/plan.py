@@ -1,5 +1,4 @@
-"""What a conversion will write, tensor by tensor, before the first byte is read: names, shapes, sizes, and how to make
-each one when its turn comes."""
+"""Plan of what a conversion writes: names, shapes and types of all tensors, and how to make each in its turn."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -33,10 +32,10 @@ class Planned:
 
 
 def total_bytes(planned: Iterable[Planned]) -> int:
-    """Bytes of all tensors."""
+    """Sum the bytes of all tensors."""
     return sum(tensor.nbytes for tensor in planned)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """``torch.bfloat16`` as config.json writes it: "bfloat16"."""
+    """Name a type as config.json does: "bfloat16" for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What is there against what the model needs, both ways: every difference is found, all are told at once."""
+"""Check the tensors of a checkpoint against those that the model needs, both ways; all differences are one error."""
 
 import re
 
@@ -43,7 +43,7 @@ def check_hf_tensors(model: Architecture, source: HuggingFaceFolder, dtype: torc
 
 def _is_tied_copy(name: str, model: Architecture, source: HuggingFaceFolder, expected: dict) -> bool:
     """Whether a tensor is the output layer of a model with tied embeddings, stored although it is the embedding."""
-    entry, embedding = model.family.heads["lm"], model.family.trunk[0].hf[0]
+    entry, embedding = model.family.heads["lm"], model.family.body[0].hf[0]
     if not model.tied or model.head != "lm" or name != entry.hf[0] or embedding not in source.tensors:
         return False
     copy, original = source.tensors[name], source.tensors[embedding]
@@ -51,7 +51,7 @@ def _is_tied_copy(name: str, model: Architecture, source: HuggingFaceFolder, exp
 
 
 def _mixed_types(model: Architecture, source: HuggingFaceFolder) -> list[str]:
-    """Tensors whose layers have several types: Megatron stores them as one."""
+    """List tensors whose layers have several types: Megatron stores them as one."""
     problems = []
     for entry in model.family.entries(model.head, model.tied):
         layers = range(model.sizes.layers if entry.per_layer else 1)

@@ -1,7 +1,7 @@
-"""Weights of one Hugging Face layer to Megatron's fused ones and back: pure functions, each beside its inverse.
+"""Merge the weights of one Hugging Face layer into Megatron's fused ones, and split them: pure functions and inverses.
 
-`join` functions take the Hugging Face tensors of a name-table entry and give Megatron's one tensor; `split` functions
-are their inverses. Both only move rows, so that a round trip is exact to the bit.
+A merge function takes the Hugging Face tensors of a name-table entry and gives Megatron's one tensor, of the same
+dtype; the split function is its inverse. Both only move rows, so that a round trip is exact to the bit.
 """
 
 from collections.abc import Sequence
@@ -9,40 +9,44 @@ from collections.abc import Sequence
 import torch
 
 
-def join_one(parts: Sequence[torch.Tensor], groups: int) -> torch.Tensor:
-    """A weight that both sides keep alike."""
+def merge_one(parts: Sequence[torch.Tensor], num_query_groups: int) -> torch.Tensor:
+    """Return the only tensor, of any shape: both sides keep the weight alike."""
     (only,) = parts
     return only
 
 
-def split_one(tensor: torch.Tensor, rows: Sequence[int], groups: int) -> list[torch.Tensor]:
-    """Inverse of `join_one`."""
+def split_one(tensor: torch.Tensor, rows: Sequence[int], num_query_groups: int) -> list[torch.Tensor]:
+    """Return the tensor, of any shape, as a list: the inverse of `merge_one`."""
     return [tensor]
 
 
-def join_rows(parts: Sequence[torch.Tensor], groups: int) -> torch.Tensor:
-    """Gate [F, H] and up [F, H] one below the other: [2F, H]."""
+def merge_rows(parts: Sequence[torch.Tensor], num_query_groups: int) -> torch.Tensor:
+    """Stack gate [F, H] on up [F, H]: [2F, H]."""
     return torch.cat(list(parts))
 
 
-def split_rows(tensor: torch.Tensor, rows: Sequence[int], groups: int) -> list[torch.Tensor]:
-    """Inverse of `join_rows`; rows: of each part."""
+def split_rows(tensor: torch.Tensor, rows: Sequence[int], num_query_groups: int) -> list[torch.Tensor]:
+    """Split [2F, H] into gate [F, H] and up [F, H], views of it: the inverse of `merge_rows`; rows: of each part."""
     return list(tensor.split(list(rows)))
 
 
-def join_qkv(parts: Sequence[torch.Tensor], groups: int) -> torch.Tensor:
-    """Query [heads * d, H], key and value [groups * d, H] interleaved by query group: [(heads + 2 * groups) * d, H].
+def merge_qkv(parts: Sequence[torch.Tensor], num_query_groups: int) -> torch.Tensor:
+    """Interleave query [heads * d, H], key and value [groups * d, H] by query group: [(heads + 2 * groups) * d, H].
 
     Each group has its heads / groups queries, then its key, then its value, so that a tensor-parallel rank that takes
     a slice of the rows has whole groups.
 
-    >>> join_qkv([torch.tensor([[1], [2]]), torch.tensor([[3], [4]]), torch.tensor([[5], [6]])], groups=2).flatten()
+    >>> query, key, value = torch.tensor([[1], [2]]), torch.tensor([[3], [4]]), torch.tensor([[5], [6]])
+    >>> merge_qkv([query, key, value], num_query_groups=2).flatten()
     tensor([1, 3, 5, 2, 4, 6])
     """
-    return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
+    return torch.cat([part.unflatten(0, (num_query_groups, -1)) for part in parts], dim=1).flatten(0, 1)
 
 
-def split_qkv(tensor: torch.Tensor, rows: Sequence[int], groups: int) -> list[torch.Tensor]:
-    """Inverse of `join_qkv`; rows: of query, key and value, over all groups."""
-    by_group = tensor.unflatten(0, (groups, -1))
-    return [part.flatten(0, 1) for part in by_group.split([count // groups for count in rows], dim=1)]
+def split_qkv(tensor: torch.Tensor, rows: Sequence[int], num_query_groups: int) -> list[torch.Tensor]:
+    """Split [(heads + 2 * groups) * d, H] into query [heads * d, H], key and value [groups * d, H], all new tensors.
+
+    The inverse of `merge_qkv`; rows: of query, key and value, over all groups.
+    """
+    by_group = tensor.unflatten(0, (num_query_groups, -1))
+    return [part.flatten(0, 1) for part in by_group.split([count // num_query_groups for count in rows], dim=1)]

@@ -1,4 +1,4 @@
-"""The tokenizer that goes with a checkpoint: its files, and the ids that config.json repeats."""
+"""Files of the tokenizer that goes with a checkpoint: its files, and the ids that config.json repeats."""
 
 import shutil
 from pathlib import Path
@@ -12,8 +12,8 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def tokenizer_folder(path: str | Path | None) -> Path | None:
-    """The folder of a tokenizer that is given as a folder or as the SentencePiece model in one; a model that has no
-    other files beside it stands for itself. None when there is nothing at the path."""
+    """Find the folder of a tokenizer that is given as a folder or as the SentencePiece model in one; a model that has
+    no other files beside it stands for itself. None when there is nothing at the path."""
     if path is None or not Path(path).exists():
         return None
     path = Path(path)
@@ -23,7 +23,7 @@ def tokenizer_folder(path: str | Path | None) -> Path | None:
 
 
 def checkpoint_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a Megatron checkpoint as its export has it. Raises InputError."""
+    """Load the tokenizer of a Megatron checkpoint as its export has it. Raises InputError."""
     return load_tokenizer(tokenizer_folder(source) or source)
 
 
@@ -39,14 +39,15 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def vocabulary(source: Path) -> tuple[int, dict[str, int | None]]:
-    """(number of ids, {bos_token_id, eos_token_id, pad_token_id}) of a tokenizer. Raises InputError."""
+    """Read (number of ids, {bos_token_id, eos_token_id, pad_token_id}) of a tokenizer. Raises InputError."""
     tokenizer = load_tokenizer(source)
     return tokenizer.vocab_size, dict(zip(IDS, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id), strict=True))
 
 
 def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -> dict[str, int | None]:
-    """The ids of a reward model, whose pad must not be EOS: transformers scores the last token that is no pad, and that
-    is an answer's EOS. Where the tokenizer pads with EOS, or not at all, its copy in `folder` then pads with BOS.
+    """Choose the ids of a reward model, whose pad must not be EOS: transformers scores the last token that is no pad,
+    and that is an answer's EOS. Where the tokenizer pads with EOS, or not at all, its copy in `folder` then pads with
+    BOS.
 
     source: the tokenizer; without a BOS the pad is None, and transformers takes one answer at a time.
     """
@@ -55,14 +56,15 @@ def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -
     number = token_ids["bos_token_id"]
     if number in (None, token_ids["eos_token_id"]):
         return token_ids | {"pad_token_id": None}
+    pad_token = load_tokenizer(source).id_to_token(number)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            write_json(folder / name, read_json(folder / name) | {"pad_token": load_tokenizer(source).piece(number)})
+            write_json(folder / name, read_json(folder / name) | {"pad_token": pad_token})
     return token_ids | {"pad_token_id": number}
 
 
 def generation_config(source: Path | None, token_ids: dict[str, int | None]) -> dict:
-    """The generation_config.json that lies beside the tokenizer, else one that states its ids. Raises InputError."""
+    """Read the generation_config.json beside the tokenizer, or make one that states its ids. Raises InputError."""
     path = None if source is None else source / "generation_config.json"
     if path is not None and path.is_file():
         content = read_json(path)

@@ -1,9 +1,10 @@
-"""Megatron's torch_dist checkpoints without Megatron's trainer: tensors are read and written piece by piece.
+"""Read and write Megatron's torch_dist checkpoints without Megatron's trainer, tensor by tensor.
 
 Reading takes any layout of chunks (other tensor- and pipeline-parallel sizes), and unpickles nothing but the classes
 that such a checkpoint consists of.
 """
 
+import functools
 import io
 import warnings
 from argparse import Namespace
@@ -92,6 +93,7 @@ class TorchDistCheckpoint:
         if problems:
             raise InputError(f"{self.folder}: the checkpoint is not whole: " + "; ".join(problems))
 
+    @functools.cached_property
     def args(self) -> Namespace:
         """The arguments of the training that saved it. Raises InputError."""
         place = self._metadata.storage_data.get(MetadataIndex(COMMON))
@@ -108,7 +110,12 @@ class TorchDistCheckpoint:
         return args
 
     def read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
-        """The block of a tensor that starts at `offsets` and has shape `sizes`. Raises InputError if it is damaged."""
+        """Read a block of a tensor, whatever chunks it was saved in.
+
+        name: of a tensor of shape tensors[name].size. offsets, sizes: the block's start and shape, one number for each
+        axis; (3, 0, 0) and (1, R, H) is layer 3 of [layers, R, H]. Returns a new tensor [*sizes] of the type in which
+        it was saved. Raises InputError if it is damaged.
+        """
         entry = self.tensors[name]
         block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = create_read_items_for_chunk_list(name, entry, [block])
@@ -130,7 +137,7 @@ class _IntoTensor(DefaultLoadPlanner):
         self.target = target
 
     def resolve_tensor(self, read_item):
-        """The part of the target that an item fills."""
+        """Return the part of the target that an item fills."""
         part = self.target
         for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             part = part.narrow(axis, start, length)
@@ -151,8 +158,8 @@ def write_checkpoint(
     """Write a checkpoint without optimizer or iteration ("release") as the only one of a run's folder.
 
     layers: length of the leading axis of tensors that are planned by layer. stateful: modules of a layer that get an
-    empty extra state. written: is told the number of bytes of each tensor. Tensors are made one at a time; files are
-    on the disk when this returns.
+    empty extra state. written: called with the number of bytes of each tensor. Tensors are made one at a time; files
+    are on the disk when this returns.
     """
     place = folder / "release"
     objects = {f"{module}._extra_state/shard_{n}_{layers}": _saved(None) for module in stateful for n in range(layers)}
@@ -175,7 +182,7 @@ def write_checkpoint(
 
 
 def _saved(value: Any) -> io.BytesIO:
-    """An object in the form in which Megatron keeps it: a list of one."""
+    """Serialise an object in the form in which Megatron keeps it: a list of one."""
     content = io.BytesIO()
     torch.save([value], content)
     return content
@@ -200,13 +207,13 @@ class _LazyPlanner(DefaultSavePlanner):
         return self.plan
 
     def _data(self, tensor: Planned) -> TensorWriteData:
-        """Place, shape and type of one tensor."""
+        """Make place, shape and type of one tensor."""
         offsets, sizes, whole = _block(tensor, self.layers)
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         return TensorWriteData(chunk, TensorProperties(dtype=tensor.dtype), torch.Size(whole))
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        """The content of one item."""
+        """Return the content of one item: a tensor [*sizes], with a leading 1 for a layer's part, or bytes."""
         if write_item.type == WriteItemType.BYTE_IO:
             return self.objects[write_item.index.fqn]
         planned = self.planned[write_item.index]
@@ -218,7 +225,7 @@ class _LazyPlanner(DefaultSavePlanner):
 
 
 def _block(tensor: Planned, layers: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(offsets, sizes, shape of the whole) of a planned tensor."""
+    """Compute (offsets, sizes, shape of the whole) of a planned tensor."""
     if tensor.layer is None:
         return (0,) * len(tensor.shape), tensor.shape, tensor.shape
     zeros = (0,) * len(tensor.shape)
@@ -226,6 +233,6 @@ def _block(tensor: Planned, layers: int) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def _index(tensor: Planned) -> MetadataIndex:
-    """The key of a planned tensor in the checkpoint's metadata."""
+    """Make the key of a planned tensor in the checkpoint's metadata."""
     offsets, _, _ = _block(tensor, 1)
     return MetadataIndex(tensor.name, offsets)

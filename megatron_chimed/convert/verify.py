@@ -1,4 +1,4 @@
-"""The same tokens through transformers and through our Megatron model: do a folder and a checkpoint hold one model?"""
+"""Compare a Hugging Face folder with a Megatron checkpoint: the same tokens through transformers and Megatron."""
 
 import dataclasses
 import os
@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_chimed.checkpoints import resolve
-from megatron_chimed.convert import architecture as arch
-from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.architecture import Architecture, read_hf
+from megatron_chimed.convert.megatron_args import read_megatron
 from megatron_chimed.convert.plan import DTYPES
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.convert.transformers_model import load_model
@@ -82,15 +82,13 @@ def verify(
     """
     place = resolve(megatron, iteration)
     model = _same_architecture(Path(hf), place)
-    for name in ("heads", "groups", "ffn"):
-        if getattr(model.sizes, name) % tensor_parallel:
-            number = getattr(model.sizes, name)
-            raise InputError(f"--tensor-parallel {tensor_parallel}: does not divide the model's {number} {name}")
+    if problems := model.sizes.problems(tensor_parallel):
+        raise InputError(f"--tensor-parallel {tensor_parallel}: " + "; ".join(problems))
     if model.head == "reward" and generate:
         raise InputError(f"{hf}: a reward model, which generates nothing; leave --generate out")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        request = {"checkpoint": str(place), "head": model.head, "dtype": dtype, "generate": generate}
+        request = {"checkpoint": str(place), "dtype": dtype, "generate": generate}
         write_json(folder / "request.json", request)
         if model.head == "reward":
             tokens, expected = _rewards_by_transformers(Path(hf), model, DTYPES[dtype])
@@ -102,11 +100,9 @@ def verify(
 
 
 def _same_architecture(hf: Path, place: Path) -> Architecture:
-    """The architecture of both. Raises InputError listing what differs."""
-    ours = arch.read_hf(hf)
-    source = TorchDistCheckpoint(place)
-    theirs = arch.from_megatron_args(source.args(), ours.head, str(place))
-    if (ours.head == "reward") != ("reward_head.weight" in source.tensors):
+    """Read the architecture of both. Raises InputError listing what differs."""
+    ours, theirs = read_hf(hf), read_megatron(TorchDistCheckpoint(place))
+    if ours.head != theirs.head:
         raise InputError(f"{hf} and {place}: one is a reward model, the other is not; give two of a kind")
     one, other = (dataclasses.asdict(model) for model in (ours, theirs))
     differences = [f"{key} is {one[key]}, and {other[key]}" for key in one if one[key] != other[key]]
@@ -119,12 +115,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 def _draw(model: Architecture, rows: int, length: int) -> torch.Tensor:
-    """Random ids [rows, length]."""
+    """Draw random ids [rows, length], int64."""
     return torch.randint(model.sizes.vocab, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def _rewards_by_transformers(hf: Path, model: Architecture, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
-    """(tokens [b, s] and lengths [b], outputs: their rewards [b] float32 in one padded batch). Raises InputError."""
+    """Compute (tokens [b, s] and lengths [b]; outputs, their rewards [b] float32 in one batch). Raises InputError."""
     reference = load_model(hf, "AutoModelForSequenceClassification", dtype)
     lengths = torch.tensor(REWARDED).clamp(max=model.max_positions)
     tokens, pad = _draw(model, len(lengths), int(lengths.max())), reference.config.pad_token_id
@@ -141,9 +137,9 @@ def _rewards_by_transformers(hf: Path, model: Architecture, dtype: torch.dtype) 
 
 
 def _by_transformers(hf: Path, model: Architecture, dtype: torch.dtype, generate: int) -> tuple[Tensors, Tensors]:
-    """(tokens [b, s] and prompts [b, PROMPT]; outputs, their logits [b, s, vocab], and generated [b, generate]).
+    """Compute (tokens [b, s] and prompts [b, PROMPT]; outputs, their logits [b, s, vocab], and generated).
 
-    Raises InputError.
+    generated: [b, generate], int64 as all tokens; logits are float32. Raises InputError.
     """
     reference = load_model(hf, "AutoModelForCausalLM", dtype)
     tokens = _draw(model, ROWS, max(1, min(LENGTH, model.max_positions - generate)))
@@ -161,7 +157,7 @@ def _by_transformers(hf: Path, model: Architecture, dtype: torch.dtype, generate
 
 
 def _by_megatron(folder: Path, ranks: int) -> Tensors:
-    """The same and "control", by `ranks` processes with Megatron. Raises InputError with the last line of a failure."""
+    """Compute the same and "control", by `ranks` processes with Megatron. Raises InputError with a failure's reason."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", "megatron_chimed.convert.verify_worker", str(folder)]
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
@@ -174,7 +170,7 @@ def _by_megatron(folder: Path, ranks: int) -> Tensors:
 
 
 def _report(head: str, dtype: str, expected: Tensors, found: Tensors) -> Report:
-    """The figures of two sets of results."""
+    """Make the figures of two sets of results, both of `_by_transformers`' or `_rewards_by_transformers`' shapes."""
     outputs = expected["outputs"]
     scale = outputs.abs().max().item() if dtype == "bfloat16" else 1.0
     difference = (outputs - found["outputs"]).abs()

@@ -1,4 +1,4 @@
-"""The flags of the corpus builder, and the options that they stand for."""
+"""Flags of the corpus builder, and the options that they stand for."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ MAX_BATCH_MB = 1024  # a batch is held in memory by every worker
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The flags of Megatron's tool that have a meaning here, under the same names, and our own."""
+    """Add the flags of Megatron's tool that have a meaning here, under the same names, and our own."""
     p.add_argument("--input", nargs="+", default=[], help="files or globs of JSON lines, also .gz")
     p.add_argument("--json-keys", nargs="+", default=["text"], help="fields to take, a dataset for each (text)")
     p.add_argument("--output-prefix", type=Path, required=True, help="path of the outputs without suffix")

@@ -1,10 +1,10 @@
-"""The corpus builder: JSON lines to Megatron's indexed dataset, a drop-in for Megatron's tools/preprocess_data.py.
+"""Build a corpus: JSON lines to Megatron's indexed dataset, a drop-in for Megatron's tools/preprocess_data.py.
 
-The same rows give byte-identical .bin and .idx files. Beyond that: bad rows go into quarantine instead of hanging the
-tool, cleaning, redaction, deduplication, a manifest with hashes, work on several machines, and safety against being
-killed. The input is cut into batches (inputs); worker processes (pool) make a part of each (worker, part); the parts
-are joined in document order as they come (output). Finished parts wait in PREFIX.work, so that a run that was killed is
-continued, and everything appears under its final name at the end, the manifest last.
+The same rows give byte-identical .bin and .idx files. Beyond that: bad rows go into a file of their own instead of
+hanging the tool, cleaning, redaction, deduplication, a manifest with hashes, work on several machines, and safety
+against being killed. The input is cut into batches (inputs); worker processes (pool) make a part of each (worker,
+part); the parts are joined in document order as they come (output). Finished parts wait in PREFIX.work, so that a run
+that was killed is continued, and everything appears under its final name at the end, the manifest last.
 """
 
 import collections
@@ -24,10 +24,10 @@ from typing import IO
 from megatron_chimed import __version__
 from megatron_chimed.corpus.indexed_dataset import token_dtype
 from megatron_chimed.corpus.inputs import (
-    Batch,
-    Source,
+    InputRange,
+    LineBatch,
     count_lines_before,
-    cut_into_batches,
+    cut_line_batches,
     digest_source,
     identity,
     select_shard,
@@ -47,7 +47,7 @@ MADE_BY = "tools/preprocess_data.py"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How the work is done; none of it changes the ids.
+    """Options of a run; none of them changes the ids.
 
     workers: processes, 0 for none but this one; max_rejected_share: of the rows that are not blank; num_shards,
     shard_index: make only one of so many contiguous parts of the input (shard_index None: all of it); batch_bytes:
@@ -71,7 +71,7 @@ class RunOptions:
 
 
 def shard_prefix(prefix: Path, num_shards: int, shard_index: int) -> Path:
-    """The prefix of one shard's own corpus: PREFIX_shard-00000-of-00008."""
+    """Name one shard's own corpus: PREFIX_shard-00000-of-00008."""
     return prefix.with_name(f"{prefix.name}_shard-{shard_index:05d}-of-{num_shards:05d}")
 
 
@@ -119,17 +119,17 @@ def build_corpus(
 
 
 def _input_hash(digests: Iterator[str]) -> str:
-    """One hash for all inputs, in their order."""
+    """Hash all inputs, in their order."""
     return sha256_json(list(digests))
 
 
-def _hash_sources(sources: list[Source]) -> str:
+def _hash_sources(sources: list[InputRange]) -> str:
     return _input_hash(map(digest_source, sources))
 
 
 @contextlib.contextmanager
 def work_folder(prefix: Path) -> Iterator[Path]:
-    """PREFIX.work, for this process alone. It goes when the work is done or the input is at fault, else it stays.
+    """Hold PREFIX.work for this process alone. It goes when the work is done or the input is at fault, else it stays.
 
     Raises InputError if another run holds it.
     """
@@ -161,7 +161,7 @@ def _lock(work: Path, prefix: Path) -> IO:
 
 
 def find_finished(prefix: Path, parents: dict, input_hash, max_rejected_share: float = 1) -> dict | None:
-    """The manifest of a whole corpus made of the same inputs in the same way, or None.
+    """Find the manifest of a whole corpus made of the same inputs in the same way, or None.
 
     input_hash: a function, called only if all else is equal, as it reads all inputs. max_rejected_share: a corpus that
     was made with more bad rows than this is not taken.
@@ -189,15 +189,15 @@ def _discard_stale_parts(work: Path, key: str) -> None:
 
 
 def _make_and_join(
-    work: Path, sources: list[Source], worker: Worker, assembler: Assembler, run: RunOptions
+    work: Path, sources: list[InputRange], worker: Worker, assembler: Assembler, run: RunOptions
 ) -> list[str]:
     """Make all parts that are not there yet and append each to the assembler. Returns the SHA-256 of each source."""
     digests = [hashlib.sha256() for _ in sources]
 
-    def jobs() -> Iterator[tuple[Batch, Path, bool]]:
+    def jobs() -> Iterator[tuple[LineBatch, Path, bool]]:
         number = 0
         for index, source in enumerate(sources):
-            for batch in cut_into_batches(index, source, run.batch_bytes, digests[index]):
+            for batch in cut_line_batches(index, source, run.batch_bytes, digests[index]):
                 path = work / "parts" / f"{number:08d}.npz"
                 yield batch, path, not path.exists()
                 number += 1

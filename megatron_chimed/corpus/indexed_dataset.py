@@ -32,12 +32,12 @@ class Index(NamedTuple):
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The type that Megatron chooses for the ids of a vocabulary (`DType.optimal_dtype`)."""
+    """Return the type that Megatron chooses for the ids of a vocabulary (`DType.optimal_dtype`)."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 def starts_of(lengths: np.ndarray, itemsize: int) -> np.ndarray:
-    """The byte at which each sequence starts: int64 [sequences]."""
+    """Compute the byte at which each sequence starts: int64 [sequences]."""
     starts = np.zeros(len(lengths), dtype=np.int64)
     np.cumsum(lengths[:-1], dtype=np.int64, out=starts[1:])
     return starts * itemsize

@@ -1,4 +1,4 @@
-"""The inputs of the corpus builder, cut into batches of whole lines that workers read for themselves.
+"""Cut the inputs of the corpus builder into batches of whole lines that workers read for themselves.
 
 Several inputs are one long stream of lines, in the order given. A shard is a contiguous part of that stream: of each
 plain file the lines that begin in its range of bytes, of a .gz file, which cannot be entered in the middle, all or
@@ -18,8 +18,9 @@ from megatron_chimed.jsonl import BOM, open_input
 
 
 @dataclass(frozen=True)
-class Source:
-    """Bytes [start, end) of an input file; both fall on line starts once `cut_into_batches` has been through it."""
+class InputRange:
+    """Range of bytes [start, end) of an input file; both fall on line starts once `cut_line_batches` has been through
+    it."""
 
     path: str
     size: int
@@ -28,8 +29,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Whole lines of one input.
+class LineBatch:
+    """Batch of whole lines of one input.
 
     source: number of the source; offset, length: where the bytes lie in a plain file; content: the bytes themselves
     where they come from a .gz; overlong: the last line was cut off; consumed: bytes of the input file, as on disk,
@@ -45,7 +46,7 @@ class Batch:
     overlong: bool = False
 
     def read(self) -> bytes:
-        """The batch's bytes. Raises InputError if the file has become shorter meanwhile."""
+        """Read the batch's bytes. Raises InputError if the file has become shorter meanwhile."""
         if self.content is not None:
             return self.content
         with open(self.path, "rb") as file:
@@ -56,8 +57,9 @@ class Batch:
         return content
 
 
-def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[Source]:
-    """The sources of one shard of the inputs (0 <= shard_index < num_shards), of nearly equal numbers of bytes."""
+def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) -> list[InputRange]:
+    """Select the ranges of one shard of the inputs (0 <= shard_index < num_shards), of nearly equal numbers of
+    bytes."""
     sizes = [os.path.getsize(path) for path in paths]
     total, position, sources = sum(sizes), 0, []
     low, high = total * shard_index // num_shards, total * (shard_index + 1) // num_shards
@@ -66,13 +68,13 @@ def select_shard(paths: list[str], num_shards: int = 1, shard_index: int = 0) ->
         if path.endswith(".gz"):
             start, end = (0, size) if low <= position < high else (0, 0)
         if start < end:
-            sources.append(Source(path, size, start, end))
+            sources.append(InputRange(path, size, start, end))
         position += size
     return sources
 
 
-def cut_into_batches(number: int, source: Source, batch_bytes: int, digest: "hashlib._Hash") -> Iterator[Batch]:
-    """Batches of at least `batch_bytes` of text, except the last, of all lines that begin within the source.
+def cut_line_batches(number: int, source: InputRange, batch_bytes: int, digest: "hashlib._Hash") -> Iterator[LineBatch]:
+    """Cut batches of at least `batch_bytes` of text, except the last, of all lines that begin within the source.
 
     `digest` is fed with the same bytes as that of `digest_source`. Line starts alone decide where batches are cut,
     so that a second run makes the same batches. Raises InputError on a damaged .gz.
@@ -89,18 +91,18 @@ def cut_into_batches(number: int, source: Source, batch_bytes: int, digest: "has
             if not length:
                 return
             skip = len(BOM) if offset == 0 and block.startswith(BOM) else 0
-            yield Batch(number, source.path, offset + skip, len(block) - skip, length, overlong=overlong)
+            yield LineBatch(number, source.path, offset + skip, len(block) - skip, length, overlong=overlong)
             offset += length
 
 
-def digest_source(source: Source) -> str:
-    """Hexadecimal SHA-256 of the lines that begin within the source; of a .gz, of the compressed file."""
+def digest_source(source: InputRange) -> str:
+    """Compute the hexadecimal SHA-256 of the lines that begin within the source; of a .gz, of the compressed file."""
     digest = hashlib.sha256()
     _feed(digest, source)
     return digest.hexdigest()
 
 
-def _feed(digest: "hashlib._Hash", source: Source) -> None:
+def _feed(digest: "hashlib._Hash", source: InputRange) -> None:
     with open(source.path, "rb") as file:
         position, end = (0, source.size) if source.path.endswith(".gz") else _line_range(file, source)
         file.seek(position)
@@ -109,13 +111,13 @@ def _feed(digest: "hashlib._Hash", source: Source) -> None:
             position += len(block)
 
 
-def _line_range(file: IO[bytes], source: Source) -> tuple[int, int]:
-    """The bytes [start, end) of the lines that begin within the source."""
+def _line_range(file: IO[bytes], source: InputRange) -> tuple[int, int]:
+    """Find the bytes [start, end) of the lines that begin within the source."""
     return _next_line_start(file, source.start, source.size), _next_line_start(file, source.end, source.size)
 
 
 def _next_line_start(file: IO[bytes], position: int, size: int) -> int:
-    """The first line start at or after a position."""
+    """Find the first line start at or after a position."""
     if position in (0, size):
         return position
     file.seek(position - 1)
@@ -125,7 +127,8 @@ def _next_line_start(file: IO[bytes], position: int, size: int) -> int:
 
 
 def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> tuple[bytes, bool, int]:
-    """At least `size` bytes of whole lines; whether the last was cut off at its limit; how far the file was read."""
+    """Read at least `size` bytes of whole lines; whether the last was cut off at its limit; how far the file was
+    read."""
     block = file.read(size)
     length = len(block)
     if block and not block.endswith(b"\n"):
@@ -153,8 +156,8 @@ def _read_lines(file: IO[bytes], size: int, digest: "hashlib._Hash | None") -> t
     return block, True, length
 
 
-def _cut_gzip(number: int, source: Source, batch_bytes: int) -> Iterator[Batch]:
-    """Batches of a .gz file, with their content."""
+def _cut_gzip(number: int, source: InputRange, batch_bytes: int) -> Iterator[LineBatch]:
+    """Cut batches of a .gz file, with their content."""
     with open_input(source.path) as file:
         raw, before, first = file.fileobj, 0, True
         while True:
@@ -164,12 +167,13 @@ def _cut_gzip(number: int, source: Source, batch_bytes: int) -> Iterator[Batch]:
             if first and block.startswith(BOM):
                 block = block[len(BOM) :]
             after = min(raw.tell(), source.size)
-            yield Batch(number, source.path, 0, len(block), after - before, content=block, overlong=overlong)
+            yield LineBatch(number, source.path, 0, len(block), after - before, content=block, overlong=overlong)
             before, first = after, False
 
 
-def count_lines_before(source: Source) -> int:
-    """Lines of a file that begin before a source's first line: what to add to get line numbers of the whole file."""
+def count_lines_before(source: InputRange) -> int:
+    """Count the lines of a file that begin before a source's first line: what to add to get line numbers of the whole
+    file."""
     lines = 0
     with open(source.path, "rb") as file:
         left = _next_line_start(file, source.start, source.size)
@@ -180,8 +184,8 @@ def count_lines_before(source: Source) -> int:
     return lines
 
 
-def identity(sources: list[Source]) -> list[list]:
-    """What tells cheaply whether inputs are still the same: path, range, size and time of change of each."""
+def identity(sources: list[InputRange]) -> list[list]:
+    """List what shows cheaply whether inputs are still the same: path, range, size and time of change of each."""
     return [
         [os.path.abspath(source.path), source.start, source.end, source.size, Path(source.path).stat().st_mtime_ns]
         for source in sources

@@ -7,7 +7,7 @@ from megatron_chimed.jsonl import read_json, sha256_json
 
 
 def find_corpus_manifest(dataset_prefix: str | Path) -> tuple[Path, dict]:
-    """The manifest that lists ``dataset_prefix.bin``, for example PREFIX.manifest.json for PREFIX_text_document.
+    """Find the manifest that lists ``dataset_prefix.bin``, for example PREFIX.manifest.json for PREFIX_text_document.
 
     Manifests of other things, whole or not, are passed over. Raises InputError when there is none, naming the tool
     that writes one.
@@ -29,7 +29,7 @@ def find_corpus_manifest(dataset_prefix: str | Path) -> tuple[Path, dict]:
 
 
 def check_corpus_sizes(dataset_prefix: str | Path) -> str:
-    """Quick check at the start of a training: manifest present, .bin and .idx of the sizes that it states.
+    """Check quickly, at the start of a training: manifest present, .bin and .idx of the sizes that it states.
 
     Returns the corpus hash: a SHA-256 over the recorded hashes of both files. It does not read the files; the full
     check is `chimed verify corpus`. Raises InputError.

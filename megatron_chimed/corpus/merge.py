@@ -58,7 +58,10 @@ def merge_shards(prefix: Path, progress: bool = True) -> dict:
 
 
 def find_shards(prefix: Path) -> list[Path]:
-    """The prefixes of all shards of a corpus, in order. Raises InputError: none, one missing, or of two divisions."""
+    """Find the prefixes of all shards of a corpus, in order.
+
+    Raises InputError: none, one missing, or of two divisions.
+    """
     pattern = re.compile(re.escape(prefix.name) + r"_shard-(\d{5})-of-(\d{5})\.manifest\.json")
     found = [match for path in prefix.parent.glob("*.manifest.json") if (match := pattern.fullmatch(path.name))]
     counts = sorted({int(match[2]) for match in found})
@@ -84,7 +87,7 @@ def _add_shard(assembler: Assembler, shard: Path, content: dict) -> None:
 
 
 def _read_blocks(shard: Path, content: dict) -> Iterator[Part]:
-    """The documents of a shard, some thousand at a time."""
+    """Read the documents of a shard, some thousand at a time."""
     indices, binaries = {}, {}
     for key in content["json_keys"]:
         dataset = shard.with_name(dataset_name(shard, key))

@@ -1,4 +1,4 @@
-"""Parts in order to one finished corpus: join, drop duplicates, hash, publish under the final names all at once."""
+"""Assemble parts in order to one finished corpus: join, drop duplicates, hash, publish all files at once."""
 
 import collections
 import hashlib
@@ -15,17 +15,17 @@ from megatron_chimed.jsonl import manifest, sha256_file, write_json
 
 
 def dataset_name(prefix: Path, key: str) -> str:
-    """The name of a key's dataset, as Megatron's tool gives it: PREFIX_text_document (a name, not a path)."""
+    """Return the name of a key's dataset, as Megatron's tool gives it: PREFIX_text_document (a name, not a path)."""
     return f"{prefix.name}_{key}_document"
 
 
 def manifest_path(prefix: Path) -> Path:
-    """PREFIX.manifest.json."""
+    """Name the manifest: PREFIX.manifest.json."""
     return prefix.with_name(f"{prefix.name}.manifest.json")
 
 
 class _Dataset:
-    """One .bin under way, and what its .idx will hold."""
+    """Writer of one .bin, and of what its .idx will hold."""
 
     def __init__(self, path: Path, dtype: np.dtype):
         self.path, self.dtype = path, dtype
@@ -61,7 +61,7 @@ def _close(file) -> None:
 
 
 class Assembler:
-    """Takes parts in document order and keeps the finished files in `folder` until `publish`.
+    """Assembler of parts in document order; keeps the finished files in `folder` until `publish`.
 
     Memory grows by 8 bytes for each document, plus what deduplication remembers; token ids are passed on at once.
     keep_signatures: write them beside the corpus, for the deduplication across shards when these are merged.
@@ -86,7 +86,7 @@ class Assembler:
         self.reasons, self.redacted = collections.Counter(), collections.Counter()
 
     def add(self, part: Part, rejected: bytes | None = None) -> None:
-        """Append a part. rejected: its rejected rows as they go into the quarantine file."""
+        """Append a part. rejected: its rejected rows as they go into their file."""
         self.rejected.write(part.rejected if rejected is None else rejected)
         self.num_rows += part.rows
         self.reasons.update(part.reasons)
@@ -104,7 +104,7 @@ class Assembler:
         self.num_documents += int(keep.sum())
 
     def first_rejected(self) -> dict:
-        """The first row in the quarantine file; there must be one."""
+        """Read the first row in the file of rejected rows; there must be one."""
         self.rejected.flush()
         with open(self.folder / "rejected.jsonl", "rb") as file:
             return json.loads(file.readline())
@@ -149,7 +149,7 @@ class Assembler:
 
 
 def number_rejected(rejected: bytes, path: str, lines_before: int) -> bytes:
-    """Rejected rows of a part as they go into the quarantine file: with the input's name and its own line numbers."""
+    """Number the rejected rows of a part for their file: with the input's name and its own line numbers."""
     rows = bytearray()
     for line in rejected.splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""What a worker makes of one batch of lines: token ids, signatures for deduplication, rejected rows and counts.
+"""Part of a corpus, made of one batch of lines: token ids, signatures for deduplication, rejected rows, counts.
 
 A part lies in one .npz file. It is written under another name and renamed, and zip checks every array with a CRC, so a
 part that can be read is whole.
@@ -28,7 +28,7 @@ class Documents:
     counts: np.ndarray
 
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each document: int64 [documents]."""
+        """Count the tokens of each document: int64 [documents]."""
         if len(self.counts) == len(self.lengths) and (self.counts == 1).all():
             return self.lengths.astype(np.int64)
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
@@ -36,7 +36,7 @@ class Documents:
         return ends[last] - ends[last - self.counts]
 
     def select(self, keep: np.ndarray) -> "Documents":
-        """Only the documents with a true entry in keep [documents] bool."""
+        """Select the documents with a true entry in keep [documents] bool."""
         if keep.all():
             return self
         ids = self.ids[np.repeat(keep, self.num_tokens())]
@@ -91,12 +91,13 @@ def load_part(path: Path) -> Part | None:
 
 
 def make_deduplicator(kind: str | None) -> Deduplicator | None:
-    """kind: "exact", "near" or None for no deduplication."""
+    """Make a deduplicator. kind: "exact", "near" or None for no deduplication."""
     return {"exact": ExactDeduplicator, "near": NearDeduplicator}[kind]() if kind else None
 
 
 def sign_all(deduplicator: Deduplicator | None, rows: Iterable[tuple[str | list[str], ...]]) -> np.ndarray:
-    """Signatures of documents, each a text for each JSON key: [documents, width]; width 0 without a deduplicator."""
+    """Compute the signatures of documents, each a text for each JSON key: [documents, width]; width 0 without a
+    deduplicator."""
     if deduplicator is None:
         return np.zeros((sum(1 for _ in rows), 0), dtype=np.uint8)
     joined = ("\n".join(text if isinstance(text, str) else "\n".join(text) for text in row) for row in rows)
@@ -109,7 +110,7 @@ def sign_all(deduplicator: Deduplicator | None, rows: Iterable[tuple[str | list[
 
 
 def are_new(deduplicator: Deduplicator, signatures: np.ndarray) -> np.ndarray:
-    """Which documents are no duplicate of one before: bool [documents], from `sign_all`'s signatures."""
+    """Find the documents that are no duplicate of one before: bool [documents], from `sign_all`'s signatures."""
     rows = (row.tobytes() if row.dtype == np.uint8 else row for row in signatures)
     duplicates = map(deduplicator.is_duplicate_signature, rows)
     return ~np.fromiter(duplicates, dtype=bool, count=len(signatures))

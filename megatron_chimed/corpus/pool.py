@@ -7,14 +7,14 @@ would cost more than the tokenisation itself.
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from megatron_chimed.corpus.inputs import Batch
+from megatron_chimed.corpus.inputs import LineBatch
 from megatron_chimed.corpus.worker import Worker
 from megatron_chimed.workers import map_in_order
 
 
 def make_parts(
-    jobs: Iterable[tuple[Batch, Path, bool]], worker: Worker, num_workers: int
-) -> Iterator[tuple[Batch, Path]]:
+    jobs: Iterable[tuple[LineBatch, Path, bool]], worker: Worker, num_workers: int
+) -> Iterator[tuple[LineBatch, Path]]:
     """Make the part of each (batch, path, wanted); yield (batch, path) in the same order, as they are there.
 
     num_workers, errors: see `map_in_order`. wanted: false for a part that is there already.

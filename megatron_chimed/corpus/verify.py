@@ -1,4 +1,4 @@
-"""Is a corpus whole and unaltered? Everything that a manifest and an index say is computed again from the bytes."""
+"""Verify that a corpus is whole and unaltered: what its manifest and index say is computed again from the bytes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ FIELDS = {"bytes": dict, "sha256": dict, "documents": int, "tokens": int, "vocab
 
 
 class DatasetFacts(NamedTuple):
-    """What a .bin/.idx pair holds; max_id is -1 where there are no tokens."""
+    """Facts of a .bin/.idx pair; max_id is -1 where there are no tokens."""
 
     documents: int
     tokens: int
@@ -58,7 +58,10 @@ def verify_corpus(prefix: str | Path, progress: bool = False) -> dict:
 
 
 def find_manifest(prefix: str | Path) -> tuple[Path, dict]:
-    """The manifest of a corpus by the corpus's or a dataset's prefix. Raises InputError: none, or not a corpus's."""
+    """Find the manifest of a corpus by the corpus's or a dataset's prefix.
+
+    Raises InputError: none, or not a corpus's.
+    """
     path = Path(f"{prefix}.manifest.json")
     path, content = (path, read_json(path)) if path.exists() else find_corpus_manifest(prefix)
     for field, kind in FIELDS.items():

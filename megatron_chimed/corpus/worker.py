@@ -1,4 +1,4 @@
-"""From a batch of JSON lines to a part of a corpus: parse, check, clean, tokenise. It runs in worker processes."""
+"""Make a part of a corpus of a batch of JSON lines: parse, check, clean, tokenise. It runs in worker processes."""
 
 import itertools
 import json
@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 
 from megatron_chimed.corpus.indexed_dataset import token_dtype
-from megatron_chimed.corpus.inputs import Batch
+from megatron_chimed.corpus.inputs import LineBatch
 from megatron_chimed.corpus.part import Documents, Part, make_deduplicator, save_part, sign_all
 from megatron_chimed.data.clean import clean, redact
-from megatron_chimed.data.quarantine import excerpt, kind_of
+from megatron_chimed.data.rejected import excerpt, kind_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import MAX_LINE_BYTES, parse_line
 from megatron_chimed.text.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ from megatron_chimed.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What is done to the rows: the settings that decide the ids which a row becomes.
+    """Options of the rows: the settings that decide the ids which a row becomes.
 
     append_eod: end each document with the tokenizer's EOS. parse_special, add_special: see `Tokenizer.encode_batch`;
     the defaults are what Megatron's tool does, and add_special needs parse_special. clean: also redacts personal data.
@@ -43,7 +43,8 @@ Text = str | list[str]  # a document's text: one sequence, or a list of them
 
 
 class Rows(NamedTuple):
-    """Of a batch: texts by JSON key [documents] and line numbers (from 0) of good rows; {line: reason} of the bad."""
+    """Rows of a batch: texts by JSON key [documents] and line numbers (from 0) of good rows; {line: reason} of the
+    bad."""
 
     texts: dict[str, list[Text]]
     numbers: Sequence[int]
@@ -51,7 +52,7 @@ class Rows(NamedTuple):
 
 
 class Worker:
-    """Makes parts. tokenizer: its ids must be below its vocab_size."""
+    """Maker of parts. tokenizer: its ids must be below its vocab_size."""
 
     def __init__(self, tokenizer: Tokenizer, options: TextOptions):
         self.tokenizer, self.options = tokenizer, options
@@ -59,7 +60,7 @@ class Worker:
         self.as_it_is = not (options.clean or options.redact)
         self.deduplicator = make_deduplicator(options.dedup)
 
-    def make_part(self, batch: Batch, path: Path) -> None:
+    def make_part(self, batch: LineBatch, path: Path) -> None:
         """Read a batch and write its part. Raises InputError if the tokenizer gives an id outside its vocabulary."""
         content = batch.read()
         lines = _split_lines(content)
@@ -76,14 +77,14 @@ class Worker:
             sign_all(self.deduplicator, itertools.compress(zip(*rows.texts.values(), strict=True), keep)),
             lines=len(lines),
             rows=num_rows,
-            rejected=_quarantine(rejected, lines, self.as_it_is),
+            rejected=_rejected_lines(rejected, lines, self.as_it_is),
             reasons=dict(Counter(map(kind_of, rejected.values()))),
             redacted=dict(redacted),
         )
         save_part(path, part)
 
-    def _read_rows(self, lines: list[bytes], batch: Batch, escapes: bool, redacted: Counter) -> Rows:
-        """The rows of a batch's lines. escapes: whether "\\ud..." occurs; redacted: is counted up."""
+    def _read_rows(self, lines: list[bytes], batch: LineBatch, escapes: bool, redacted: Counter) -> Rows:
+        """Read the rows of a batch's lines. escapes: whether "\\ud..." occurs; redacted: is counted up."""
         usual = self._usual_texts(lines)
         if all(usual) and not batch.overlong:
             return Rows({self.options.json_keys[0]: usual}, range(len(lines)), {})
@@ -105,7 +106,7 @@ class Worker:
         return rows
 
     def _usual_texts(self, lines: list[bytes]) -> list[str | None]:
-        """For each line its text, where nothing is to be done to it; None where `_prepare` must look closer.
+        """Read for each line its text, where nothing is to be done to it; None where `_prepare` must look closer.
 
         Most lines of most corpora are usual, and most time besides tokenisation goes here: one loop, a fast parser.
         """
@@ -122,7 +123,7 @@ class Worker:
         return texts
 
     def _prepare(self, row: dict, redacted: Counter, escapes: bool) -> list[Text]:
-        """The row's texts, one for each JSON key. Raises InputError with the reason to reject it."""
+        """Prepare the row's texts, one for each JSON key. Raises InputError with the reason to reject it."""
         texts = []
         for key in self.options.json_keys:
             if key not in row:
@@ -150,7 +151,7 @@ class Worker:
         return text
 
     def _tokenize(self, texts: list[Text]) -> Documents:
-        """Ids of the texts of one key [documents]; sequences without tokens are left out."""
+        """Tokenize the texts of one key [documents]; sequences without tokens are left out."""
         sequences, counts = texts, np.ones(len(texts), dtype=np.int32)
         if set(map(type, texts)) != {str}:
             texts = [[text] if isinstance(text, str) else text for text in texts]
@@ -177,7 +178,7 @@ class Worker:
         return Documents(ids, lengths, counts)
 
     def _finish(self, documents: Documents) -> Documents:
-        """EOD at the end of each document if asked for, and ids in the corpus's type."""
+        """Append EOD to each document if asked for, and make ids in the corpus's type."""
         ids, lengths = documents.ids, documents.lengths
         if self.options.append_eod:
             ids = np.insert(ids, np.cumsum(documents.num_tokens()), self.tokenizer.eos_id)
@@ -187,7 +188,8 @@ class Worker:
 
 
 def _split_lines(content: bytes) -> list[bytes]:
-    """Lines without their ends, which are "\\n", "\\r\\n" or "\\r", as for a file that Python opens as text."""
+    """Split into lines without their ends, which are "\\n", "\\r\\n" or "\\r", as for a file that Python opens as
+    text."""
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     lines = content.split(b"\n")
@@ -202,7 +204,7 @@ def _require_no_surrogate(text: str, key: str) -> None:
         raise InputError(f"unpaired surrogate: field {key!r}, character {error.start}") from None
 
 
-def _quarantine(rejected: dict[int, str], lines: list[bytes], as_it_is: bool) -> bytes:
-    """JSON lines of the rejected rows {line number from 0: reason}, by line."""
+def _rejected_lines(rejected: dict[int, str], lines: list[bytes], as_it_is: bool) -> bytes:
+    """Write JSON lines of the rejected rows {line number from 0: reason}, by line."""
     rows = ({"line": n + 1, "reason": rejected[n], "excerpt": excerpt(lines[n], as_it_is)} for n in sorted(rejected))
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Pairs of a better and a worse answer, augmented with the answers of models that stand between them.
+"""Augment pairs of a better and a worse answer with the answers of models that stand between them.
 
 The order of the answers is an assumption of the paper, not a judgement on each: the doctor's > GPT-4's >
 GPT-3.5-Turbo's > the rejected one. Source: paper, section on the reward model.
@@ -36,8 +36,8 @@ INSTRUCTION = "假设你是一名医生，请回答患者的问题。"
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Who is asked what. models: from the best to the worst; instruction: a line before the question, "" for none;
-    temperature, max_tokens: None leaves them to the server."""
+    """Options of the requests. models: from the best to the worst; instruction: a line before the question, "" for
+    none; temperature, max_tokens: None leaves them to the server."""
 
     models: tuple[str, ...]
     base_url: str = OPENAI_URL
@@ -62,7 +62,7 @@ class AugmentOptions:
 
 
 class Augmentation:
-    """What is to be done for one file of pairs; `estimate` sends nothing, `run` does it.
+    """Augmentation of one file of pairs; `estimate` sends nothing, `run` does it.
 
     Beside the output NAME.jsonl lie NAME.answers.jsonl, each answer from the moment at which it arrived (`ChatLog`),
     and NAME.manifest.json. Raises InputError when a flag or a row of the input is at fault.
@@ -84,7 +84,7 @@ class Augmentation:
         self.parents = {"input": sha256_file(path), "settings": settings}
 
     def requests(self, api: ChatApi) -> list[ChatRequest]:
-        """What one model is asked, by (id of the group, model)."""
+        """Make the requests to one model, by (id of the group, model)."""
         options = self.options
         return [
             ChatRequest((group.id, api.model), messages_of(group, options.instruction), options.request_options)
@@ -92,7 +92,10 @@ class Augmentation:
         ]
 
     def estimate(self, prices: Prices | None = None) -> str:
-        """What the answers that are not kept yet will cost, as a table. Raises InputError on prices that do not fit."""
+        """Estimate the cost of the answers that are not kept yet, as a table.
+
+        Raises InputError on prices that do not fit.
+        """
         to_send = {}
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(ChatLog(self.log)) if self.log.exists() else None
@@ -102,7 +105,7 @@ class Augmentation:
         return estimate_table(to_send, len(self.groups), prices or Prices())
 
     def run(self, *, max_failed_share: float = 0.01, progress: bool = True) -> dict:
-        """Ask for all that is not kept yet, write the output; returns the manifest.
+        """Request all that is not kept yet, write the output; returns the manifest.
 
         max_failed_share: of the requests, how many may fail at all attempts; such an answer is absent, and the next run
         asks for it again. Nothing is done when all is there. Raises ChatError as `ChatApi.complete_all`, and
@@ -132,11 +135,11 @@ class Augmentation:
         return self._publish(answers)
 
     def _publish(self, answers: dict[tuple[str, str], Completion]) -> dict:
-        accounts = {}
+        outcomes_by_model = {}
         for model in self.options.models:
             mine = [answers[group.id, model] for group in self.groups]
             outcomes = Counter(one.reason or "answered" for one in mine if not one.failed)
-            accounts[model] = {
+            outcomes_by_model[model] = {
                 "outcomes": dict(sorted(outcomes.items())),
                 "failed": dict(sorted(Counter(one.reason for one in mine if one.failed).items())),
                 "cut at max_tokens": sum(one.finish == "length" for one in mine),
@@ -150,7 +153,7 @@ class Augmentation:
             parents=self.parents,
             dropped={},
             bytes={self.output.name: self.output.stat().st_size},
-            models=accounts,
+            models=outcomes_by_model,
             settings={**asdict(self.options), "models": list(self.options.models)},
         )
         write_json(self.manifest, content)
@@ -168,14 +171,18 @@ class Augmentation:
 
 
 def read_pairs(path: str | Path) -> Iterator[RankedGroup]:
-    """The groups of a file, the better answer first. Raises InputError as ``file:line: reason``, also when a group has
-    not two answers of different rank, or an id comes twice."""
+    """Read the groups of a file, the better answer first. Raises InputError as ``file:line: reason``, also when a group
+    has not two answers of different rank, or an id comes twice."""
     seen: set[str] = set()
     for line, row in read_json_lines(path):
         try:
             group = RankedGroup.from_row(row)
-            if len(group.responses) != 2 or ABSENT in group.ranks or group.ranks[0] == group.ranks[1]:
-                given = ", ".join(map(str, group.ranks))
+            if (
+                len(group.responses) != 2
+                or ABSENT in group.preference_ranks
+                or group.preference_ranks[0] == group.preference_ranks[1]
+            ):
+                given = ", ".join(map(str, group.preference_ranks))
                 raise InputError(f"the group has the ranks {given}; expected two answers, one better than the other")
             if group.id in seen:
                 raise InputError(f"the id {group.id!r} comes twice; give each group its own")
@@ -185,14 +192,14 @@ def read_pairs(path: str | Path) -> Iterator[RankedGroup]:
         except InputError as error:
             raise InputError(f"{path}:{line}: {error}") from None
         seen.add(group.id)
-        order = sorted((0, 1), key=lambda place: group.ranks[place])
+        order = sorted((0, 1), key=lambda place: group.preference_ranks[place])
         yield RankedGroup(group.id, group.source, group.turns, tuple(group.responses[n] for n in order), (0, 1))
     if not seen:
         raise InputError(f"{path}: holds no group; expected the output of chimed reward-data")
 
 
 def messages_of(group: RankedGroup, instruction: str) -> list[dict[str, str]]:
-    """The conversation as the server takes it; the instruction is a line before the first question."""
+    """Write the conversation as the server takes it; the instruction is a line before the first question."""
     messages = [{"role": turn.role, "content": turn.text} for turn in group.turns]
     if instruction:
         messages[0]["content"] = f"{instruction}\n{messages[0]['content']}"
@@ -207,8 +214,8 @@ def augmented(pair: RankedGroup, models: tuple[str, ...], answers: dict[tuple[st
     return RankedGroup(pair.id, pair.source, pair.turns, texts, ranks)
 
 
-def describe(content: dict) -> str:
-    """What became of the requests to each model, from a manifest."""
+def format_augment_report(content: dict) -> str:
+    """Format the outcomes of the requests to each model, from a manifest."""
     lines = []
     for model, account in content["models"].items():
         failed = ", ".join(f"{number} failed: {reason}" for reason, number in account["failed"].items())

@@ -1,4 +1,4 @@
-"""Text cleaning for the medical corpora: stray characters, widths, repetition, white space, courtesy formulas.
+"""Clean text of the medical corpora: stray characters, widths, repetition, white space, courtesy formulas.
 
 `clean` is a pure text function that gives a text it has made back unchanged. Personal information is the business of
 `redact` (megatron_chimed.data.redact), which is offered here too: the corpus builder applies both.
@@ -61,7 +61,7 @@ COURTESY_WORDS = ("谢", "祝", "以上", "希望", "期望")
 
 
 def clean(text: str) -> str:
-    """The text without what a language model should not learn; `clean(clean(text)) == clean(text)`.
+    """Clean a text of what a language model should not learn; `clean(clean(text)) == clean(text)`.
 
     Control and zero-width characters, byte order marks and unpaired surrogates go; full-width letters, digits and
     signs become ASCII (Chinese punctuation stays); runs of one punctuation mark become one; every kind of space

@@ -1,4 +1,4 @@
-"""Duplicate documents, exact and near: the first occurrence in document order is kept.
+"""Find duplicate documents, exact and near: the first occurrence in document order is kept.
 
 Both classes share one interface. `signature(text)` is a pure function and does the work, so worker processes can run
 it on a copy of the object; `is_duplicate_signature` must see the signatures one after the other in document order.
@@ -20,11 +20,11 @@ CHUNK = 1 << 14  # shingles hashed at once: bounds the memory for one huge docum
 
 
 class Deduplicator[S](ABC):
-    """Remembers the documents that it has seen. S is the type of a signature; it can be pickled."""
+    """Deduplicator that remembers the documents that it has seen. S is the type of a signature; it can be pickled."""
 
     @abstractmethod
     def signature(self, text: str) -> S:
-        """What is compared in place of the text. It depends on nothing that was seen before."""
+        """Compute what is compared in place of the text. It depends on nothing that was seen before."""
 
     @abstractmethod
     def is_duplicate_signature(self, signature: S) -> bool:
@@ -36,13 +36,16 @@ class Deduplicator[S](ABC):
 
 
 class ExactDeduplicator(Deduplicator[bytes]):
-    """Equal texts after `normalise`. It keeps 16 bytes per text (some 100 with Python's set) whatever their length."""
+    """Deduplicator of texts that are equal after `normalise`.
+
+    It keeps 16 bytes per text (some 100 with Python's set) whatever their length.
+    """
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
     def signature(self, text: str) -> bytes:
-        """A digest of 16 bytes."""
+        """Compute a digest of 16 bytes."""
         return hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def is_duplicate_signature(self, signature: bytes) -> bool:
@@ -54,7 +57,7 @@ class ExactDeduplicator(Deduplicator[bytes]):
 
 @cache
 def _index_shape(threshold: float, num_perm: int) -> tuple[int, int]:
-    """(bands, hashes in a band) of the index; thousands of integrals, so it is computed once."""
+    """Choose (bands, hashes in a band) of the index; thousands of integrals, so it is computed once."""
     from datasketch import MinHashLSH
 
     # The index only proposes candidates, each is then checked: so missing one weighs more than a false proposal.
@@ -63,7 +66,7 @@ def _index_shape(threshold: float, num_perm: int) -> tuple[int, int]:
 
 
 class NearDeduplicator(Deduplicator[np.ndarray]):
-    """Texts whose sets of character 5-grams have a Jaccard similarity of at least `threshold`, as estimated.
+    """Deduplicator of texts whose sets of 5-grams have an estimated Jaccard similarity of `threshold` or more.
 
     A text is compared with those that were kept, not with those that were found to be duplicates. The estimate from
     `num_perm` hashes has a standard error of at most 0.5 / sqrt(num_perm), 0.035 at the threshold of 0.8. The same
@@ -88,7 +91,7 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
         self.__init__(**state)
 
     def signature(self, text: str) -> np.ndarray:
-        """The MinHash of the text's 5-grams, uint32 [num_perm]."""
+        """Compute the MinHash of the text's 5-grams, uint32 [num_perm]."""
         sketch = self._blank.copy()
         hashes = shingle_hashes(normalise(text))
         for start in range(0, len(hashes), CHUNK):
@@ -117,7 +120,8 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
         return False
 
     def _keys(self, signature: np.ndarray) -> list[int]:
-        """64 bits for each band of a signature; two equal keys propose a candidate, which is then checked."""
+        """Hash each band of a signature [num_perm] to 64 bits; two equal keys propose a candidate, which is then
+        checked."""
         bands = signature[: self._bands * self._width].reshape(self._bands, self._width).astype(np.uint64)
         bands[:, 0] += np.arange(self._bands, dtype=np.uint64) << np.uint64(32)  # the place of a band counts
         keys = np.zeros(self._bands, dtype=np.uint64)
@@ -128,13 +132,13 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
 
 
 def make_deduplicators(kind: str) -> dict[str, Deduplicator]:
-    """Deduplicators by the name of what they find, the cheap one first. kind: "none", "exact" or "near" (both)."""
+    """Make deduplicators by the name of what they find, the cheap one first. kind: "none", "exact" or "near" (both)."""
     found: dict[str, Deduplicator] = {} if kind == "none" else {EXACT: ExactDeduplicator()}
     return found | ({NEAR: NearDeduplicator()} if kind == "near" else {})
 
 
 def shingle_hashes(text: str) -> np.ndarray:
-    """Hashes of the text's character 5-grams in order, uint32 [characters - 4].
+    """Hash the text's character 5-grams in order: uint32 [characters - 4].
 
     A text of one to four characters is one shingle. All are computed at once, as polynomials of the code points
     in arithmetic modulo 2^64, whose upper half is kept.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from megatron_chimed.data import dialogue_texts
 from megatron_chimed.data.dialogue_texts import Turns, inline_turns
-from megatron_chimed.data.sources import FORMATS, read_json, read_rows, suffix_of
-from megatron_chimed.data.tidy import Unusable
+from megatron_chimed.data.preprocess import Unusable
+from megatron_chimed.data.sources import FORMATS, read_json_rows, read_rows, suffix_of
 from megatron_chimed.errors import InputError
 
 NOTHING = ("", "无")  # what people type into a field that they leave empty
@@ -36,7 +36,7 @@ class Reader(NamedTuple):
 
 
 def text_of(row: Any, field: str, *, required: bool = True) -> str:
-    """A text field of a row, stripped; "" where it is null, or missing and not required. Raises InputError."""
+    """Read a text field of a row, stripped; "" where it is null, or missing and not required. Raises InputError."""
     if not isinstance(row, dict):
         raise InputError(f"expected a JSON object, found {type(row).__name__}")
     if field not in row and required:
@@ -50,7 +50,7 @@ def text_of(row: Any, field: str, *, required: bool = True) -> str:
 
 
 def join_question(title: str, body: str) -> str:
-    """A page's title and question as one text; the title is left out where the question begins with it.
+    """Join a page's title and question; the title is left out where the question begins with it.
 
     >>> join_question("胃炎怎么办？", "胃炎怎么办，急！"), join_question("胃炎怎么办？", "无")
     ('胃炎怎么办，急！', '胃炎怎么办？')
@@ -63,19 +63,19 @@ def join_question(title: str, body: str) -> str:
 
 
 def _pair(question: str, answer: str) -> Turns:
-    """The turns of a question with its answer. Raises Unanswered where there is none."""
+    """Make the turns of a question with its answer. Raises Unanswered where there is none."""
     if not answer:
         raise Unanswered("no doctor's answer")
     return [("user", question), ("assistant", answer)]
 
 
 def toyhom_turns(row: dict) -> Turns:
-    """A row ``department,title,ask,answer`` of Chinese-medical-dialogue-data."""
+    """Read a row ``department,title,ask,answer`` of Chinese-medical-dialogue-data."""
     return _pair(join_question(text_of(row, "title"), text_of(row, "ask")), text_of(row, "answer"))
 
 
 def cmd_turns(row: dict) -> Turns:
-    """CMD's {"instruction", "input", "output"}, where a dialogue may stand inside the instruction or the input."""
+    """Read CMD's {"instruction", "input", "output"}, where a dialogue may stand inside the instruction or the input."""
     fields = (text_of(row, "instruction"), text_of(row, "input", required=False))
     answer, question = text_of(row, "output"), "\n".join(filter(None, fields))
     if any(dialogue_texts.is_inline(field) for field in fields) and answer:
@@ -84,7 +84,7 @@ def cmd_turns(row: dict) -> Turns:
 
 
 def multi_turn_turns(row: dict) -> Turns:
-    """As `cmd_turns`; what is no dialogue inside the instruction is refused."""
+    """Read a row as `cmd_turns`; what is no dialogue inside the instruction is refused."""
     fields = (text_of(row, "instruction"), text_of(row, "input", required=False))
     turns = inline_turns("\n".join(filter(None, fields)))
     if not turns:
@@ -94,7 +94,7 @@ def multi_turn_turns(row: dict) -> Turns:
 
 
 def chimed_turns(row: dict) -> Turns:
-    """A page of ChiMed: {"title", "question_content", "answers": [{"adopted", "recommended", "answer"}]}.
+    """Read a page of ChiMed: {"title", "question_content", "answers": [{"adopted", "recommended", "answer"}]}.
 
     Of the answers that hold text the adopted one is taken, else the recommended, else the first.
     """
@@ -111,12 +111,12 @@ def chimed_turns(row: dict) -> Turns:
 
 
 def safety_turns(row: Any) -> Turns:
-    """A pair {"prompt", "response"} of Safety-Prompts."""
+    """Read a pair {"prompt", "response"} of Safety-Prompts."""
     return _pair(text_of(row, "prompt"), text_of(row, "response"))
 
 
 def sharegpt_turns(row: dict) -> Turns:
-    """{"conversations": [{"from", "value"}]}, or {"messages": [{"role", "content"}]}."""
+    """Read {"conversations": [{"from", "value"}]}, or {"messages": [{"role", "content"}]}."""
     field, speaker, words = "conversations", "from", "value"
     if field not in row and "messages" in row:
         field, speaker, words = "messages", "role", "content"
@@ -134,14 +134,14 @@ def sharegpt_turns(row: dict) -> Turns:
 
 
 def safety_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Safety-Prompts: {category: [rows]}, an array of rows, or JSON lines."""
-    return read_json(path, sections=True) if suffix_of(path) == ".json" else read_rows(path)
+    """Read Safety-Prompts: {category: [rows]}, an array of rows, or JSON lines."""
+    return read_json_rows(path, sections=True) if suffix_of(path) == ".json" else read_rows(path)
 
 
 def meddialog_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """MedDialog: the processed .json, an array of dialogues, or the raw text under any other ending."""
+    """Read MedDialog: the processed .json, an array of dialogues, or the raw text under any other ending."""
     if suffix_of(path) == ".json":
-        return read_json(path)
+        return read_json_rows(path)
     if suffix_of(path) in FORMATS:
         return read_rows(path)
     return dialogue_texts.meddialog_blocks(path)

@@ -1,4 +1,4 @@
-"""Dialogues that are written as plain text: MC's P and D lines, MedDialog's blocks, and marks inside an instruction."""
+"""Read dialogues written as plain text: MC's P and D lines, MedDialog's blocks, and marks inside an instruction."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -48,17 +48,17 @@ def read_blocks(path: str | Path, begins: Callable[[str], bool], blank_ends: boo
 
 
 def _block(lines: list[str], size: int) -> str | Fault:
-    """The block of these lines; size: bytes that it has in the file."""
+    """Make the block of these lines; size: bytes that it has in the file."""
     return "\n".join(lines) if size <= jsonl.MAX_LINE_BYTES else too_long()
 
 
 def mc_blocks(path: str | Path) -> Iterator[tuple[int, str | Fault]]:
-    """The dialogues of an MC .dialog file: a header begins one, a blank line ends it."""
+    """Read the dialogues of an MC .dialog file: a header begins one, a blank line ends it."""
     return read_blocks(path, lambda line: line.startswith("id\t"), blank_ends=True)
 
 
 def mc_turns(block: str) -> Turns:
-    """Lines ``P<tab>text<tab>label`` of the patient, ``D...`` of the doctor; the header and summaries are passed over.
+    """Read lines ``P<tab>text<tab>label`` of the patient, ``D...`` of the doctor, without header and summaries.
 
     A label may be missing. Raises InputError on any other line.
     """
@@ -77,12 +77,12 @@ def mc_turns(block: str) -> Turns:
 
 
 def meddialog_blocks(path: str | Path) -> Iterator[tuple[int, str | Fault]]:
-    """The dialogues of a MedDialog raw text; each begins with ``id=``."""
+    """Read the dialogues of a MedDialog raw text; each begins with ``id=``."""
     return read_blocks(path, lambda line: re.match(r"\s*id\s*=\s*\d", line) is not None, blank_ends=False)
 
 
 def meddialog_turns(row: Any) -> Turns:
-    """A raw block, or a dialogue of the processed JSON: ["病人：...", "医生：..."], also as {"utterances": [...]}.
+    """Read a raw block, or a dialogue of the processed JSON: ["病人：...", "医生：..."], also as {"utterances": [...]}.
 
     In a raw block the patient's description (病情描述, and 希望获得的帮助) comes first, unless the patient begins the
     dialogue with it. Raises InputError for text that no one says and for unknown roles.
@@ -104,7 +104,7 @@ def meddialog_turns(row: Any) -> Turns:
 
 
 def _meddialog_block(block: str) -> Turns:
-    """The turns of a raw block."""
+    """Read the turns of a raw block."""
     sections: dict[str, list[str]] = {}
     current = sections.setdefault("", [])
     for line in block.split("\n"):
@@ -133,7 +133,7 @@ def _meddialog_block(block: str) -> Turns:
 
 
 def _description(lines: list[str]) -> list[str]:
-    """What the patient describes and asks for; [] where no description is given."""
+    """Read the patient's description and question; [] where no description is given."""
     fields: dict[str, list[str]] = {}
     current: list[str] = []
     for line in lines:
@@ -154,7 +154,9 @@ def is_inline(text: str) -> bool:
 
 
 def inline_turns(text: str) -> Turns:
-    """The turns of ``<user>: ... <bot>: ... <user>: ...``; text before the first mark is the user's. [] without a mark.
+    """Read the turns of ``<user>: ... <bot>: ... <user>: ...``; text before the first mark is the user's.
+
+    Without a mark there are none.
 
     Raises InputError for a mark with another role.
     """

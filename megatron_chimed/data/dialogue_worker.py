@@ -1,15 +1,15 @@
-"""From rows of a source to dialogues: turns, cleaning, redaction, merging, signatures. It runs in worker processes."""
+"""Make dialogues of rows of a source: turns, cleaning, redaction, merging, signatures. It runs in worker processes."""
 
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_chimed.data.decontamination import OverlapIndex
 from megatron_chimed.data.dedup import make_deduplicators
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
 from megatron_chimed.data.dialogue_texts import Turns
-from megatron_chimed.data.overlap import OverlapIndex
+from megatron_chimed.data.preprocess import PreparedRow, Preprocessor
 from megatron_chimed.data.sources import Fault
-from megatron_chimed.data.tidy import PreparedRow, Tidier
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.normalise import normalise
 from megatron_chimed.text.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ OVERLAP = "overlaps evaluation set"
 
 @dataclass(frozen=True)
 class DialogueOptions:
-    """What is done to dialogues. dedup: "none", "exact" or "near" (which finds exact ones too)."""
+    """Options of dialogues. dedup: "none", "exact" or "near" (which finds exact ones too)."""
 
     clean: bool = True
     redact: bool = True
@@ -28,7 +28,7 @@ class DialogueOptions:
 
 @dataclass
 class Prepared(PreparedRow):
-    """What became of one row: `turns` from a user's to an assistant's, or the reason why none.
+    """Result of one row: `turns` from a user's to an assistant's, or the reason why none.
 
     changes: how many turns were empty, merged, cut or left out. tokens: ids of all turns' texts.
     """
@@ -38,7 +38,7 @@ class Prepared(PreparedRow):
 
 
 def merge_turns(turns: Turns) -> tuple[Turns, Counter]:
-    """Turns that alternate, and what was changed for it.
+    """Merge turns so that they alternate, and count what was changed for it.
 
     Empty turns and those of a system are left out, consecutive turns of one speaker are joined by a line break.
     """
@@ -56,7 +56,7 @@ def merge_turns(turns: Turns) -> tuple[Turns, Counter]:
 
 
 def arrange(turns: Turns) -> tuple[Turns, Counter]:
-    """Turns that alternate from a user's to an assistant's, and what was changed for it.
+    """Arrange turns to alternate from a user's to an assistant's, and count what was changed for it.
 
     Beyond what `merge_turns` does, assistant turns before the first question and user turns after the last answer are
     cut. Raises Unanswered when nothing is left.
@@ -85,11 +85,12 @@ class DialogueWorker:
     def __init__(
         self, options: DialogueOptions, tokenizer: Tokenizer | None = None, excluded: OverlapIndex | None = None
     ):
-        self.tidier, self.tokenizer, self.excluded = Tidier(options.clean, options.redact), tokenizer, excluded
+        self.preprocessor = Preprocessor(options.clean, options.redact)
+        self.tokenizer, self.excluded = tokenizer, excluded
         self.deduplicators = list(make_deduplicators(options.dedup).values())
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[Prepared]:
-        """What becomes of each (line, row) that the reader of this name has yielded."""
+        """Prepare each (line, row) that the reader of this name has yielded."""
         prepared = [self._prepare(reader, line, row) for line, row in rows]
         if self.tokenizer:
             texts = [text for one in prepared for _, text in one.turns]
@@ -104,11 +105,11 @@ class DialogueWorker:
                 raise InputError(row)
             raw = READERS[reader].turns(row)
             redacted: Counter = Counter()
-            turns, changes = arrange([(role, self.tidier.tidy(text, redacted)) for role, text in raw])
+            turns, changes = arrange([(role, self.preprocessor.preprocess(text, redacted)) for role, text in raw])
             if self.excluded and self._is_excluded(raw):
-                return Prepared(line, reason=OVERLAP, excerpt=self.tidier.excerpt(row))
+                return Prepared(line, reason=OVERLAP, excerpt=self.preprocessor.excerpt(row))
         except InputError as error:
-            return Prepared(line, **self.tidier.fault(error, row))
+            return Prepared(line, **self.preprocessor.fault(error, row))
         text = normalise("\n".join(text for _, text in turns))  # once; on its result the signatures' own is cheap
         signatures = tuple(one.signature(text) for one in self.deduplicators)
         return Prepared(line, turns=turns, signatures=signatures, changes=changes, redacted=redacted)

@@ -1,4 +1,4 @@
-"""Raw sources to dialogues.jsonl, the input of supervised fine-tuning: clean, redacted, without duplicates.
+"""Make dialogues.jsonl of raw sources, the input of supervised fine-tuning: clean, redacted, without duplicates.
 
 Every row that is read is a dialogue in the output or counted as dropped with its reason, source by source. Duplicates
 are looked for across all sources, in the order in which these are given, and the first is kept. A dialogue stays whole;
@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed import __version__
-from megatron_chimed.data.accounts import (
+from megatron_chimed.data.decontamination import OverlapIndex, read_texts
+from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
+from megatron_chimed.data.dialogue_readers import READERS
+from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared
+from megatron_chimed.data.report import (
     SourceCounts,
     beside,
     check_flags,
@@ -21,22 +25,18 @@ from megatron_chimed.data.accounts import (
     report_table,
     require_good_input,
 )
-from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
-from megatron_chimed.data.dialogue_readers import READERS
-from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared
-from megatron_chimed.data.overlap import OverlapIndex, read_texts
 from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_rows
 from megatron_chimed.jsonl import atomic_output, expand, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 MADE_BY = "tools/prepare_sft.py"
-UNIT = "dialogues"  # by which the accounts count what is in the output
+UNIT = "dialogues"  # by which the report counts what is in the output
 
 
 @dataclass
 class Counts(SourceCounts):
-    """Of one source. turns, characters, tokens (None without a tokenizer) count what is in the output."""
+    """Counts of one source. turns, characters, tokens (None without a tokenizer) count what is in the output."""
 
     dialogues: int = 0
     turns: int = 0
@@ -90,7 +90,7 @@ def prepare_dialogues(
 
 
 class _Writer:
-    """Takes what became of each row in order, drops duplicates, writes and counts."""
+    """Writer of prepared rows, in order: drops duplicates, writes and counts."""
 
     def __init__(self, deduplicators: dict[str, Deduplicator], counts: dict[str, Counts]):
         self.deduplicators, self.counts = deduplicators, counts
@@ -118,8 +118,8 @@ class _Writer:
             counts.tokens += one.tokens
 
 
-def describe(content: dict) -> str:
-    """The sources of a manifest as a table, and below it why rows were dropped."""
+def format_dialogue_report(content: dict) -> str:
+    """Format the sources of a manifest as a table, and below it why rows were dropped."""
     return report_table(
         content, (UNIT, "turns", "characters", *(["tokens"] if content["settings"]["tokenizer"] else []))
     )

@@ -1,4 +1,4 @@
-"""Rows of raw sources to documents for the corpus builder, one ``{"text": ...}`` a line."""
+"""Make documents of rows of raw sources for the corpus builder, one ``{"text": ...}`` a line."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""The values of a large JSON file one by one: the elements of an array, or of the arrays in an object."""
+"""Read the values of a large JSON file one by one: the elements of an array, or of the arrays in an object."""
 
 import codecs
 import json
@@ -40,7 +40,7 @@ def read_json_values(path: str | Path, *, sections: bool = False) -> Iterator[tu
 
 
 def strings_of(value: Any) -> Iterator[str]:
-    """The strings in a JSON value in their order, whatever its depth; keys of objects are none of them."""
+    """Yield the strings in a JSON value in their order, whatever its depth; keys of objects are none of them."""
     todo = [value]
     while todo:
         value = todo.pop()
@@ -53,7 +53,7 @@ def strings_of(value: Any) -> Iterator[str]:
 
 
 def _section_elements(text: "_Text") -> Iterator[Any]:
-    """The elements of all arrays in an object; a value that is no array is passed on as it is."""
+    """Yield the elements of all arrays in an object; a value that is no array is passed on as it is."""
     for key in text.items("{", "}"):
         if not isinstance(key, str):
             raise text.fault("a key is no string")
@@ -71,7 +71,7 @@ class _Text:
         self.line = 1  # on which the buffer begins
 
     def fault(self, reason: str) -> InputError:
-        """What to raise when the text is broken at this place."""
+        """Make the error for a text that is broken at this place."""
         line = self.line + self.buffer.count("\n", 0, self.place)
         return InputError(f"{self.path}:{line}: not a JSON file ({reason}); mend it")
 
@@ -83,7 +83,7 @@ class _Text:
         self.buffer, self.place, self.ended = rest + self.decoder.decode(content, final=not content), 0, not content
 
     def peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """Return the next character that is no white space; "" at the end."""
         while True:
             while self.place < len(self.buffer):
                 if self.buffer[self.place] not in " \t\r\n":
@@ -100,7 +100,7 @@ class _Text:
         self.place += 1
 
     def value(self) -> Any:
-        """The next JSON value."""
+        """Read the next JSON value."""
         self.peek()
         while True:
             reason = None
@@ -123,7 +123,7 @@ class _Text:
             self.more()
 
     def items(self, opening: str, closing: str) -> Iterator[Any]:
-        """The values between the brackets; of an object the keys, each of whose values the caller takes."""
+        """Read the values between the brackets; of an object the keys, each of whose values the caller takes."""
         self.take(opening)
         if self.peek() == closing:
             self.place += 1

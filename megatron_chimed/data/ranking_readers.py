@@ -1,6 +1,6 @@
-"""Readers of ranked answers: one row of a file to the turns of a prompt, answers and their ranks.
+"""Readers of ranked answers: one row of a file to the turns of a prompt, answers and their preference ranks.
 
-Ranks are as in `RankedGroup`: 0 is best, equal ranks are ties, -1 and no text where there is no answer.
+Preference ranks are as in `RankedGroup`: 0 is best, equal ranks are ties, -1 and no text where there is no answer.
 Sources: paper, section on data for the reward model (CMD's pairs); the form of published preference sets; our own.
 """
 
@@ -16,11 +16,11 @@ from megatron_chimed.records import ABSENT, turns_from_row
 
 
 class RawGroup(NamedTuple):
-    """A group as it stands in its source. Texts may be empty, turns in any order."""
+    """A group of answers as it stands in its source. Texts may be empty, turns in any order."""
 
     turns: Turns
     responses: list[str | None]
-    ranks: list[int]
+    preference_ranks: list[int]
 
 
 class RankingReader(NamedTuple):
@@ -33,18 +33,18 @@ class RankingReader(NamedTuple):
 
 
 def cmd_group(row: dict) -> RawGroup:
-    """A row of CMD (Reward): {"question", "response_chosen", "response_rejected"}."""
+    """Read a row of CMD (Reward): {"question", "response_chosen", "response_rejected"}."""
     question = text_of(row, "question")
     return _pair([("user", question)], text_of(row, "response_chosen"), text_of(row, "response_rejected"))
 
 
 def preference_group(row: dict) -> RawGroup:
-    """{"conversations" (or "messages"), "chosen", "rejected"}; an answer is a text, a message, or a list of one."""
+    """Read {"conversations" (or "messages"), "chosen", "rejected"}: an answer is a text, a message or a list of one."""
     return _pair(sharegpt_turns(row), _answer(row, "chosen"), _answer(row, "rejected"))
 
 
 def ranked_group(row: dict) -> RawGroup:
-    """{"responses", "ranks"} beside a "question", or beside "turns" as in `RankedGroup`; absent are null and -1."""
+    """Read {"responses", "ranks"} beside a "question", or beside "turns" as in `RankedGroup`; absent: null and -1."""
     if "turns" in row:
         turns = [(turn.role, turn.text) for turn in turns_from_row(row["turns"])]
     else:
@@ -71,7 +71,7 @@ def _pair(turns: Turns, chosen: str, rejected: str) -> RawGroup:
 
 
 def _answer(row: dict, field: str) -> str:
-    """The text of an answer: a string, {"value"}, {"content"}, or a list of one of them; "" for null."""
+    """Read the text of an answer: a string, {"value"}, {"content"}, or a list of one of them; "" for null."""
     value = row.get(field)
     if isinstance(value, list):
         if len(value) != 1:
@@ -83,7 +83,7 @@ def _answer(row: dict, field: str) -> str:
 
 
 def _list_of(row: dict, field: str) -> list:
-    """A field that is a list. Raises InputError."""
+    """Read a field that is a list. Raises InputError."""
     if field not in row:
         raise InputError(f"missing key: {field!r}")
     if not isinstance(row[field], list):
@@ -100,7 +100,7 @@ READERS = {
 
 
 def detect_reader(path: str) -> str:
-    """The name of the reader of a file, by the fields of its first row that is one. Raises InputError."""
+    """Find the name of the reader of a file, by the fields of its first row that is one. Raises InputError."""
     for line, row in READERS["ranked"].rows(path):
         if not isinstance(row, Fault):
             for name, reader in READERS.items():

@@ -1,5 +1,6 @@
-"""From rows of a source to ranked groups: cleaning, redaction, answers that count. It runs in worker processes."""
+"""Make ranked groups of rows of a source: cleaning, redaction, answers that count. It runs in worker processes."""
 
+import functools
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
@@ -8,16 +9,16 @@ from typing import Any
 from megatron_chimed.data.dedup import EXACT, make_deduplicators, normalise
 from megatron_chimed.data.dialogue_texts import Turns
 from megatron_chimed.data.dialogue_worker import merge_turns
+from megatron_chimed.data.preprocess import PreparedRow, Preprocessor, Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.sources import Fault
-from megatron_chimed.data.tidy import PreparedRow, Tidier, Unusable
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import ABSENT
 
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """What is done to groups. dedup: "none", "exact" (a question once) or "near" (also no group whose question with
+    """Options of groups. dedup: "none", "exact" (a question once) or "near" (also no group whose question with
     answers is nearly another's; the question alone would not do, as short ones may differ by a disease's name only)."""
 
     clean: bool = True
@@ -27,19 +28,19 @@ class RankingOptions:
 
 @dataclass
 class PreparedGroup(PreparedRow):
-    """What became of one row: a group as in `RankedGroup`, or the reason why none.
+    """Result of one row: a group as in `RankedGroup`, or the reason why none.
 
     question: digest of the whole prompt's normalised text. changes: how many turns and answers were left out.
     """
 
     turns: Turns = ()
     responses: tuple[str | None, ...] = ()
-    ranks: tuple[int, ...] = ()
+    preference_ranks: tuple[int, ...] = ()
     question: bytes = b""
 
 
 def arrange_prompt(turns: Turns) -> tuple[Turns, Counter]:
-    """Turns that alternate from a user's to a user's, and what was changed for it. Raises Unusable.
+    """Arrange turns to alternate from a user's to a user's, and count what was changed for it. Raises Unusable.
 
     >>> arrange_prompt([("system", "s"), ("assistant", "您好"), ("user", "头痛"), ("user", "怎么办")])[0]
     [('user', '头痛\\n怎么办')]
@@ -56,7 +57,7 @@ def arrange_prompt(turns: Turns) -> tuple[Turns, Counter]:
 
 
 def settle_answers(responses: list[str | None], ranks: list[int]) -> tuple[list[str | None], list[int], Counter]:
-    """The answers that can be compared, the others absent in their places; and how many were put so.
+    """Keep the answers that can be compared, the others absent in their places; and count those.
 
     An empty answer is absent, and of answers that are equal (but for width, case and white space) all but the best.
     Raises Unusable when no two answers of different rank are left.
@@ -90,11 +91,11 @@ class RankingWorker:
     """Makes groups of rows."""
 
     def __init__(self, options: RankingOptions):
-        self.tidier = Tidier(options.clean, options.redact)
+        self.preprocessor = Preprocessor(options.clean, options.redact)
         self.deduplicators = make_deduplicators(options.dedup)
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[PreparedGroup]:
-        """What becomes of each (line, row) that the reader of this name has yielded."""
+        """Prepare each (line, row) that the reader of this name has yielded."""
         return [self._prepare(reader, line, row) for line, row in rows]
 
     def _prepare(self, reader: str, line: int, row: Any) -> PreparedGroup:
@@ -102,18 +103,19 @@ class RankingWorker:
             if isinstance(row, Fault):
                 raise InputError(row)
             raw, redacted = READERS[reader].group(row), Counter()
-            turns, changes = arrange_prompt([(role, self.tidier.tidy(text, redacted)) for role, text in raw.turns])
-            texts = [None if text is None else self.tidier.tidy(text, redacted) for text in raw.responses]
-            responses, ranks, more = settle_answers(texts, raw.ranks)
+            preprocess = functools.partial(self.preprocessor.preprocess, redacted=redacted)
+            turns, changes = arrange_prompt([(role, preprocess(text)) for role, text in raw.turns])
+            texts = [None if text is None else preprocess(text) for text in raw.responses]
+            responses, ranks, more = settle_answers(texts, raw.preference_ranks)
         except InputError as error:
-            return PreparedGroup(line, **self.tidier.fault(error, row))
+            return PreparedGroup(line, **self.preprocessor.fault(error, row))
         question = normalise("\n".join(text for _, text in turns))
         whole = question + normalise("\n".join(filter(None, responses)))
         return PreparedGroup(
             line,
             turns=turns,
             responses=tuple(responses),
-            ranks=tuple(ranks),
+            preference_ranks=tuple(ranks),
             question=hashlib.sha256(question.encode(errors="surrogatepass")).digest(),
             signatures=tuple(
                 one.signature(question if name == EXACT else whole) for name, one in self.deduplicators.items()

@@ -1,4 +1,4 @@
-"""Raw sources to ranked.jsonl, the input of the reward model: clean, redacted, no question twice, split by question.
+"""Make ranked.jsonl of raw sources, the input of the reward model: clean, redacted, split by question.
 
 Every row that is read is a group in an output or counted as dropped with its reason, source by source. Two groups with
 one question are not merged: nobody has compared the answers of one with those of the other. The first is kept, in the
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed import __version__
-from megatron_chimed.data.accounts import (
+from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
+from megatron_chimed.data.ranking_readers import READERS, detect_reader
+from megatron_chimed.data.ranking_worker import PreparedGroup, RankingOptions, RankingWorker
+from megatron_chimed.data.report import (
     SourceCounts,
     beside,
     check_flags,
@@ -23,9 +26,6 @@ from megatron_chimed.data.accounts import (
     report_table,
     require_good_input,
 )
-from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
-from megatron_chimed.data.ranking_readers import READERS, detect_reader
-from megatron_chimed.data.ranking_worker import PreparedGroup, RankingOptions, RankingWorker
 from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_rows
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
 from megatron_chimed.errors import InputError
@@ -33,13 +33,13 @@ from megatron_chimed.jsonl import atomic_output, read_json, sha256_file, sha256_
 from megatron_chimed.records import RankedGroup, Turn
 
 MADE_BY = "tools/prepare_rewards.py"
-UNIT = "groups"  # by which the accounts count what is in the output
+UNIT = "groups"  # by which the report counts what is in the output
 LEFT_OVER = "left over by the split"
 
 
 @dataclass
 class Counts(SourceCounts):
-    """Of one source. answers, characters (of questions and answers) count what is in the output."""
+    """Counts of one source. answers, characters (of questions and answers) count what is in the output."""
 
     groups: int = 0
     answers: int = 0
@@ -57,7 +57,7 @@ def prepare_rankings(
     workers: int = 0,
     progress: bool = True,
 ) -> dict:
-    """Make groups of the sources (`find_sources`) and write them with an account; returns the manifest.
+    """Make groups of the sources (`find_sources`) and write them with a report; returns the manifest.
 
     They are held in memory meanwhile. output: NAME.jsonl. split: None, or as `parse_split` takes it: then
     NAME.train.jsonl, NAME.valid.jsonl and NAME.test.jsonl appear in its place, of which no two share a question. Beside
@@ -104,7 +104,7 @@ def _remove_old(output: Path, outputs: list[Path]) -> None:
 
 
 class _Kept:
-    """Takes what became of each row in order, drops questions that were seen before, holds the groups, writes them."""
+    """Collector of prepared rows, in order: drops questions that were seen before, holds the groups, writes them."""
 
     def __init__(self, deduplicators: dict[str, Deduplicator], counts: dict[str, Counts]):
         self.deduplicators, self.counts = deduplicators, counts
@@ -136,7 +136,7 @@ class _Kept:
                 continue
             turns = tuple(Turn(role, text) for role, text in one.turns)
             name = f"{file.label}:{file.name}:{one.line}"
-            row = RankedGroup(name, file.label, turns, one.responses, one.ranks).to_row()
+            row = RankedGroup(name, file.label, turns, one.responses, one.preference_ranks).to_row()
             targets[part].write(json.dumps(row, ensure_ascii=False) + "\n")
             sizes[part] += 1
             texts = [text for text in one.responses if text is not None]
@@ -147,7 +147,7 @@ class _Kept:
         return sizes
 
 
-def describe(content: dict) -> str:
-    """The sources of a manifest as a table, below it why rows were dropped, and the sizes of the parts."""
+def format_ranking_report(content: dict) -> str:
+    """Format the sources of a manifest as a table, below it why rows were dropped, and the sizes of the parts."""
     parts = [f"{part:6}{size:>8,} groups" for part, size in content.get("parts", {}).items()]
     return "\n".join([report_table(content, (UNIT, "answers", "characters")), *parts])

@@ -1,4 +1,4 @@
-"""Personal information in Chinese text: found by form and checksum, replaced by a tag that says what stood there.
+"""Redact personal information in Chinese text: find it by form and checksum, replace it by a tag of its kind.
 
 Medical text is full of numbers, so a number goes only if its form is unmistakable (a mobile number, a checksum that
 holds) or a label in front of it says what it is (QQ, 微信, 电话). What is kept on purpose: doses, dates, blood
@@ -94,7 +94,7 @@ DOMAIN_HINT = _compile(rf"[a-z0-9]\.{DOMAINS}")
 
 
 def redact(text: str) -> tuple[str, Counter]:
-    """The text with personal information replaced by tags, and how many of each kind (see KINDS) were replaced.
+    """Replace personal information in a text by tags, and count how many of each kind (see KINDS).
 
     `redact(redact(text)[0])` changes and counts nothing. Full-width digits are understood.
 
@@ -114,7 +114,7 @@ def redact(text: str) -> tuple[str, Counter]:
 
 
 def _possible_rules(text: str) -> Iterator[tuple[str, str, re.Pattern, Callable[[str], bool] | None]]:
-    """The rules that can match: most texts hold no long number and no address, and a look for those is cheap."""
+    """Choose the rules that can match: most texts hold no long number and no address, and a look for those is cheap."""
     numbers = DIGIT_RUN.search(text) is not None
     possible = {
         "url": "://" in text or ("." in text and DOMAIN_HINT.search(text) is not None),
@@ -125,7 +125,7 @@ def _possible_rules(text: str) -> Iterator[tuple[str, str, re.Pattern, Callable[
 
 
 def _replace(text: str, tag: str, pattern: re.Pattern, check: Callable[[str], bool] | None) -> tuple[str, int]:
-    """The text with each match that passes the check replaced by the tag, its label kept; and their number."""
+    """Replace each match that passes the check by the tag, its label kept, and count them."""
     replaced = 0
 
     def put_tag(match: re.Match) -> str:

@@ -1,4 +1,4 @@
-"""The --source flags: which files are read by which reader under which name, and their rows worked on in pieces."""
+"""Find the files of --source flags with their readers and names, and prepare their rows in chunks."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +15,14 @@ CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1 << 20  # for one piece of work
 
 
 class RowReader(Protocol):
-    """What reads the rows of a file; see `Reader` of the sources of dialogues and of ranked answers."""
+    """Reader of the rows of a file; see `Reader` of the sources of dialogues and of ranked answers."""
 
     rows: Callable[[str | Path], Iterator[tuple[int, Any]]]
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input. label: the source's name in reports and metrics; name: of the file, unique within the label."""
+    """File of a source. label: the source's name in reports and metrics; name: of the file, unique within the label."""
 
     label: str
     reader: str
@@ -33,7 +33,7 @@ class SourceFile:
 def find_sources(
     specs: list[str], readers: Mapping[str, RowReader], detect: Callable[[str], str] | None = None
 ) -> list[SourceFile]:
-    """The files of ``READER=PATH`` and ``LABEL:READER=PATH`` flags in their order; PATH may be a glob.
+    """Find the files of ``READER=PATH`` and ``LABEL:READER=PATH`` flags in their order; PATH may be a glob.
 
     detect: names the reader of a file where the flag is ``LABEL=PATH`` and the label is no reader's name.
     Raises InputError: another form, an unknown reader, no such file, a file given twice under one label.
@@ -55,7 +55,7 @@ def find_sources(
 
 
 def _name(label: str, path: str, found: list[tuple[str, str, str]]) -> str:
-    """A file's name, or its whole path where its label has another file of that name."""
+    """Name a file, or give its whole path where its label has another file of that name."""
     others = [other for other_label, _, other in found if other_label == label]
     if sum(Path(other).samefile(path) for other in others) > 1:
         raise InputError(f"{path}: given twice for the source {label!r}; give it once")
@@ -63,7 +63,10 @@ def _name(label: str, path: str, found: list[tuple[str, str, str]]) -> str:
 
 
 def read_chunks(source: SourceFile, reader: RowReader) -> Iterator[list[tuple[int, Any]]]:
-    """The rows of a file, (line, row or Fault), in pieces of bounded size. Raises InputError on a file at fault."""
+    """Read the rows of a file, (line, row or Fault), in chunks of bounded size.
+
+    Raises InputError on a file at fault.
+    """
     chunk, size = [], 0
     for line, row in reader.rows(source.path):
         chunk.append((line, row))
@@ -83,7 +86,7 @@ def prepare_rows[P](
     workers: int,
     progress: bool,
 ) -> Iterator[tuple[SourceFile, P]]:
-    """What becomes of each row, in the order of the files and their rows, under a bar.
+    """Prepare each row, in the order of the files and their rows, under a bar.
 
     prepare(reader's name, [(line, row)]) runs in worker processes and gives one result for each row.
     """

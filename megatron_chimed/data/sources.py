@@ -1,4 +1,4 @@
-"""Raw files of the sources as rows: JSON lines, JSON arrays, and CSV tables in UTF-8 or GB18030."""
+"""Read raw files of the sources as rows: JSON lines, JSON arrays, and CSV tables in UTF-8 or GB18030."""
 
 import codecs
 import csv
@@ -20,7 +20,7 @@ class Fault(str):
     """The reason why a row is none. excerpt: what stands there, or the beginning of it."""
 
     def __new__(cls, reason: str, excerpt: bytes | str = "") -> "Fault":
-        """A reason that is compared and shown like any string."""
+        """Make a reason that is compared and shown like any string."""
         self = super().__new__(cls, reason)
         self.excerpt = excerpt
         return self
@@ -31,7 +31,7 @@ FORMATS = (".jsonl", ".json", ".csv")
 
 
 def suffix_of(path: str | Path) -> str:
-    """The ending that tells the format, without a .gz behind it: ".jsonl"."""
+    """Return the ending that tells the format, without a .gz behind it: ".jsonl"."""
     return Path(str(path).removesuffix(".gz")).suffix.lower()
 
 
@@ -42,7 +42,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     another format, an unknown encoding, no array.
     """
     suffix = suffix_of(path)
-    readers = {".jsonl": _read_json_lines, ".json": read_json, ".csv": _read_csv}
+    readers = {".jsonl": _read_json_lines, ".json": read_json_rows, ".csv": _read_csv}
     if suffix not in readers:
         raise InputError(f"{path}: unknown format {suffix!r}; give {', '.join(FORMATS)}, or one of them with .gz")
     for number, row in readers[suffix](path):
@@ -66,7 +66,7 @@ def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 def too_long() -> Fault:
-    """The fault of a row or dialogue that is not read, as it would not fit into memory."""
+    """Make the fault of a row or dialogue that is not read, as it would not fit into memory."""
     return Fault(f"line too long: over {jsonl.MAX_LINE_BYTES} bytes")
 
 
@@ -84,7 +84,7 @@ def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, Fault(str(error), line)
 
 
-def read_json(path: str | Path, *, sections: bool = False) -> Iterator[tuple[int, Any]]:
+def read_json_rows(path: str | Path, *, sections: bool = False) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of a .json file: an array's elements, or JSON lines, which many published sets are.
 
     sections: it may also be an object of arrays (see `read_json_values`); one row alone is then taken for that.

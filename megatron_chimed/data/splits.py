@@ -1,4 +1,4 @@
-"""Which part of a split a question belongs to: by the text of the question alone, whatever the order of the rows."""
+"""Assign questions to the parts of a split: by the text of the question alone, whatever the order of the rows."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ EXPECTED = "expected three counts as 3800,100,100, or three shares with a point 
 
 
 def parse_split(text: str) -> tuple[int, int, int] | tuple[Fraction, Fraction, Fraction]:
-    """The value of --split: three counts, or three shares. Raises InputError.
+    """Parse the value of --split: three counts, or three shares. Raises InputError.
 
     >>> parse_split("3800,100,100"), parse_split("0.5,0.25,0.25")
     ((3800, 100, 100), (Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)))
@@ -28,7 +28,7 @@ def parse_split(text: str) -> tuple[int, int, int] | tuple[Fraction, Fraction, F
 
 
 def assign_parts(questions: Iterable[bytes], split: tuple, seed: int) -> dict[bytes, str]:
-    """The part of each question; one that counts leave over is in none.
+    """Assign each question to a part; one that counts leave over is in none.
 
     questions: digests, in any order and any number of times; split: of `parse_split`, in questions. The questions are
     put into an order that depends on the seed and on themselves alone, and cut. Raises InputError when there are fewer
@@ -46,7 +46,8 @@ def assign_parts(questions: Iterable[bytes], split: tuple, seed: int) -> dict[by
 
 
 def _counts_of(shares: tuple[Fraction, ...], total: int) -> list[int]:
-    """Whole numbers that sum to `total`: each share rounded down, what is left to the largest remainders."""
+    """Round shares to whole numbers that sum to `total`: each share rounded down, what is left to the largest
+    remainders."""
     exact = [share * total for share in shares]
     counts = [math.floor(value) for value in exact]
     remainders = sorted(range(len(shares)), key=lambda place: counts[place] - exact[place])

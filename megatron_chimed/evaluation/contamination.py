@@ -1,13 +1,13 @@
 """Test items whose text also stands in training data: common 13-grams.
 
-The rule is that of `data.overlap`, the other way round: the grams of the test items are few and kept, and the training
-data is read once. An item is contaminated if one of its texts shares 13 tokens in a row with the training data, or, for
-a question shorter than that, equals a text of it.
+The rule is that of `data.decontamination`, the other way round: the grams of the test items are few and kept, and the
+training data is read once. An item is contaminated if one of its texts shares 13 tokens in a row with the training
+data, or, for a question shorter than that, equals a text of it.
 """
 
 import numpy as np
 
-from megatron_chimed.data.overlap import gram_hashes, read_texts
+from megatron_chimed.data.decontamination import gram_hashes, read_texts
 from megatron_chimed.workers import Bar
 
 
@@ -19,7 +19,7 @@ def item_texts(item: dict) -> tuple[str, list[str]]:
 
 
 def contaminated(items: list[dict], files: list[str], progress: bool = True) -> list[bool]:
-    """Whether each item is contaminated by the files (`data.overlap.read_texts`). Raises InputError on a bad file."""
+    """Whether each item is contaminated by the files, read by `decontamination.read_texts`. Raises InputError."""
     hashes = []
     for item in items:
         first, others = item_texts(item)

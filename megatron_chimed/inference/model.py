@@ -7,13 +7,12 @@ import torch
 from megatron.core.models.gpt import GPTModel
 
 from megatron_chimed.checkpoints import resolve
-from megatron_chimed.convert.architecture import from_megatron_args
-from megatron_chimed.convert.family import Head
+from megatron_chimed.convert.megatron_args import read_megatron
 from megatron_chimed.convert.model import build_model, load_weights
 from megatron_chimed.convert.plan import DTYPES
+from megatron_chimed.convert.sizes import Head
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
-from megatron_chimed.models.reward import HEAD
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,9 @@ def load(checkpoint: Path, iteration: int | None, dtype: str) -> Loaded:
     Raises InputError when it cannot be read, or the number of ranks does not divide the model.
     """
     source = TorchDistCheckpoint(resolve(checkpoint, iteration))
-    head = "reward" if HEAD in source.tensors else "lm"
-    architecture = from_megatron_args(source.args(), head, str(source.folder))
-    ranks = torch.distributed.get_world_size()
-    for name in ("heads", "groups", "ffn"):
-        number = getattr(architecture.sizes, name)
-        if number % ranks:
-            raise InputError(f"{source.folder}: {ranks} tensor-parallel ranks do not divide its {number} {name}")
+    architecture = read_megatron(source)
+    if problems := architecture.sizes.problems(torch.distributed.get_world_size()):
+        raise InputError(f"{source.folder}: " + "; ".join(problems))
     model = build_model(architecture, DTYPES[dtype])
     load_weights(model, source.folder)
-    return Loaded(model.cuda(), head, architecture.sizes.vocab, architecture.max_positions)
+    return Loaded(model.cuda(), architecture.head, architecture.sizes.vocab, architecture.max_positions)

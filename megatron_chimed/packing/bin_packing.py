@@ -1,4 +1,4 @@
-"""Which samples share a row: best-fit decreasing over a histogram of lengths, over all samples at once.
+"""Pack samples into rows by best-fit decreasing over a histogram of lengths, over all samples at once.
 
 Best fit decreasing takes samples from the longest to the shortest and puts each into the row with the least space that
 still holds it. Samples of one length are alike, and so are rows of one remaining space: the samples of a length are
@@ -66,7 +66,7 @@ class _Rows:
 
 
 def pack(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
-    """Put every sample into one row of at most `capacity` tokens.
+    """Pack every sample into one row of at most `capacity` tokens.
 
     lengths: [N] tokens of each sample. The number of rows depends on the lengths alone; which sample stands where, and
     the order of and within rows, depend on the seed too. Lengths [3, 2, 2, 1] and capacity 4 make two rows, {3, 1} and
@@ -91,7 +91,7 @@ def pack(lengths: np.ndarray, capacity: int, seed: int) -> Packing:
 
 
 def best_fit_decreasing(histogram: np.ndarray, capacity: int) -> Places:
-    """The rows of plain best fit decreasing. histogram: [capacity + 1] samples of each length; none of length 0."""
+    """Pack by plain best fit decreasing. histogram: [capacity + 1] int64 samples of each length, none of length 0."""
     rows, lengths, placed = _Rows(capacity), [], [np.zeros(0, np.int64)]
     for length in np.flatnonzero(histogram)[::-1].tolist():
         left = int(histogram[length])
@@ -111,7 +111,7 @@ def best_fit_decreasing(histogram: np.ndarray, capacity: int) -> Places:
 
 
 def refill_rows(places: Places, capacity: int, bound: int) -> Places:
-    """The same samples in fewer rows, if taking apart the rows that are not full achieves that; else as they are.
+    """Repack the rows that are not full into fewer, if that can be; else return the places as they are.
 
     bound: a number of rows that cannot be undercut.
     """
@@ -133,10 +133,18 @@ def refill_rows(places: Places, capacity: int, bound: int) -> Places:
 
 
 def _fill_exactly(counts: list[int], capacity: int) -> list[list[int]]:
-    """Rows as lists of lengths: from the longest sample on, until one or two others fill the row to the token.
+    """Fill rows, as lists of lengths: from the longest sample on, until one or two others fill the row to the token.
 
-    counts: [capacity + 1] samples of each length; they are used up. Sets of lengths are the bits of a number, so that
-    all pairs with a given sum are found at once.
+    counts: [capacity + 1] samples of each length; they are used up.
+
+    Sets of lengths are the bits of a number, so that all pairs with a given sum are found at once. With capacity 10 and
+    the lengths 6, 3, 2, 2, the set `there` is {2, 3, 6}, and `mirrored`, of 10 - length, is {8, 7, 4}. The first row
+    takes 6, which leaves the space 4 and the sets {2, 3} and {8, 7}. Shifted right by 10 - 4, `mirrored` is {2, 1}: b
+    is in it if a sample of 4 - b is there. Common to it and `there` is 2, so 2 and 4 - 2 fill the row; as they are one
+    length, two samples of it must be left. Plain best fit would have taken 3 and left a space of 1.
+
+    >>> _fill_exactly([0, 0, 2, 1, 0, 0, 1, 0, 0, 0, 0], capacity=10)
+    [[6, 2, 2], [3]]
     """
     there = sum(1 << length for length, count in enumerate(counts) if count)
     mirrored = sum(1 << (capacity - length) for length, count in enumerate(counts) if count)
@@ -165,7 +173,7 @@ def _fill_exactly(counts: list[int], capacity: int) -> list[list[int]]:
 
 
 def lower_bound(lengths: np.ndarray, capacity: int) -> int:
-    """A number of rows below which no packing of these lengths exists.
+    """Compute a number of rows below which no packing of these lengths exists.
 
     The bound L2 of Martello and Toth (Lower bounds and reduction procedures for the bin packing problem, 1990), at
     least the number of tokens by the capacity: for any t, samples above capacity - t have a row to themselves, those
@@ -176,6 +184,7 @@ def lower_bound(lengths: np.ndarray, capacity: int) -> int:
 
 
 def _lower_bound(histogram: np.ndarray, capacity: int) -> int:
+    """Compute `lower_bound` of a histogram [capacity + 1] int64."""
     count = np.cumsum(histogram)  # samples of at most so many tokens
     tokens = np.cumsum(histogram * np.arange(capacity + 1))
     half, t = capacity // 2, np.arange(1, capacity // 2 + 1)
@@ -188,12 +197,12 @@ def _lower_bound(histogram: np.ndarray, capacity: int) -> int:
 
 
 def _permutation(count: int, seed: int) -> np.ndarray:
-    """A seeded order. RandomState and not Generator: numpy froze its streams, so an upgrade changes no rows."""
+    """Draw a seeded order, int64 [count], with RandomState: numpy froze its streams, and an upgrade changes no rows."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed]))).permutation(count)
 
 
 def _stable_order(keys: np.ndarray, limit: int) -> np.ndarray:
-    """Stable argsort of keys from 0 to limit, by 16 bits at a time: numpy sorts 16-bit numbers in linear time."""
+    """Stable argsort [N] of keys [N] int64 from 0 to limit, by 16 bits at a time: numpy sorts those in linear time."""
     order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
     if limit >> 16:
         order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]

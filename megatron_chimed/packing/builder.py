@@ -1,4 +1,4 @@
-"""Records to packed rows: JSON lines in, a folder for `PackedRows` out.
+"""Pack records into rows: JSON lines in, a folder for `PackedRows` out.
 
 Worker processes render batches of lines and make them fit (dialogue_worker, ranking_worker); their tokens are appended
 to two files in the order of the input. Only what is known of each segment stays in memory: its length, its source, ...
@@ -19,7 +19,7 @@ import numpy as np
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, manifest, open_input, sha256_json, write_json
 from megatron_chimed.packing.bin_packing import Packing, lower_bound, pack
-from megatron_chimed.packing.chunks import Batch, Part, cut_into_batches, digest_input
+from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, digest_input, read_record_batches
 from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, is_packed, read_manifest, write_arrays
 from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.text.template import Renderer
@@ -34,12 +34,12 @@ class Kind:
     made_by: str
     records: str
     settings: dict[str, Any]
-    maker: Callable[[Batch], Part]
+    maker: Callable[[RecordBatch], SegmentChunk]
 
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How rows of every kind are made.
+    """Options of packed rows of every kind.
 
     sequence_length: tokens of a row; seed: of the order of units of one length; one_unit_per_row: pack nothing
     together; workers: processes beside this one, 0 for none; progress: show a bar on stderr (both change no byte).
@@ -86,13 +86,9 @@ def pack_records(
         print(f"{output}: up to date", file=sys.stderr)
         return present
     with atomic_folder(output, may_replace=is_packed) as folder:
-        segments = _Segments(folder)
-        digests = [hashlib.sha256() for _ in inputs]
-        with segments, Bar(total=_size(inputs), unit="B", unit_scale=True, disable=not options.progress) as bar:
-            jobs = ((None, (batch,)) for batch in cut_into_batches(inputs, digests))
-            for _, part in map_in_order(kind.maker, jobs, options.workers):
-                segments.append(part)
-                bar.update(part.num_bytes)
+        segments, digests = _Segments(folder), [hashlib.sha256() for _ in inputs]
+        with segments:
+            _render_segments(inputs, digests, segments, kind, options)
         if not segments.lengths:
             raise InputError(
                 f"{inputs[0]}: no {kind.records[:-1]} that fits into {options.sequence_length} tokens; nothing to pack"
@@ -111,24 +107,35 @@ def pack_records(
     return content
 
 
+def _render_segments(
+    inputs: list[str], digests: list["hashlib._Hash"], segments: "_Segments", kind: Kind, options: RowOptions
+) -> None:
+    """Render all inputs in worker processes, and append what they make in the order of the input."""
+    with Bar(total=_size(inputs), unit="B", unit_scale=True, disable=not options.progress) as bar:
+        jobs = ((None, (batch,)) for batch in read_record_batches(inputs, digests))
+        for _, chunk in map_in_order(kind.maker, jobs, options.workers):
+            segments.append(chunk)
+            bar.update(chunk.num_bytes)
+
+
 def _pad_id(renderer: Renderer) -> int:
-    """What rows are filled up with: padding is known by its place, so that EOS serves where there is no pad."""
+    """Choose the id that fills up rows: padding is known by its place, so that EOS serves where there is no pad."""
     pad_id = renderer.tokenizer.pad_id
     return renderer.tokenizer.eos_id if pad_id is None else pad_id
 
 
 def _inputs_hash(digests: Iterable[str]) -> str:
-    """One hash for all inputs, in their order."""
+    """Hash all inputs, in their order."""
     return sha256_json(list(digests))
 
 
 def _size(inputs: list[str]) -> int | None:
-    """Bytes of text in the inputs; None where a .gz does not tell."""
+    """Count bytes of text in the inputs; None where a .gz does not tell."""
     return None if any(path.endswith(".gz") for path in inputs) else sum(map(os.path.getsize, inputs))
 
 
 class _Segments:
-    """What the parts hold, end to end: tokens and masks in two files, the rest in memory. Closed by `with`."""
+    """Segments of all parts, end to end: tokens and masks in two files, the rest in memory. Closed by `with`."""
 
     def __init__(self, folder: Path):
         self.paths = {name: folder / f"{name}.raw" for name in ("tokens", "loss_mask")}
@@ -141,7 +148,7 @@ class _Segments:
         self.counts: Counter = Counter()
         self.num_records = 0
 
-    def append(self, part: Part) -> None:
+    def append(self, part: SegmentChunk) -> None:
         """Add a part. Its sources get numbers in the order in which they first come."""
         numbers = [self.source_numbers.setdefault(name, len(self.source_numbers)) for name in part.source_names]
         if len(part.lengths):
@@ -183,9 +190,9 @@ def _write_rows(folder: Path, segments: _Segments, kind: Kind, options: RowOptio
 
 
 def pack_units(lengths: np.ndarray, unit_sizes: np.ndarray, options: RowOptions) -> tuple[Packing, int]:
-    """(a packing of the segments in which no unit is divided, the least number of rows that any packing has).
+    """Pack the segments so that no unit is divided; (packing, the least number of rows that any packing has).
 
-    lengths: [K] tokens of each segment; unit_sizes: [U] segments of each unit, in order, K in all.
+    lengths: [K] int32 tokens of each segment; unit_sizes: [U] int64 segments of each unit, in order, K in all.
     """
     starts = np.concatenate([[0], np.cumsum(unit_sizes)])
     units = np.add.reduceat(lengths, starts[:-1], dtype=np.int64)
@@ -199,8 +206,8 @@ def pack_units(lengths: np.ndarray, unit_sizes: np.ndarray, options: RowOptions)
     return Packing(order, ends[packed.row_offsets]), bound
 
 
-def describe(content: dict[str, Any], learnt: str) -> str:
-    """The report of a manifest as lines for people. learnt: what is counted as "trained"."""
+def format_pack_report(content: dict[str, Any], targets: str) -> str:
+    """Format the report of a manifest as lines for people. targets: what is counted as "trained"."""
     report, slots = content["report"], content["rows"] * content["sequence_length"]
     kept = report["kept"]
     lines = [
@@ -208,12 +215,12 @@ def describe(content: dict[str, Any], learnt: str) -> str:
         f"no packing has less than {report['lower_bound']:,}",
         f"fill           {kept['tokens'] / slots:.3%}: {kept['tokens']:,} tokens in {report['segments']:,} segments, "
         f"{report['padding']:,} padding",
-        f"kept           {kept['trained']:,} {learnt}",
+        f"kept           {kept['trained']:,} {targets}",
     ]
     for what, meaning in (("shortened", "oldest turns left out"), ("cut", "questions cut"), ("dropped", "dropped")):
         lost = report[what]
         lines.append(
             f"{what:14} {lost['instances']:,} instances, {lost['tokens']:,} tokens, "
-            f"{lost['trained']:,} {learnt} ({meaning})"
+            f"{lost['trained']:,} {targets} ({meaning})"
         )
     return "\n".join(lines + [f"  {count:,} x {reason}" for reason, count in content["dropped"].items()])

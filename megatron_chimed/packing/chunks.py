@@ -1,4 +1,4 @@
-"""A batch of lines with records to the tokens of its segments: what the makers of dialogues and of rankings share."""
+"""Batches of lines with records, and the tokens that they become: shared by the workers of dialogues and rankings."""
 
 import hashlib
 from collections import Counter
@@ -13,7 +13,7 @@ from megatron_chimed.text.template import Rendered
 BATCH_BYTES = 1 << 20
 
 
-class Batch(NamedTuple):
+class RecordBatch(NamedTuple):
     """Lines of an input file; number: of the first one, from 1; first_record: how many records come before it."""
 
     path: str
@@ -27,12 +27,13 @@ class Batch(NamedTuple):
         return [(self.number + place, line) for place, line in enumerate(self.lines) if line.strip()]
 
 
-class Part(NamedTuple):
-    """What a batch becomes: T tokens in K segments, from D records.
+class SegmentChunk(NamedTuple):
+    """Segments of a batch: T tokens in K segments, from D records.
 
-    tokens [T]; loss_mask [T] uint8; lengths [K] int32; unit_sizes [U] int64: segments of each unit, which end up in one
-    row; per_segment: further arrays [K] by name, of which "source" numbers source_names; source_names: those of the
-    batch, as they come; counts: see `instances.fit`; num_records: D; num_bytes: of the lines.
+    tokens [T] of `token_type`; loss_mask [T] uint8; lengths [K] int32; unit_sizes [U] int64: segments of each unit,
+    which end up in one row; per_segment: further arrays [K] by name, of which "source" numbers source_names;
+    source_names: those of the batch, as they come; counts: see `examples.fit_example`; num_records: D; num_bytes: of
+    the lines.
     """
 
     tokens: np.ndarray
@@ -47,12 +48,12 @@ class Part(NamedTuple):
 
 
 def token_type(vocab_size: int) -> type[np.unsignedinteger]:
-    """The smallest type that holds all ids."""
+    """Choose the smallest type that holds all ids."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def gather(rendered: Sequence[Rendered], dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens [T], loss_mask [T], lengths [K]) of K segments."""
+    """Concatenate K segments: (tokens [T] of `dtype`, loss_mask [T] uint8, lengths [K] int32)."""
     return (
         np.concatenate([np.zeros(0, np.int32), *(one.tokens for one in rendered)]).astype(dtype),
         np.concatenate([np.zeros(0, np.uint8), *(one.loss_mask for one in rendered)]),
@@ -61,13 +62,13 @@ def gather(rendered: Sequence[Rendered], dtype: type) -> tuple[np.ndarray, np.nd
 
 
 def parse(record: type, path: str, number: int, line: bytes):
-    """A record of one line. Raises InputError as ``file:line: reason``."""
+    """Parse a record of one line. Raises InputError as ``file:line: reason``."""
     with located(path, number):
         return record.from_row(parse_line(line))
 
 
-def cut_into_batches(inputs: list[str], digests: list["hashlib._Hash"]) -> Iterator[Batch]:
-    """Batches of some BATCH_BYTES of whole lines. digests: one for each input, fed as in `digest_input`.
+def read_record_batches(inputs: list[str], digests: list["hashlib._Hash"]) -> Iterator[RecordBatch]:
+    """Read batches of some BATCH_BYTES of whole lines. digests: one for each input, fed as in `digest_input`.
 
     Raises InputError if there is no such file, or a .gz is damaged.
     """
@@ -79,16 +80,16 @@ def cut_into_batches(inputs: list[str], digests: list["hashlib._Hash"]) -> Itera
             lines.append(line)
             size += len(line)
             if size >= BATCH_BYTES:
-                yield Batch(path, first, lines, records)
+                yield RecordBatch(path, first, lines, records)
                 records += sum(1 for one in lines if one.strip())
                 first, lines, size = number + 1, [], 0
         if lines:
-            yield Batch(path, first, lines, records)
+            yield RecordBatch(path, first, lines, records)
             records += sum(1 for one in lines if one.strip())
 
 
 def digest_input(path: str) -> str:
-    """Hexadecimal SHA-256 of an input's content, for a .gz of what is in it. Raises InputError."""
+    """Compute the hexadecimal SHA-256 of an input's content, for a .gz of what is in it. Raises InputError."""
     digest = hashlib.sha256()
     for _, line in read_lines(path):
         digest.update(line)

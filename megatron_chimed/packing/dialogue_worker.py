@@ -1,4 +1,4 @@
-"""A batch of lines with dialogues to the tokens of its segments. It runs in worker processes."""
+"""Render a batch of lines with dialogues as the tokens of its segments. It runs in worker processes."""
 
 from collections import Counter
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located
-from megatron_chimed.packing.chunks import Batch, Part, gather, parse, token_type
-from megatron_chimed.packing.instances import fit, make_instances
+from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, gather, parse, token_type
+from megatron_chimed.packing.examples import fit_example, make_examples
 from megatron_chimed.records import Dialogue
 from megatron_chimed.text.template import Exchange, Renderer
 
@@ -18,20 +18,20 @@ class DialogueMaker:
     def __init__(self, renderer: Renderer, sequence_length: int, mode: str):
         self.renderer, self.sequence_length, self.mode = renderer, sequence_length, mode
 
-    def __call__(self, batch: Batch) -> Part:
-        """The part of a batch, each segment a unit. Raises InputError as ``file:line: reason``."""
+    def __call__(self, batch: RecordBatch) -> SegmentChunk:
+        """Render a batch, each segment a unit. Raises InputError as ``file:line: reason``."""
         dialogues = [parse(Dialogue, batch.path, number, line) for number, line in batch.located]
         rendered, owners, counts = [], [], Counter()
         for owner, exchanges in enumerate(self._encode(batch, dialogues)):
-            for instance in make_instances(exchanges, self.mode):
-                one = fit(instance, self.sequence_length, self.renderer, counts)
+            for example in make_examples(exchanges, self.mode):
+                one = fit_example(example, self.sequence_length, self.renderer, counts)
                 if one is not None:
                     rendered.append(one)
                     owners.append(owner)
         names = list(dict.fromkeys(dialogue.source for dialogue in dialogues))
         source_of = np.array([names.index(dialogue.source) for dialogue in dialogues], np.int32)
         owners = np.array(owners, np.int64)
-        return Part(
+        return SegmentChunk(
             *gather(rendered, token_type(self.renderer.tokenizer.vocab_size)),
             np.ones(len(rendered), np.int64),
             {"dialogue": owners + batch.first_record, "source": source_of[owners]},
@@ -41,8 +41,8 @@ class DialogueMaker:
             sum(map(len, batch.lines)),
         )
 
-    def _encode(self, batch: Batch, dialogues: list[Dialogue]) -> list[list[Exchange]]:
-        """The exchanges of all dialogues; when one cannot be encoded, its line is found."""
+    def _encode(self, batch: RecordBatch, dialogues: list[Dialogue]) -> list[list[Exchange]]:
+        """Encode the exchanges of all dialogues; when one cannot be encoded, its line is found."""
         try:
             return self.renderer.encode_exchanges([dialogue.turns for dialogue in dialogues])
         except InputError:

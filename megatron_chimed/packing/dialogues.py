@@ -1,4 +1,4 @@
-"""Dialogues to packed rows, for supervised fine-tuning."""
+"""Pack dialogues into rows, for supervised fine-tuning."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.packing import builder
 from megatron_chimed.packing.builder import Kind, RowOptions
 from megatron_chimed.packing.dialogue_worker import DialogueMaker
-from megatron_chimed.packing.instances import MODES
+from megatron_chimed.packing.examples import MODES
 from megatron_chimed.text.template import Renderer
 
 
@@ -33,8 +33,8 @@ def pack_dialogues(
     return builder.pack_records(inputs, output, renderer, kind, options, tokenizer_path)
 
 
-def describe(content: dict[str, Any]) -> str:
-    """The report of a manifest as lines for people."""
+def format_dialogue_rows(content: dict[str, Any]) -> str:
+    """Format the report of a manifest as lines for people."""
     report = content["report"]
     first = f"dialogues      {report['dialogues']:,}, as {report['in']['instances']:,} instances ({content['mode']})"
-    return first + "\n" + builder.describe(content, "tokens to be learnt")
+    return first + "\n" + builder.format_pack_report(content, "tokens to be learnt")

@@ -1,6 +1,6 @@
 """Packed rows on disk: written once, memory-mapped by every training.
 
-A row is a number of segments end to end, at most `sequence_length` tokens; a segment is one training instance and keeps
+A row is a number of segments end to end, at most `sequence_length` tokens; a segment is one training example and keeps
 all its tokens. The folder holds ``manifest.json`` and, as .npy files:
 
     tokens           [T] uint16 or uint32   the tokens of all segments, in the order of the rows
@@ -71,7 +71,7 @@ def write_arrays(
 
 
 def _pieces(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Segments [first, last) of about TOKENS_AT_ONCE tokens."""
+    """Cut segments [first, last) of about TOKENS_AT_ONCE tokens."""
     first = 0
     while first < len(offsets) - 1:
         last = int(np.searchsorted(offsets, offsets[first] + TOKENS_AT_ONCE, side="right")) - 1
@@ -110,7 +110,7 @@ class PackedRows:
         return PackedRows, (str(self.folder),)
 
     def segments(self, row: int) -> range:
-        """The numbers of a row's segments. Raises IndexError for a row that is not there."""
+        """Return the numbers of a row's segments. Raises IndexError for a row that is not there."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return range(int(self.row_offsets[row]), int(self.row_offsets[row + 1]))
@@ -147,7 +147,7 @@ class PackedRows:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a packed folder whose files all have the sizes that it states. Raises InputError."""
+    """Read the manifest of a packed folder whose files all have the sizes that it states. Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it with chimed pack sft or chimed pack rewards")
     path = folder / MANIFEST
@@ -168,7 +168,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _open_array(path: Path) -> np.ndarray:
-    """A .npy file of one dimension, memory-mapped, as a plain array: slices of a memmap are slow. Raises InputError."""
+    """Open a .npy file of one dimension, memory-mapped, as a plain array: slices of a memmap are slow.
+
+    Raises InputError.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
@@ -179,7 +182,7 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def row_arrays(packed: PackedRows, row: int) -> dict[str, np.ndarray]:
-    """A row as a model takes it, all of length S = sequence_length.
+    """Make a row as a model takes it, all of length S = sequence_length.
 
     tokens [S] int64; labels [S] int64: the next token of the same segment; loss_mask [S] float32: 1 where that label is
     to be learnt, so 0 on the last token of a segment and on padding; position_ids [S] int64: from 0 in each segment,

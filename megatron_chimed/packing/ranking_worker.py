@@ -1,4 +1,4 @@
-"""A batch of lines with ranked answers to the tokens of its segments. It runs in worker processes.
+"""Render a batch of lines with ranked answers as the tokens of its segments. It runs in worker processes.
 
 Each answer is one segment: the prompt, the answer and EOS, where it is scored. All answers of a group see the same
 prompt. If a group is too long for a row, the prompt loses its oldest exchanges, then the oldest tokens of its question,
@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located
-from megatron_chimed.packing.chunks import Batch, Part, gather, parse, token_type
+from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, gather, parse, token_type
 from megatron_chimed.records import RankedGroup, Turn
 from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
 
@@ -26,12 +26,13 @@ TOO_LONG = "answers longer than the row"
 
 
 class Answers(NamedTuple):
-    """A group as ids. history: exchanges before the question; prompt: the question's; responses: with EOS; ranks."""
+    """A group as ids, int32 arrays. history: exchanges before the question; prompt: the question's; responses: with
+    EOS; preference_ranks: 0 for the best."""
 
     history: list[Exchange]
     prompt: np.ndarray
     responses: list[np.ndarray]
-    ranks: list[int]
+    preference_ranks: list[int]
 
     @property
     def num_tokens(self) -> int:
@@ -41,32 +42,32 @@ class Answers(NamedTuple):
 
 
 class GroupMaker:
-    """Renders batches. It is sent to the worker processes. shuffle_seed: deal the ranks of each group out at random,
-    for a control that must learn nothing; None for the true ranks."""
+    """Renders batches. It is sent to the worker processes. shuffle_seed: deal the preference ranks of each group out at
+    random, for a control that must learn nothing; None for the true ranks."""
 
     def __init__(self, renderer: Renderer, sequence_length: int, pairing: str, shuffle_seed: int | None):
         self.renderer, self.sequence_length, self.pairing = renderer, sequence_length, pairing
         self.shuffle_seed = shuffle_seed
 
-    def __call__(self, batch: Batch) -> Part:
-        """The part of a batch, each group a unit. Raises InputError as ``file:line: reason``."""
+    def __call__(self, batch: RecordBatch) -> SegmentChunk:
+        """Render a batch, each group a unit. Raises InputError as ``file:line: reason``."""
         groups = [parse(RankedGroup, batch.path, number, line) for number, line in batch.located]
         names = list(dict.fromkeys(group.source for group in groups))
         counts, sizes, segments = Counter(), [], []
         columns = {"group": [], "rank": [], "answer": [], "source": []}
         for number, (group, answers) in enumerate(zip(groups, self._encode(batch, groups), strict=True)):
-            fitted = fit(answers, self.sequence_length, self.renderer, counts)
+            fitted = fit_group(answers, self.sequence_length, self.renderer, counts)
             if fitted is None:
                 continue
             rendered = [_segment(fitted, response) for response in fitted.responses]
             sizes.append(len(rendered))
             segments += rendered
             columns["group"] += [batch.first_record + number] * len(rendered)
-            columns["rank"] += fitted.ranks
+            columns["rank"] += fitted.preference_ranks
             columns["answer"] += map(len, fitted.responses)
             columns["source"] += [names.index(group.source)] * len(rendered)
         types = {"group": np.int64, "rank": np.int32, "answer": np.int32, "source": np.int32}
-        return Part(
+        return SegmentChunk(
             *gather(segments, token_type(self.renderer.tokenizer.vocab_size)),
             np.array(sizes, np.int64),
             {name: np.array(values, types[name]) for name, values in columns.items()},
@@ -76,8 +77,8 @@ class GroupMaker:
             sum(map(len, batch.lines)),
         )
 
-    def _encode(self, batch: Batch, groups: list[RankedGroup]) -> Iterator[Answers]:
-        """The ids of all groups; when one cannot be encoded, its line is found."""
+    def _encode(self, batch: RecordBatch, groups: list[RankedGroup]) -> Iterator[Answers]:
+        """Encode all groups; when one cannot be encoded, its line is found."""
         chosen = [self._chosen(group) for group in groups]
         dialogues = [
             turns for group, (texts, _) in zip(groups, chosen, strict=True) for turns in _dialogues(group, texts)
@@ -95,8 +96,10 @@ class GroupMaker:
             yield Answers(history, prompt, [exchanges[-1].response for exchanges in every], ranks)
 
     def _chosen(self, group: RankedGroup) -> tuple[list[str], list[int]]:
-        """(texts, ranks) of the answers that are there and that the pairing compares."""
-        there = [(text, rank) for text, rank in zip(group.responses, group.ranks, strict=True) if text is not None]
+        """Choose (texts, preference ranks) of the answers that are there and that the pairing compares."""
+        there = [
+            (text, rank) for text, rank in zip(group.responses, group.preference_ranks, strict=True) if text is not None
+        ]
         if not there:
             return [group.turns[-1].text], [0]  # one answer of any text: it makes no pair and is dropped
         texts, ranks = [text for text, _ in there], [rank for _, rank in there]
@@ -110,40 +113,41 @@ class GroupMaker:
 
 
 def _dialogues(group: RankedGroup, texts: list[str]) -> list[tuple[Turn, ...]]:
-    """What is encoded of a group: its history once, with the first answer; the question with each answer."""
+    """List what is encoded of a group: its history once, with the first answer; the question with each answer."""
     first, *others = (Turn("assistant", text) for text in texts)
     return [(*group.turns, first), *((group.turns[-1], other) for other in others)]
 
 
 def _segment(answers: Answers, response: np.ndarray) -> Rendered:
-    """One answer behind the prompt; marked is where it is scored."""
+    """Join one answer [n] to the prompt; the mask marks its EOS, where it is scored."""
     tokens, mask = join([*answers.history, Exchange(answers.prompt, response)])
     mask[:] = 0
     mask[-1] = 1
     return Rendered(tokens, mask)
 
 
-def fit(answers: Answers, limit: int, renderer: Renderer, counts: Counter) -> Answers | None:
-    """The group in at most `limit` tokens, or None if it is dropped.
+def fit_group(answers: Answers, limit: int, renderer: Renderer, counts: Counter) -> Answers | None:
+    """Truncate a group to at most `limit` tokens, or drop it: then None.
 
-    counts, which is counted up, holds what came in, lost its oldest exchanges ("shortened"), had its question cut
-    ("cut"), was dropped and is left ("kept"), each in instances (groups), tokens and "trained", which are the answers.
-    For tokens: in = shortened + cut + dropped + kept. Reasons are counted under ("reason", reason).
+    counts, which is counted up, holds what came in ("in"), lost its oldest turns ("shortened"), had its prompt
+    truncated ("cut"), was dropped and is left ("kept"), each in "instances" (groups), "tokens" and "trained" (answers),
+    the names that a manifest has. For tokens: in = shortened + cut + dropped + kept. Reasons are counted under
+    ("reason", reason).
     """
     _count(counts, "in", answers, answers.num_tokens)
-    if len(set(answers.ranks)) < 2:
+    if len(set(answers.preference_ranks)) < 2:
         return _drop(counts, answers, NO_PAIR)
     left = answers
     while left.num_tokens > limit and left.history:
         left = left._replace(history=left.history[1:])
-    shortened = left
+    truncated_turns = left
     if left.num_tokens > limit:
         room = (limit - sum(map(len, left.responses))) // len(left.responses)
         prompt = renderer.cut_prompt(left.prompt, room) if room > 0 else None
         if prompt is None:
             return _drop(counts, answers, TOO_LONG)
         left = left._replace(prompt=prompt)
-    for what, before, after in (("shortened", answers, shortened), ("cut", shortened, left)):
+    for what, before, after in (("shortened", answers, truncated_turns), ("cut", truncated_turns, left)):
         if lost := before.num_tokens - after.num_tokens:
             _count(counts, what, None, lost)
     _count(counts, "kept", left, left.num_tokens)

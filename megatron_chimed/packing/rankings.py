@@ -1,4 +1,4 @@
-"""Ranked answers to packed rows, for the reward model: each answer once, all answers of a question in one row."""
+"""Pack ranked answers into rows, for the reward model: each answer once, all answers of a question in one row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +43,9 @@ def pack_rankings(
     return builder.pack_records(inputs, output, renderer, kind, options, tokenizer_path)
 
 
-def describe(content: dict[str, Any]) -> str:
-    """The report of a manifest as lines for people."""
+def format_ranking_rows(content: dict[str, Any]) -> str:
+    """Format the report of a manifest as lines for people."""
     questions, kept = content["report"]["questions"], content["report"]["kept"]
     pairing = content["pairing"] + (", ranks shuffled" if content["shuffle_ranks"] else "")
     lines = [f"questions      {questions:,}, {kept['instances']:,} of them kept (pairing: {pairing})"]
-    return "\n".join([*lines, builder.describe(content, "answers")])
+    return "\n".join([*lines, builder.format_pack_report(content, "answers")])

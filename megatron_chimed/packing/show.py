@@ -1,4 +1,4 @@
-"""A packed row for the eye: its segments as text, boundaries and what is to be learnt told apart, for terminal or HTML.
+"""Show a packed row: its segments as text, with boundaries and targets marked, for terminal or HTML.
 
 Where colours are not to be had, ``<BOS>`` and ``<EOS>`` stand for boundary ids and « » enclose what is to be learnt.
 What a text holds can disturb neither: control characters are spelled out, and HTML is escaped.
@@ -35,7 +35,7 @@ h2 {{ font-size: 1em }} .learnt {{ background: #c8f0c8 }} .boundary {{ color: #f
 
 
 class Run(NamedTuple):
-    """Tokens in a row that are alike, as text. boundary: one BOS or EOS id; learnt: the loss is on them."""
+    """Run of tokens that are alike, as text. boundary: one BOS or EOS id; learnt: the loss is on them."""
 
     text: str
     boundary: bool
@@ -50,7 +50,7 @@ class Segment(NamedTuple):
 
 
 def packing_tokenizer(packed: PackedRows, path: str | None = None) -> Tokenizer:
-    """The tokenizer that rows were packed with: the one at `path`, by default where it was then.
+    """Load the tokenizer that rows were packed with: the one at `path`, by default where it was then.
 
     Raises InputError if it is not there, or is another.
     """
@@ -64,7 +64,7 @@ def packing_tokenizer(packed: PackedRows, path: str | None = None) -> Tokenizer:
 
 
 def read_row(packed: PackedRows, row: int, tokenizer: Tokenizer) -> tuple[list[Segment], int]:
-    """The segments of a row, and its tokens of padding. Raises InputError for a row that is not there."""
+    """Read the segments of a row, and its tokens of padding. Raises InputError for a row that is not there."""
     if not 0 <= row < len(packed):
         raise InputError(f"row {row} of {packed.folder}: it has the rows 0 to {len(packed) - 1}")
     segments, filled = [], 0
@@ -94,14 +94,14 @@ def _runs(tokens: np.ndarray, learnt: np.ndarray, tokenizer: Tokenizer) -> Itera
 
 
 def visible(text: str) -> str:
-    """Text in which characters that steer a terminal or the direction of writing are spelled out, as in ``\\x1b``."""
+    """Spell out the characters of a text that steer a terminal or the direction of writing, as ``\\x1b``."""
     return "".join(
         one if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf") else ascii(one)[1:-1] for one in text
     )
 
 
 def to_terminal(segments: list[Segment], padding: int, colour: bool) -> str:
-    """A row as lines, in ANSI colours or with marks."""
+    """Format a row as lines, in ANSI colours or with marks."""
     lines = []
     for segment in segments:
         lines.append(f"{BOLD}{visible(segment.title)}{RESET}" if colour else f"--- {visible(segment.title)}")
@@ -127,7 +127,7 @@ def _with_marks(runs: list[Run]) -> str:
 
 
 def to_html(segments: list[Segment], padding: int, title: str) -> str:
-    """A row as one HTML page that needs nothing else."""
+    """Format a row as one HTML page that needs nothing else."""
     body = []
     for segment in segments:
         spans = []

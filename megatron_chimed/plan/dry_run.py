@@ -74,8 +74,8 @@ def scaled(model: Model, layout: Layout, layers: int | None, width: int | None) 
 
     Raises InputError for layers or a width that the layout cannot divide.
     """
-    share = model.heads // model.groups
-    least = layout.tp * share * model.head_dim if not model.groups % layout.tp else model.heads * model.head_dim
+    share = model.heads // model.num_query_groups
+    least = model.q_dim if model.num_query_groups % layout.tp else layout.tp * share * model.head_dim
     width = width or min(least, model.hidden)
     layers = layers or layout.pp
     if width % least and width != model.hidden:

@@ -59,10 +59,7 @@ def problems(model: Model, layout: Layout) -> list[str]:
             found.append(f"{name} {size} is no multiple of {what} ({by}); {advice}")
 
     divides("--world-size", layout.gpus, "TP x PP", tp * pp, "take another number of GPUs, or another TP or PP")
-    divides("--num-attention-heads", model.heads, "TP", tp, "take a TP that divides it")
-    if tp % model.groups:
-        divides("--num-query-groups", model.groups, "TP", tp, "take a TP that divides it")
-    divides("--ffn-hidden-size", model.ffn, "TP", tp, "take a TP that divides it")
+    found += model.problems(tp, shared_groups=True)
     divides("--num-layers", model.layers, "PP", pp, "take a PP that divides it")
     if layout.sequence_parallel:
         divides("--seq-length", layout.sequence, "TP", tp, "sequence parallelism needs a multiple")

@@ -151,13 +151,12 @@ def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
     """
     size = 2 if layout.half else 4
     tokens = layout.sequence * layout.micro_batch
-    queries, keys = model.heads * model.head_dim, model.groups * model.head_dim
     recompute = "none" if all_of_it else layout.recompute
     whole = layout.tp if layout.sequence_parallel else 1
     if recompute == "full":
         return tokens * size * model.hidden // whole
     # After the rotary embedding; before it, because the values are a view into all of it; and the result.
-    attention = queries + keys + (queries + 2 * keys) + queries
+    attention = model.q_dim + model.kv_dim + (model.q_dim + 2 * model.kv_dim) + model.q_dim
     log_sum_exp = 4 * model.heads
     mlp = 3 * model.ffn  # gate and up, and their product
     if recompute == "selective":

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+
+from megatron_chimed.convert.sizes import Head, Sizes, pad_vocab
 
 
 @dataclass(frozen=True)
@@ -18,35 +19,25 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What the sizes of all weights follow from; names as in `convert.family.Sizes`."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    groups: int
-    head_dim: int
-    vocab: int
-    """Ids, not padded."""
+class Model(Sizes):
+    """Sizes of a model, with what its list of weights depends on besides."""
 
     vocab_multiple: int = 128
     """--make-vocab-size-divisible-by."""
 
     tied: bool = False
     qk_norm: bool = False
-    head: Literal["lm", "reward"] = "lm"
+    head: Head = "lm"
 
     def padded_vocab(self, tp: int) -> int:
         """Rows of the embedding: the vocabulary rounded up to vocab_multiple * tp, as Megatron does."""
-        multiple = self.vocab_multiple * tp
-        return -(-self.vocab // multiple) * multiple
+        return pad_vocab(self.vocab, tp, self.vocab_multiple)
 
     def layer(self, tp: int) -> list[int]:
         """Elements of each weight of one layer on one of `tp` ranks: norm, projections, norm, MLP; only sizes count."""
-        queries, keys = self.heads * self.head_dim, self.groups * self.head_dim
         norms = [self.head_dim] * 2 if self.qk_norm else []
-        attention = [self.hidden, queries * self.hidden // tp, (queries + 2 * keys) * self.hidden // tp, *norms]
+        qkv_dim = self.q_dim + 2 * self.kv_dim
+        attention = [self.hidden, self.q_dim * self.hidden // tp, qkv_dim * self.hidden // tp, *norms]
         return [*attention, self.hidden, 2 * self.ffn * self.hidden // tp, self.ffn * self.hidden // tp]
 
     def weights(self, tp: int = 1, pp: int = 1, stage: int = 0) -> list[Weight]:

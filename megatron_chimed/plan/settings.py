@@ -78,7 +78,7 @@ def read_model(stage: str, given: dict[str, Located]) -> Model:
         hidden=hidden,
         ffn=whole_number(given, "ffn-hidden-size"),
         heads=heads,
-        groups=whole_number(given, "num-query-groups", 1) if grouped else heads,
+        num_query_groups=whole_number(given, "num-query-groups", 1) if grouped else heads,
         head_dim=whole_number(given, "kv-channels", max(1, hidden // heads)),
         vocab=whole_number(given, "vocab-size") if "vocab-size" in given else _tokenizer_size(given),
         vocab_multiple=whole_number(given, "make-vocab-size-divisible-by", 128),

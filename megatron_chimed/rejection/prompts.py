@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.data.decontamination import OverlapIndex, read_texts
 from megatron_chimed.data.dedup import NearDeduplicator
-from megatron_chimed.data.overlap import OverlapIndex, read_texts
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located, read_json_lines
 from megatron_chimed.records import Prompt, Turn
@@ -25,7 +25,7 @@ NOT_DRAWN = "not drawn"
 
 
 class EvaluationTexts:
-    """What no prompt may ask: the strings of evaluation files, whole, and their 13-grams (data/overlap.py)."""
+    """What no prompt may ask: the strings of evaluation files, whole, and their 13-grams (data/decontamination.py)."""
 
     def __init__(self, texts: Iterable[str]):
         texts = list(texts)
@@ -34,7 +34,7 @@ class EvaluationTexts:
 
     @classmethod
     def read(cls, paths: Iterable[str | Path]) -> "EvaluationTexts":
-        """Of files in any form that `data.overlap.read_texts` takes. Raises InputError."""
+        """Of files in any form that `data.decontamination.read_texts` takes. Raises InputError."""
         return cls(text for path in paths for text in read_texts(path))
 
     def hold(self, prompt: Prompt) -> bool:

@@ -4,5 +4,5 @@ import unicodedata
 
 
 def normalise(text: str) -> str:
-    """The text as it is compared: one width of characters (NFKC), no case, no white space."""
+    """Normalise a text as it is compared: one width of characters (NFKC), no case, no white space."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,4 +1,4 @@
-"""One small interface over a SentencePiece model and a Hugging Face tokenizer folder.
+"""Tokenizers: one interface over a SentencePiece model and a Hugging Face tokenizer folder.
 
 The two give the ids that Megatron's own tokenizers of the same kind give (`--tokenizer-type SentencePieceTokenizer`
 and `HuggingFaceTokenizer`), with one difference in the defaults. Megatron lets a Hugging Face tokenizer turn the
@@ -23,7 +23,7 @@ HF_OPTIONAL_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
+    """Tokenizer: text to token ids and back.
 
     vocab_size: every id is below it (not padded for tensor parallelism). bos_id, eos_id, pad_id: None where the
     tokenizer has none. fingerprint: hexadecimal SHA-256 over the files that define the tokenizer. Instances can be
@@ -38,7 +38,7 @@ class Tokenizer(ABC):
 
     @staticmethod
     def load(path: str | Path) -> "Tokenizer":
-        """The tokenizer at a path, a SentencePiece .model or a Hugging Face folder; see `load_tokenizer`.
+        """Load the tokenizer at a path, a SentencePiece .model or a Hugging Face folder; see `load_tokenizer`.
 
         >>> import megatron_chimed as mc
         >>> tokenizer = mc.Tokenizer.load("tokenizer.model")
@@ -48,13 +48,13 @@ class Tokenizer(ABC):
         return load_tokenizer(path)
 
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
-        """The ids of one text; see `encode_batch`."""
+        """Encode one text; see `encode_batch`."""
         return list(map(int, self.encode_batch([text], parse_special=parse_special, add_special=add_special)[0]))
 
     def encode_batch(
         self, texts: list[str], *, parse_special: bool = False, add_special: bool = False
     ) -> list[Sequence[int]]:
-        """The ids of each text, as lists or as int32 arrays, whichever the library makes faster.
+        """Encode each text, as lists or as int32 arrays, whichever the library makes faster.
 
         parse_special: turn the strings of special tokens inside a text into their ids (never for untrusted text).
         add_special: add what the tokenizer's own template adds, as a rule BOS in front.
@@ -77,12 +77,12 @@ class Tokenizer(ABC):
         """`encode_batch` for texts that UTF-8 can express."""
 
     @abstractmethod
-    def piece(self, number: int) -> str:
-        """The string of one id, such as "</s>"."""
+    def id_to_token(self, number: int) -> str:
+        """Return the string of one id, such as "</s>"."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; BOS, EOS and padding leave no trace in it."""
+        """Decode ids; BOS, EOS and padding leave no trace in it."""
 
 
 def _require_utf8(text: str, number: int) -> None:
@@ -98,7 +98,10 @@ def _require_utf8(text: str, number: int) -> None:
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece .model file. Control symbols such as </s> are never found in text: SentencePiece sees to that."""
+    """Tokenizer of a SentencePiece .model file.
+
+    Control symbols such as </s> are never found in text: SentencePiece sees to that.
+    """
 
     def __init__(self, path: str | Path):
         """Raises InputError if there is no such file or it is not a SentencePiece model."""
@@ -119,17 +122,17 @@ class SentencePieceTokenizer(Tokenizer):
         # Arrays cost a quarter less time than Python lists once the ids are converted to the corpus's type.
         return self._processor.encode(texts, return_type="numpy", num_threads=1)
 
-    def piece(self, number: int) -> str:
-        """The string of one id."""
+    def id_to_token(self, number: int) -> str:
+        """Return the string of one id."""
         return self._processor.id_to_piece(int(number))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. Raises IndexError for an id that is not below vocab_size."""
+        """Decode ids. Raises IndexError for an id that is not below vocab_size."""
         return self._processor.decode(list(map(int, ids)))
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A Hugging Face tokenizer folder on this disk, read by transformers.AutoTokenizer; never from a hub."""
+    """Tokenizer of a Hugging Face folder on this disk, read by transformers.AutoTokenizer; never from a hub."""
 
     def __init__(self, folder: str | Path):
         """Raises InputError if transformers cannot read the folder, or reads it into a slow (Python) tokenizer."""
@@ -155,7 +158,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._spelled_out = self._spell_out((token, number) for token, number in specials if token != loaded.unk_token)
 
     def _spell_out(self, specials: Iterable[tuple[str, int]]) -> dict[int, list[int]]:
-        """Ids of each special token that its string becomes even as plain text, to the ids of its characters.
+        """Map ids of each special token that its string becomes even as plain text, to the ids of its characters.
 
         It is empty for byte-pair tokenizers. A unigram model keeps "</s>" among its pieces and finds it in any text.
         """
@@ -176,12 +179,12 @@ class HuggingFaceTokenizer(Tokenizer):
             return rows
         return [[part for number in row for part in self._spelled_out.get(number, (number,))] for row in rows]
 
-    def piece(self, number: int) -> str:
-        """The string of one id."""
+    def id_to_token(self, number: int) -> str:
+        """Return the string of one id."""
         return self._backend.id_to_token(int(number))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; an id that is not below vocab_size leaves no trace."""
+        """Decode ids; an id that is not below vocab_size leaves no trace."""
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True)
 
 
@@ -194,7 +197,7 @@ def _complete_special_tokens(loaded) -> None:
 
 
 def _folder_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over names and contents of a Hugging Face folder's tokenizer files."""
+    """Hash (SHA-256) names and contents of a Hugging Face folder's tokenizer files."""
     names = sorted(name for name in (*HF_FILES, *HF_OPTIONAL_FILES) if (Path(folder) / name).is_file())
     lines = "".join(f"{name} {sha256_file(Path(folder) / name)}\n" for name in names)
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -206,7 +209,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer at a path: a .model file (SentencePiece) or a Hugging Face folder.
+    """Load the tokenizer at a path: a .model file (SentencePiece) or a Hugging Face folder.
 
     Raises InputError if it is neither.
     """

@@ -45,7 +45,7 @@ TRAINING = {
 
 
 def read_documents(path: Path, json_keys: Sequence[str]) -> Iterator[str]:
-    """Texts of a file: each key's string of each row of JSON lines, or each line of a .txt (or .txt.gz) file.
+    """Read the texts of a file: each key's string of each row of JSON lines, or each line of a .txt (or .txt.gz) file.
 
     Raises InputError as ``file:line: reason``.
     """
@@ -67,7 +67,8 @@ def read_documents(path: Path, json_keys: Sequence[str]) -> Iterator[str]:
 
 
 def sample(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
-    """At most `limit` of the texts that are not blank, drawn evenly with a fixed seed; and the number of all texts.
+    """Sample at most `limit` of the texts that are not blank, drawn evenly with a fixed seed; and the number of all
+    texts.
 
     Source: reservoir sampling, algorithm R (Vitter 1985). SentencePiece's own sampling differs between processes.
     """
@@ -84,7 +85,7 @@ def sample(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, character_coverage: float = 0.9995) -> bytes:
-    """A trained SentencePiece model, as the bytes of its .model file; the same texts give the same bytes.
+    """Train a SentencePiece model; returns the bytes of its .model file; the same texts give the same bytes.
 
     character_coverage: share of the text's characters that get a piece of their own; the rest become bytes.
 
@@ -111,7 +112,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, character_cove
 
 
 def _explain(message: str, vocab_size: int) -> str:
-    """SentencePiece's message about the vocabulary as a line that says what is possible."""
+    """Explain SentencePiece's message about the vocabulary in a line that says what is possible."""
     if too_small := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return (
             f"vocab size {vocab_size} is too small: this text needs at least {too_small[1]} (one piece per character, "
@@ -125,7 +126,8 @@ def _explain(message: str, vocab_size: int) -> str:
 
 
 def hugging_face_backend(model: bytes):
-    """The `tokenizers.Tokenizer` that gives the ids of a SentencePiece byte-pair model made by `train_sentencepiece`.
+    """Make the `tokenizers.Tokenizer` that gives the ids of a SentencePiece byte-pair model made by
+    `train_sentencepiece`.
 
     Every pair of pieces whose union is a piece becomes a merge, in the order of the unions' ids: that is
     SentencePiece's own rule (join the neighbours whose union scores best, and scores fall with the id).
@@ -217,7 +219,7 @@ def train_tokenizer(
 
 
 def _finished(output: Path, parents: dict) -> dict | None:
-    """The manifest of a finished output with these parents; None if there is nothing yet."""
+    """Find the manifest of a finished output with these parents; None if there is nothing yet."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     content = read_json(output / MANIFEST) if (output / MANIFEST).is_file() else {}

@@ -24,8 +24,8 @@ def test_operations_are_counted_as_megatron_counts_them(shape):
     model, sequence = figures.SHAPES[shape]
     args = SimpleNamespace(
         num_layers=model.layers, hidden_size=model.hidden, ffn_hidden_size=model.ffn, kv_channels=model.head_dim,
-        num_attention_heads=model.heads, num_query_groups=model.groups, group_query_attention=True, swiglu=True,
-        padded_vocab_size=model.vocab, seq_length=sequence, num_experts=None, mtp_num_layers=None,
+        num_attention_heads=model.heads, num_query_groups=model.num_query_groups, group_query_attention=True,
+        swiglu=True, padded_vocab_size=model.vocab, seq_length=sequence, num_experts=None, mtp_num_layers=None,
         hybrid_layer_pattern=None,
         moe_ffn_hidden_size=None, moe_latent_size=None, moe_shared_expert_intermediate_size=None,
         multi_latent_attention=False, attention_output_gate=False, experimental_attention_variant=None,

@@ -7,6 +7,7 @@ import yaml
 from support.checkpoints import CONFIG, KINDS
 
 from megatron_chimed.convert import architecture as arch
+from megatron_chimed.convert.megatron_args import from_megatron_args, to_megatron, to_megatron_args
 from megatron_chimed.errors import InputError
 
 BASE = CONFIG | {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
@@ -21,7 +22,7 @@ def test_the_architecture_survives_both_ways(kind):
     model = read(**KINDS[kind])
     config = arch.to_hf(model, "bfloat16", {"eos_token_id": 2})
     assert arch.from_hf(config, "config.json") == model
-    assert arch.from_megatron_args(arch.to_megatron_args(model), model.head, "checkpoint") == model
+    assert from_megatron_args(to_megatron_args(to_megatron(model)), model.head, "checkpoint") == model
     assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == 2
 
 
@@ -55,11 +56,11 @@ def test_megatron_gets_arguments_that_its_own_parser_takes():
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     for kind in KINDS.values():
-        settings = yaml.safe_load(yaml.safe_dump(arch.to_megatron(read(**kind))))
+        settings = yaml.safe_load(yaml.safe_dump(to_megatron(read(**kind))))
         words = to_argv({key: Located(value, "model.yaml") for key, value in settings.items()}, parser)
         parsed = parser.parse_args(words)
         assert parsed.num_layers == CONFIG["num_hidden_layers"] and parsed.layernorm_epsilon == 1e-5
-        again = arch.from_megatron_args(
+        again = from_megatron_args(
             argparse.Namespace(**vars(parsed) | {"padded_vocab_size": parsed.vocab_size}), "lm", "arguments"
         )
         assert again == read(**kind)
@@ -107,10 +108,10 @@ def test_all_faults_are_told_at_once():
     ],
 )
 def test_a_megatron_model_that_is_no_llama_is_refused(change, message):
-    args = arch.to_megatron_args(read())
+    args = to_megatron_args(to_megatron(read()))
     vars(args).update(change)
     with pytest.raises(InputError, match=message):
-        arch.from_megatron_args(args, "lm", "checkpoint")
+        from_megatron_args(args, "lm", "checkpoint")
 
 
 def test_the_reward_head_has_its_own_class():

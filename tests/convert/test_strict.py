@@ -161,7 +161,7 @@ def test_a_megatron_checkpoint_with_other_tensors_is_refused_with_all_of_them(tm
 
     write_plain(tmp_path / "hf")
     checkpoint.hf_to_megatron(tmp_path / "hf", tmp_path / "run", progress=False)
-    args = TorchDistCheckpoint(tmp_path / "run/release").args()
+    args = TorchDistCheckpoint(tmp_path / "run/release").args
     planned = [
         Planned("decoder.final_layernorm.weight", (63,), torch.float32, lambda: torch.ones(63)),
         Planned("output_layer.weight", (128, 64), torch.int32, lambda: torch.ones(128, 64, dtype=torch.int32)),

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_chimed.convert.tensors import join_qkv, join_rows, split_qkv, split_rows
+from megatron_chimed.convert.tensors import merge_qkv, merge_rows, split_qkv, split_rows
 
 
 @st.composite
@@ -17,7 +17,7 @@ def heads(draw):
     return [part.clone() for part in numbers.split(counts)], groups
 
 
-def join_qkv_slowly(parts, groups):
+def merge_qkv_slowly(parts, groups):
     """Row after row: each group's queries, its key, its value."""
     query, key, value = ([row for row in part] for part in parts)
     per_query, per_key = len(query) // groups, len(key) // groups
@@ -30,15 +30,15 @@ def join_qkv_slowly(parts, groups):
 
 
 @given(heads())
-def test_joining_interleaves_by_group(case):
+def test_merging_interleaves_by_group(case):
     parts, groups = case
-    assert torch.equal(join_qkv(parts, groups), join_qkv_slowly(parts, groups))
+    assert torch.equal(merge_qkv(parts, groups), merge_qkv_slowly(parts, groups))
 
 
 @given(heads())
-def test_splitting_is_the_inverse_of_joining(case):
+def test_splitting_is_the_inverse_of_merging(case):
     parts, groups = case
-    again = split_qkv(join_qkv(parts, groups), [len(part) for part in parts], groups)
+    again = split_qkv(merge_qkv(parts, groups), [len(part) for part in parts], groups)
     assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
 
 
@@ -47,15 +47,15 @@ def test_a_tensor_parallel_slice_holds_whole_groups(case, ranks):
     parts, groups = case
     if groups % ranks:
         return
-    for rank, piece in enumerate(join_qkv(parts, groups).chunk(ranks)):
+    for rank, piece in enumerate(merge_qkv(parts, groups).chunk(ranks)):
         own = [part.chunk(ranks)[rank] for part in parts]
-        assert torch.equal(piece, join_qkv(own, groups // ranks))
+        assert torch.equal(piece, merge_qkv(own, groups // ranks))
 
 
 @given(st.integers(1, 5), st.integers(1, 4))
 def test_gate_and_up_lie_one_below_the_other(ffn, hidden):
     gate, up = torch.arange(2 * ffn * hidden).view(2, ffn, hidden)
-    joined = join_rows([gate, up], groups=1)
-    assert torch.equal(joined[:ffn], gate) and torch.equal(joined[ffn:], up)
-    again = split_rows(joined, [ffn, ffn], groups=1)
+    merged = merge_rows([gate, up], num_query_groups=1)
+    assert torch.equal(merged[:ffn], gate) and torch.equal(merged[ffn:], up)
+    again = split_rows(merged, [ffn, ffn], num_query_groups=1)
     assert torch.equal(again[0], gate) and torch.equal(again[1], up)

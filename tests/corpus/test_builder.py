@@ -320,7 +320,7 @@ def test_shards_divide_the_lines_without_loss_or_overlap(tmp_path):
         for index in range(num_shards):
             for source in inputs.select_shard([str(path)], num_shards, index):
                 before = path.read_bytes()[: len(lines)].count(b"\n")
-                batches = list(inputs.cut_into_batches(0, source, 50, inputs.hashlib.sha256()))
+                batches = list(inputs.cut_line_batches(0, source, 50, inputs.hashlib.sha256()))
                 if batches:
                     assert inputs.count_lines_before(source) == before
                 lines += b"".join(batch.read() for batch in batches)

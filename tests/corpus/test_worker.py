@@ -9,7 +9,7 @@ from support.corpora import build, call_here, make_texts, to_lines, write_rows
 from megatron_chimed import jsonl
 from megatron_chimed.corpus.arguments import parse_arguments
 from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
-from megatron_chimed.corpus.inputs import Batch
+from megatron_chimed.corpus.inputs import LineBatch
 from megatron_chimed.corpus.part import load_part
 from megatron_chimed.corpus.worker import Worker
 from megatron_chimed.errors import InputError
@@ -198,7 +198,7 @@ def test_the_fast_way_of_reading_takes_and_rejects_the_same_rows_as_the_slow_one
     good = b'{"text": "\xe8\x83\x83"}'
     contents = [b"\n".join(ODD), *ODD, *(good + b"\n" + odd + b"\r\n" + good + b"\r" for odd in ODD)]
     for content in contents:
-        batch = Batch(0, "a", 0, len(content), len(content), content)
+        batch = LineBatch(0, "a", 0, len(content), len(content), content)
         parts = []
         for worker in (fast, slow):
             worker.make_part(batch, tmp_path / "part.npz")

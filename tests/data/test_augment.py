@@ -57,7 +57,7 @@ def test_the_models_stand_between_the_two_answers_in_their_order(tmp_path, pairs
     for pair, group in zip(read_groups(pairs), read_groups(tmp_path / "out.jsonl"), strict=True):
         best, worst = pair.responses
         assert group.responses == (best, said("gpt-4", pair), said("gpt-3.5-turbo", pair), worst)
-        assert group.ranks == (0, 1, 2, 3)
+        assert group.preference_ranks == (0, 1, 2, 3)
         assert (group.id, group.source, group.turns) == (pair.id, pair.source, pair.turns)
     assert len(server.requests) == 60 and content["rows"] == 30
     sent = {json.dumps(body["messages"], ensure_ascii=False) for body in server.requests}
@@ -77,7 +77,7 @@ def test_a_conversation_is_sent_whole_and_the_instruction_once(tmp_path):
     assert [message["role"] for message in server.requests[0]["messages"]] == ["user", "assistant", "user"]
     assert [message["content"] for message in server.requests[1]["messages"]] == ["一", "二", "三"]
     (group,) = read_groups(tmp_path / "out.jsonl")
-    assert (group.responses, group.ranks) == (("好", "m 答：三", "坏"), (0, 1, 2))  # the better answer first
+    assert (group.responses, group.preference_ranks) == (("好", "m 答：三", "坏"), (0, 1, 2))  # the better answer first
 
 
 def misbehave(body, attempt):
@@ -98,8 +98,8 @@ def test_a_server_that_misbehaves_in_every_way_costs_only_what_it_refuses(tmp_pa
     with ChatServer(misbehave) as server:
         content = augment(pairs, tmp_path / "out.jsonl", server, HASTY)
     groups = read_groups(tmp_path / "out.jsonl")
-    absent = [number for number, group in enumerate(groups) if group.ranks == (0, -1, 2, 3)]
-    assert absent == [20, 21, 22] and sum(group.ranks == (0, 1, 2, 3) for group in groups) == 27
+    absent = [number for number, group in enumerate(groups) if group.preference_ranks == (0, -1, 2, 3)]
+    assert absent == [20, 21, 22] and sum(group.preference_ranks == (0, 1, 2, 3) for group in groups) == 27
     assert all(groups[number].responses[1] is None for number in absent)
     four, turbo = (content["models"][model] for model in MODELS)
     assert four["outcomes"] == {"answered": 27, "content filter": 1, "empty": 1, "refused": 1} and not four["failed"]
@@ -114,11 +114,11 @@ def test_what_failed_at_all_attempts_is_absent_and_asked_for_again_by_the_same_c
             augment(pairs, output, server)
         assert not output.exists()
         content = augment(pairs, output, server, share=0.1)
-        assert read_groups(output)[3].ranks == (0, -1, -1, 3)
+        assert read_groups(output)[3].preference_ranks == (0, -1, -1, 3)
         assert content["models"]["gpt-4"]["failed"] == {"HTTP 500": 2}
         server.behave = lambda body, attempt: None
         assert not augment(pairs, output, server, share=0.1)["models"]["gpt-4"]["failed"]
-        assert all(group.ranks == (0, 1, 2, 3) for group in read_groups(output))
+        assert all(group.preference_ranks == (0, 1, 2, 3) for group in read_groups(output))
         assert server.num_answered.total() == 60
 
 
@@ -288,4 +288,6 @@ def test_the_augmented_groups_are_a_source_that_can_be_split(tmp_path, pairs):
         augment(pairs, tmp_path / "a.jsonl", server, HASTY)
     content = prepare([f"cmd:ranked={tmp_path / 'a.jsonl'}"], tmp_path / "four.jsonl", split="20,5,5")
     groups = [group for part in ("train", "valid", "test") for group in read_groups(tmp_path / f"four.{part}.jsonl")]
-    assert len(groups) == content["rows"] == 30 and sum(group.ranks == (0, -1, 2, 3) for group in groups) == 3
+    assert (
+        len(groups) == content["rows"] == 30 and sum(group.preference_ranks == (0, -1, 2, 3) for group in groups) == 3
+    )

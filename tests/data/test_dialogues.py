@@ -8,7 +8,7 @@ from support.corpora import call, call_here, write_model
 from support.paths import SHARED
 from support.sft_sources import (
     NAMES,
-    check_accounts,
+    check_report,
     expected_turns,
     make_dialogues,
     prepare,
@@ -18,7 +18,7 @@ from support.sft_sources import (
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.dialogue_worker import Unanswered, arrange
-from megatron_chimed.data.dialogues import describe
+from megatron_chimed.data.dialogues import format_dialogue_report
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -54,7 +54,7 @@ def test_all_sources_together_give_every_dialogue_once(tmp_path, output):
         specs.append(f"{label}:{reader.split('.')[0]}={write_source(tmp_path, reader, dialogues)}")
         expected[label] = expected_turns(reader, dialogues)
     content = prepare(specs, output)
-    check_accounts(content, output)
+    check_report(content, output)
     assert content["rows"] == content["input_rows"] == 12 * len(NAMES) and not content["dropped"]
     for label, dialogues in expected.items():
         assert [turns_of(row) for row in read_lines(output) if row["source"] == label] == dialogues
@@ -100,7 +100,7 @@ def test_every_dropped_row_has_its_reason(tmp_path, output):
     with open(path, "a") as file:
         file.write('{"instruction": "x"}\n{\n\n[1]\n')
     content = prepare([f"cmd={path}"], output, max_rejected_share=0.5)
-    check_accounts(content, output)
+    check_report(content, output)
     assert content["sources"]["cmd"]["dropped"] == {
         "exact duplicate": 1, "expected a JSON object": 1, "invalid JSON": 1, "missing key": 1,
         "no doctor's answer": 2, "no patient's turn": 1,
@@ -146,7 +146,7 @@ def test_duplicates_are_dropped_across_sources_and_the_first_is_kept(tmp_path, o
     expected = {"near": {"exact duplicate": 2, "near duplicate": 1}, "exact": {"exact duplicate": 2}, "none": {}}
     for dedup, dropped in expected.items():
         content = prepare(specs, output, dedup=dedup)
-        check_accounts(content, output)
+        check_report(content, output)
         assert content["sources"]["cmd"]["dropped"] == dropped and not content["sources"]["toyhom"]["dropped"]
     turned = prepare(specs[::-1], output)
     assert turned["sources"]["toyhom"]["dropped"] == {"exact duplicate": 1}
@@ -177,7 +177,7 @@ def test_a_row_with_a_bad_byte_is_dropped_not_mended(tmp_path, output, reader, c
     mark = dialogues[200][1][1].encode()
     path.write_bytes(path.read_bytes().replace(mark, mark[:3] + b"\xff" + mark[3:]))
     content = prepare([f"{reader.split('.')[0]}={path}"], output, clean=clean_it, dedup="none")
-    check_accounts(content, output)
+    check_report(content, output)
     ((reason, number),) = content["dropped"].items()
     assert reason.startswith("invalid") and number == 1 and content["rows"] == 499
 
@@ -198,7 +198,7 @@ def test_dialogues_of_an_evaluation_set_stay_out(tmp_path, output):
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": f"请问，{leaked}"}), encoding="utf-8")
     (tmp_path / "test.txt").write_text(f"x\ty\n{dialogues[20][0][1]}\n好的，谢谢\n", encoding="utf-8")
     content = prepare([f"sharegpt={path}"], output, exclude=[str(tmp_path / "test.*")], dedup="none")
-    check_accounts(content, output)
+    check_report(content, output)
     assert content["dropped"] == {"overlaps evaluation set": 2}
     assert [row["line"] for row in read_lines(output.with_suffix(".rejected.jsonl"))] == [11, 21]
     assert leaked[:13] not in output.read_text(encoding="utf-8")
@@ -219,7 +219,7 @@ def test_ids_differ_whatever_the_rows_call_themselves(tmp_path, output):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     content = prepare([f"cmd={tmp_path}/*/x.jsonl", f"other:cmd={tmp_path}/a/x.jsonl"], output, dedup="none")
-    check_accounts(content, output)
+    check_report(content, output)
     assert content["rows"] == 15 and read_lines(output)[-1]["id"] == "other:x.jsonl:5"
 
 
@@ -310,7 +310,7 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     if missing:
         pytest.skip(f"the real samples are not on this machine: {', '.join(missing)}")
     content = prepare([f"{reader}={SHARED / name}" for reader, name in SOURCES.items()], output)
-    check_accounts(content, output)
+    check_report(content, output)
     for label, one in content["sources"].items():
         unlike = one["rows"] - one["dropped"].get("exact duplicate", 0)  # the sample of mc repeats its dialogues
         assert one["dialogues"] > 0.98 * unlike and not one["malformed"], label
@@ -318,6 +318,6 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     for row in read_lines(output):
         for _, text in turns_of(row):
             assert clean(text) == text and not redact(text)[1]
-    assert "exact duplicate" in describe(content)
+    assert "exact duplicate" in format_dialogue_report(content)
     again = prepare([f"cmd={SHARED / SOURCES['multi_turn']}"], output)
     assert again["sources"]["cmd"]["turns"] == content["sources"]["multi_turn"]["turns"]  # found without being told

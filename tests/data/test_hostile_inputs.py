@@ -5,7 +5,7 @@ import random
 
 import pytest
 from support.mutations import BYTE_KINDS, mutate_bytes
-from support.sft_sources import NAMES, check_accounts, content_of, make_dialogues, prepare, read_lines, write_source
+from support.sft_sources import NAMES, check_report, content_of, make_dialogues, prepare, read_lines, write_source
 
 from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError, one_line
@@ -105,7 +105,7 @@ def test_500_mutants_end_in_a_full_account_or_one_line(tmp_path, monkeypatch, re
             assert [file.name for file in folder.iterdir()] == [path.name], message
             outcomes["refused"] += 1
             continue
-        check_accounts(found, output)
+        check_report(found, output)
         assert all(row["malformed"] <= share * row["rows"] for row in found["sources"].values())
         outcomes["with rejects" if read_lines(output.with_suffix(".rejected.jsonl")) else "whole"] += 1
     assert min(outcomes.values()) > 10, outcomes  # all three cases were seen
@@ -119,7 +119,7 @@ def test_a_row_of_10_mb_is_read_like_any_other(tmp_path, reader):
     path = write_source(tmp_path, reader, dialogues)
     assert path.stat().st_size > 10_000_000
     content = prepare([f"{reader.split('.')[0]}={path}"], tmp_path / "out.jsonl", dedup="exact")
-    check_accounts(content, tmp_path / "out.jsonl")
+    check_report(content, tmp_path / "out.jsonl")
     assert content["rows"] == 3 and not content["dropped"]
 
 
@@ -132,7 +132,7 @@ def test_lines_in_another_encoding_are_put_aside_one_by_one(tmp_path, reader):
     path.write_bytes(content + b"\n")
     output = tmp_path / "out.jsonl"
     found = prepare([f"{reader}={path}"], output, max_rejected_share=1)
-    check_accounts(found, output)
+    check_report(found, output)
     assert found["rows"] == 20
     assert [row["line"] for row in read_lines(output.with_suffix(".rejected.jsonl"))] == [
         n + 1 for n in range(40) if n % 4 in (1, 2)
@@ -148,5 +148,5 @@ def test_a_cycle_of_equal_ids_loses_no_dialogue(tmp_path):
         path = tmp_path / NAMES[reader]
         path.write_text(text, encoding="utf-8")
         content = prepare([f"{reader}={path}"], tmp_path / "out.jsonl")
-        check_accounts(content, tmp_path / "out.jsonl")
+        check_report(content, tmp_path / "out.jsonl")
         assert content["rows"] == 30

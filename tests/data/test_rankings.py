@@ -10,7 +10,7 @@ from support.mutations import BYTE_KINDS, mutate_bytes
 from support.paths import SHARED
 from support.reward_sources import (
     FORMS,
-    check_accounts,
+    check_report,
     make_groups,
     prepare,
     read_groups,
@@ -20,11 +20,11 @@ from support.reward_sources import (
 )
 
 from megatron_chimed.data.clean import clean, redact
+from megatron_chimed.data.preprocess import Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.ranking_worker import settle_answers
-from megatron_chimed.data.rankings import describe
+from megatron_chimed.data.rankings import format_ranking_report
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
-from megatron_chimed.data.tidy import Unusable
 from megatron_chimed.errors import InputError, one_line
 from megatron_chimed.text.normalise import normalise
 
@@ -44,7 +44,7 @@ def questions_of(path):
 
 def check(content, output):
     written = list(parts_of(output).values()) if "parts" in content else [output]
-    check_accounts(content, written, output.with_suffix(".rejected.jsonl"))
+    check_report(content, written, output.with_suffix(".rejected.jsonl"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -60,7 +60,7 @@ def test_every_form_gives_the_groups_that_were_written_named_or_found_by_its_fie
         assert (found.id, found.source) == (f"mine:a.jsonl:{number}", "mine")
         assert [(turn.role, turn.text) for turn in found.turns] == [("user", question)]
         assert found.responses == ((answers[0], answers[-1]) if pairs else tuple(answers))
-        assert found.ranks == ((0, 1) if pairs else (0, 1, 2, 3))
+        assert found.preference_ranks == ((0, 1) if pairs else (0, 1, 2, 3))
 
 
 def test_an_output_is_an_input_that_gives_itself(tmp_path, output):
@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_dropped_with_its_reason(tmp_path, output):
         "less than two answers": 2,
         "no question": 2,
     }
-    assert [(group.responses, group.ranks) for group in read_groups(output)] == [
+    assert [(group.responses, group.preference_ranks) for group in read_groups(output)] == [
         (("好", "坏"), (0, 1)),
         (("好", None, "坏", "中", None), (0, -1, 3, 3, -1)),
     ]
@@ -402,4 +402,4 @@ def test_the_real_sample_is_read_whole(output):
     for group in read_groups(output):
         for text in (*(turn.text for turn in group.turns), *group.responses):
             assert clean(text) == text and not redact(text)[1]
-    assert "sample" in describe(content)
+    assert "sample" in format_ranking_report(content)

@@ -5,7 +5,7 @@ import random
 import pytest
 from support.exam_files import write_lines
 
-from megatron_chimed.data.overlap import GRAM, tokens
+from megatron_chimed.data.decontamination import GRAM, tokens
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.contamination import contaminated, item_texts
 from megatron_chimed.jsonl import expand

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from guards import code, docs, graph, imports, tree, upstream
+from guards import code, coverage, docs, graph, imports, tree, upstream
 from megatron_chimed import config
 from megatron_chimed.commands.main import COMMANDS
 from megatron_chimed.models.options import ModelOptions
@@ -196,33 +196,53 @@ def test_control_a_long_module_function_or_tool_is_reported():
     assert len(code.too_long("tools/a.py", "x = 1\n" * 61)) == 1
 
 
-def test_everything_public_has_a_docstring():
-    assert not over(tree.python_files(), code.undocumented)
+def test_ruff_finds_nothing():
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", "."]
+    done = subprocess.run(command, cwd=tree.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_control_a_missing_docstring_is_reported():
-    source = "def f():\n    pass\nclass A:\n    def g(self):\n        pass\n    def _h(self):\n        pass\n"
-    assert len(code.undocumented("a.py", source)) == 4  # the module, f, A and A.g
-    assert not code.undocumented("megatron_chimed/__init__.py", "")
-    assert len(code.undocumented("tests/test_a.py", source)) == 1
+def test_control_ruff_reports_a_missing_docstring():
+    source = "def f():\n    pass\n\n\nclass A:\n    def g(self):\n        pass\n\n    def _h(self):\n        pass\n"
+    rules = [finding.split()[1] for finding in code.ruff("megatron_chimed/a.py", source)]
+    assert sorted(rules) == ["D100", "D101", "D102", "D103"]  # the module, A, A.g and f
+    assert not code.ruff("megatron_chimed/a.py", '"""A."""\n')
+    assert [finding.split()[1] for finding in code.ruff("tests/test_a.py", source)] == ["D100"]
 
 
-def test_nothing_is_loaded_or_run_unsafely():
+UNSAFE = {
+    "import pickle\n\npickle.dumps(1)": "TID251",
+    "from pickle import loads\n\nloads(b'')": "TID251",
+    "import dill\n\ndill.load(open('a'))": "TID251",
+    "import marshal\n\nmarshal.loads(b'')": "S302",
+    "import shelve\n\nshelve.open('a')": "TID251",
+    "eval('1')": "S307",
+    "exec('1')": "S102",
+    "import yaml\n\nyaml.load('1')": "S506",
+    "import yaml\n\nyaml.unsafe_load('1')": "TID251",
+    "import yaml\n\nyaml.full_load('1')": "TID251",
+    "import subprocess\n\nsubprocess.run('ls', shell=True)": "S602",
+    "import os\n\nos.system('ls')": "S605",
+}
+
+
+@pytest.mark.parametrize("source", UNSAFE)
+def test_control_ruff_reports_what_could_run_code(source):
+    for path in ("megatron_chimed/a.py", "tools/a.py", "launch/a.py", "examples/a.py", "benchmarks/a.py", "setup.py"):
+        assert UNSAFE[source] in [finding.split()[1] for finding in code.ruff(path, f'"""A."""\n\n{source}\n')]
+
+
+def test_nothing_is_loaded_unsafely_where_ruff_has_no_rule():
     assert not over(["setup.py", *PROGRAMS], code.unsafe_calls)
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle",
-        "from pickle import loads",
         "torch.load('a')",
         "torch.load('a', weights_only=False)",
-        "eval('1')",
-        "yaml.load(text)",
         "numpy.load('a', allow_pickle=True)",
         "AutoModel.from_pretrained('a', trust_remote_code=True)",
-        "subprocess.run('ls', shell=True)",
     ],
 )
 def test_control_unsafe_loading_is_reported(source):
@@ -231,9 +251,10 @@ def test_control_unsafe_loading_is_reported(source):
 
 def test_control_safe_loading_is_not_reported():
     source = (
-        "torch.load('a', weights_only=True)\nmodel.eval()\nyaml.load(text, Loader=SafeLoader)\nyaml.safe_load(text)"
+        "import torch\nimport yaml\n\ntorch.load('a', weights_only=True)\ntorch.nn.Module().eval()\n"
+        "yaml.load('a', Loader=yaml.SafeLoader)\nyaml.safe_load('a')\n"
     )
-    assert not code.unsafe_calls("a.py", source)
+    assert not code.unsafe_calls("a.py", source) and not code.ruff("tools/a.py", f'"""A."""\n\n{source}')
 
 
 def test_no_file_names_a_machine_a_registry_or_listens_to_all():
@@ -266,6 +287,21 @@ def test_every_test_can_fail():
 def test_control_a_test_without_assertion_is_reported():
     source = "def f():\n    assert x\ndef test_a():\n    f()\ndef test_b():\n    g()\ndef test_c():\n    assert True\n"
     assert [finding.split()[1] for finding in code.tests_without_assertion("a.py", source)] == ["test_b", "test_c"]
+
+
+def test_every_module_is_imported_by_a_test_or_listed_with_the_test_that_runs_it():
+    listed = {module for modules in coverage.THROUGH.values() for module in modules}
+    assert coverage.known() - coverage.imported() == listed, "untested, or listed and imported all the same"
+    for test, modules in coverage.THROUGH.items():
+        assert set(modules) - coverage.SHOWN_BY_NO_TEXT.keys() <= coverage.reached(test), test
+    assert listed >= coverage.SHOWN_BY_NO_TEXT.keys()
+
+
+def test_control_what_a_test_does_not_run_is_not_reached():
+    found = coverage.reached("tests/convert/test_sizes.py")
+    assert found == {"convert.sizes"}
+    assert "stages.sft" in coverage.reached("tests/integration/test_sft.py")
+    assert "rejection.context" not in coverage.reached("tests/corpus/test_builder.py")
 
 
 # Tools, documents and configuration.

@@ -215,7 +215,7 @@ def test_a_checkpoint_that_cannot_be_served_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         Engine(tmp_path / "none", progress=False)
     hf_to_megatron(write_plain(tmp_path / "hf", **KINDS["mqa"]), tmp_path / "one group", progress=False)
-    with pytest.raises(InputError, match="2 tensor-parallel ranks do not divide its 1 groups"):
+    with pytest.raises(InputError, match=r"--num-query-groups 1 is no multiple of TP \(2\)"):
         Engine(tmp_path / "one group", tensor_parallel=2, progress=False)
 
 

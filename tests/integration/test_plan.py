@@ -19,8 +19,8 @@ from megatron_chimed.plan.model import Model
 
 WORKER = TESTS / "support" / "plan_worker.py"
 
-PLAIN = {"layers": 2, "hidden": 64, "ffn": 160, "heads": 4, "groups": 4, "head_dim": 16, "vocab": 250}
-GROUPED = PLAIN | {"groups": 2, "head_dim": 24, "vocab": 300, "ffn": 100}
+PLAIN = {"layers": 2, "hidden": 64, "ffn": 160, "heads": 4, "num_query_groups": 4, "head_dim": 16, "vocab": 250}
+GROUPED = PLAIN | {"num_query_groups": 2, "head_dim": 24, "vocab": 300, "ffn": 100}
 CASE = {"sizes": PLAIN, "tied": False, "head": "lm", "qk_norm": False, "multiple": 128, "half": False}
 CASE |= {"tp": 1, "pp": 1, "dp": 1, "last": False, "distributed_optimizer": False}
 HALF = {"half": True, "distributed_optimizer": True}
@@ -40,7 +40,7 @@ CASES += [
     CASE | HALF | {"pp": 2, "tp": 2, "last": True, "head": "reward", "tied": True},
 ]
 
-WIDE = {"layers": 1, "hidden": 256, "ffn": 704, "heads": 8, "groups": 4, "head_dim": 32, "vocab": 250}
+WIDE = {"layers": 1, "hidden": 256, "ffn": 704, "heads": 8, "num_query_groups": 4, "head_dim": 32, "vocab": 250}
 CASES += [
     CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
     for tp, recompute in ((1, "none"), (2, "none"), (1, "core_attn"), (2, "mlp"), (1, "full"), (2, "full"))

@@ -1,5 +1,6 @@
 """Packing: each sample in exactly one row, no row too full, no more rows than the slow plain algorithm makes."""
 
+import doctest
 from collections import Counter
 from itertools import pairwise
 
@@ -121,3 +122,7 @@ def test_any_part_of_the_rows_is_a_fair_sample():
     packing = pack(lengths, 100, seed=3)
     longest = np.array([lengths[packing.order[a:b]].max() for a, b in pairwise(packing.row_offsets)])
     assert len(longest) > 500 and 0 < (longest[-100:] == 60).sum() < 100
+
+
+def test_the_worked_example_in_the_docstring_is_true():
+    assert doctest.testmod(bin_packing) == doctest.TestResults(failed=0, attempted=1)

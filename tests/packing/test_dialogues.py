@@ -18,7 +18,7 @@ from support.dialogues import make_dialogues, make_renderer, write_dialogues
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.packing import chunks
-from megatron_chimed.packing.dialogues import DialogueRowOptions, describe, pack_dialogues
+from megatron_chimed.packing.dialogues import DialogueRowOptions, format_dialogue_rows, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ def test_workers_and_batches_change_no_byte(tmp_path, renderer, monkeypatch, mod
     source = write_dialogues(tmp_path / "in.jsonl", make_dialogues(400))
     run(source, tmp_path / "one", renderer, mode=mode)
     monkeypatch.setattr(chunks, "BATCH_BYTES", 2000)
-    batches = list(chunks.cut_into_batches([str(source)], [hashlib.sha256()]))
+    batches = list(chunks.read_record_batches([str(source)], [hashlib.sha256()]))
     assert len(batches) > 20
     run(source, tmp_path / "two", renderer, mode=mode, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -116,7 +116,7 @@ def test_the_manifest_states_parents_hashes_and_what_was_dropped(tmp_path, rende
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == content
     assert content["dropped"]["response longer than the sequence"] == content["report"]["dropped"]["instances"] > 0
     assert content["sources"] == list(dict.fromkeys(dialogue.source for dialogue in make_dialogues(80)))
-    report = describe(content)
+    report = format_dialogue_rows(content)
     for number in (content["rows"], content["report"]["lower_bound"], content["report"]["padding"]):
         assert f"{number:,}" in report
     for what in ("shortened", "cut", "dropped"):

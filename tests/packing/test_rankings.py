@@ -18,7 +18,7 @@ from megatron_chimed.packing import chunks
 from megatron_chimed.packing.builder import RowOptions, pack_units
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.ranking_worker import NO_PAIR, TOO_LONG
-from megatron_chimed.packing.rankings import RankingRowOptions, describe, pack_rankings
+from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
 from megatron_chimed.text.template import Renderer
 
@@ -51,7 +51,9 @@ def test_each_answer_is_there_once_as_the_renderer_writes_it(tmp_path, kind):
     content, packed = run(tmp_path, groups, renderer, 1024)
     found = answers(packed)
     for number, group in enumerate(groups):
-        there = [(text, rank) for text, rank in zip(group.responses, group.ranks, strict=True) if text is not None]
+        there = [
+            (text, rank) for text, rank in zip(group.responses, group.preference_ranks, strict=True) if text is not None
+        ]
         if len({rank for _, rank in there}) < 2:
             assert number not in found
             continue
@@ -62,7 +64,7 @@ def test_each_answer_is_there_once_as_the_renderer_writes_it(tmp_path, kind):
         assert found[number] == expected
     kept = content["report"]["kept"]
     assert kept["trained"] == len(packed.segment_offsets) - 1 == sum(map(len, found.values()))
-    assert content["dropped"][NO_PAIR] >= 1 and str(kept["trained"]) in describe(content).replace(",", "")
+    assert content["dropped"][NO_PAIR] >= 1 and str(kept["trained"]) in format_ranking_rows(content).replace(",", "")
 
 
 def test_a_question_is_in_one_row_and_scored_at_its_answers_last_tokens(tmp_path, renderer):
@@ -122,7 +124,7 @@ def test_extremes_keep_two_levels_and_shuffling_keeps_the_answers(tmp_path, rend
     groups = make_groups(60)
     _, packed = run(tmp_path, groups, renderer, pairing="extremes")
     for number, found in answers(packed).items():
-        ranks = [rank for rank in groups[number].ranks if rank >= 0]
+        ranks = [rank for rank in groups[number].preference_ranks if rank >= 0]
         assert [rank for _, rank in found] == [rank for rank in ranks if rank in (min(ranks), max(ranks))]
     true, shuffled = (
         answers(run(tmp_path, groups, renderer, name=str(shuffle), shuffle_ranks=shuffle)[1]) for shuffle in (0, 1)

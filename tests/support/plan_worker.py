@@ -25,9 +25,9 @@ from megatron.core.transformer.module import Float16Module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_chimed.convert.architecture import Architecture
-from megatron_chimed.convert.family import Sizes
 from megatron_chimed.convert.llama import FAMILIES
 from megatron_chimed.convert.model import transformer_config
+from megatron_chimed.convert.sizes import Sizes
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.reward import build_reward

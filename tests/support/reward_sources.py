@@ -61,7 +61,7 @@ def read_groups(path: Path) -> list[RankedGroup]:
     return [RankedGroup.from_row(json.loads(line)) for line in lines]
 
 
-def check_accounts(content: dict, outputs: list[Path], rejected: Path) -> None:
+def check_report(content: dict, outputs: list[Path], rejected: Path) -> None:
     """Assert that rows in = groups out + dropped for each source, and that every group can be compared."""
     groups = [group for path in outputs for group in read_groups(path)]
     reasons = [json.loads(line) for line in rejected.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -76,7 +76,7 @@ def check_accounts(content: dict, outputs: list[Path], rejected: Path) -> None:
         silent = sum(n for reason, n in one["dropped"].items() if reason.endswith(("duplicate", "by the split")))
         assert sum(row["source"] == label for row in reasons) == sum(one["dropped"].values()) - silent
     for group in groups:
-        assert len({rank for rank in group.ranks if rank >= 0}) > 1
+        assert len({rank for rank in group.preference_ranks if rank >= 0}) > 1
     for row in reasons:
         assert set(row) == {"source", "file", "line", "reason", "excerpt"} and row["line"] >= 1
         assert row["reason"] and "\n" not in row["reason"] and len(row["excerpt"]) <= 200

@@ -118,7 +118,7 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def check_accounts(content: dict, output: Path) -> None:
+def check_report(content: dict, output: Path) -> None:
     """Assert that rows in = out + dropped for each source, that the outputs agree, and that all dialogues are valid."""
     from megatron_chimed.records import Dialogue
 

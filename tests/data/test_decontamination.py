@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from megatron_chimed.data import overlap
-from megatron_chimed.data.overlap import GRAM, OverlapIndex, gram_hashes, read_texts, tokens
+from megatron_chimed.data import decontamination
+from megatron_chimed.data.decontamination import GRAM, OverlapIndex, gram_hashes, read_texts, tokens
 from megatron_chimed.errors import InputError
 
 
@@ -53,7 +53,7 @@ def test_every_turn_is_compared_by_its_13_grams():
 
 
 def test_the_index_decides_as_the_slow_twin(monkeypatch):
-    monkeypatch.setattr(overlap, "CHUNK", 50)  # so that it is sorted in several times
+    monkeypatch.setattr(decontamination, "CHUNK", 50)  # so that it is sorted in several times
     draw = random.Random(3)
     letters = ["胃", "炎", "abc", "12", "的"]
 

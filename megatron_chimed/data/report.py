@@ -1,4 +1,4 @@
-"""The account of a step that makes records of raw sources: every row is in the output, or counted with its reason.
+"""Report of a step that makes records of raw sources: every row is in the output, or counted with its reason.
 
 Beside an output NAME.jsonl lie NAME.rejected.jsonl (rows that were dropped, but for duplicates, with source, file,
 line, reason and excerpt), NAME.report.json and, written last, NAME.manifest.json: where it is, all is whole.
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from megatron_chimed.data.quarantine import kind_of
+from megatron_chimed.data.preprocess import PreparedRow
+from megatron_chimed.data.rejected import kind_of
 from megatron_chimed.data.source_files import SourceFile
-from megatron_chimed.data.tidy import PreparedRow
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import manifest, sha256_file, write_json
 from megatron_chimed.steps import find_up_to_date
@@ -23,7 +23,8 @@ from megatron_chimed.steps import find_up_to_date
 
 @dataclass
 class SourceCounts:
-    """Of one source: rows == records in the output + the sum of dropped; a subclass counts what is in the output.
+    """Counts of one source: rows == records in the output + the sum of dropped; a subclass counts what is in the
+    output.
 
     malformed: of the dropped rows, those with a wrong form. changes and redacted count what is in the output.
     """
@@ -36,7 +37,7 @@ class SourceCounts:
     redacted: Counter = field(default_factory=Counter)
 
     def drop(self, file: SourceFile, one: PreparedRow, bad: IO[str]) -> None:
-        """Count a row that has a reason, and write it to the quarantine file."""
+        """Count a row that has a reason, and write it to the file of rejected rows."""
         self.dropped[kind_of(one.reason)] += 1
         if one.malformed:
             self.malformed += 1
@@ -45,12 +46,12 @@ class SourceCounts:
         bad.write(json.dumps({**where, "reason": one.reason, "excerpt": one.excerpt}, ensure_ascii=False) + "\n")
 
     def to_json(self) -> dict:
-        """The counts as a JSON object."""
+        """Return the counts as a JSON object."""
         return {name: dict(sorted(v.items())) if isinstance(v, Counter) else v for name, v in vars(self).items()}
 
 
 def beside(output: Path, suffix: str) -> Path:
-    """NAME.rejected.jsonl for NAME.jsonl."""
+    """Name a file beside an output: NAME.rejected.jsonl for NAME.jsonl."""
     return output.with_suffix(f".{suffix}")
 
 
@@ -120,7 +121,7 @@ def publish(
 
 
 def find_finished(output: Path, parents: dict, unit: str, max_rejected_share: float) -> dict | None:
-    """The manifest of whole outputs that were made of the same inputs in the same way, or None."""
+    """Find the manifest of whole outputs that were made of the same inputs in the same way, or None."""
 
     def good(content: dict) -> bool:
         require_good_input(unit, content["sources"], max_rejected_share)
@@ -132,8 +133,10 @@ def find_finished(output: Path, parents: dict, unit: str, max_rejected_share: fl
 
 
 def report_table(content: dict, columns: Sequence[str]) -> str:
-    """The sources of a manifest as a table, and below it why rows were dropped. columns: counts, that of records
-    first."""
+    """Format the sources of a manifest as a table, and below it why rows were dropped.
+
+    columns: counts, that of records first.
+    """
     unit = columns[0]
     total = dict.fromkeys(("rows", "dropped rows", *columns), 0)
     lines, reasons = [f"{'source':20}" + "".join(f"{name:>14}" for name in total)], []

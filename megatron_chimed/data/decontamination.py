@@ -1,4 +1,4 @@
-"""Training text that also stands in an evaluation set: common 13-grams.
+"""Find training text that also stands in an evaluation set, by common 13-grams.
 
 A token is one Chinese character (kana and hangul too), or one run of other letters and digits: a Latin word, a number.
 Width, case, white space and punctuation do not count. Two texts overlap when they share 13 tokens in a row; a text of
@@ -28,7 +28,7 @@ from megatron_chimed.data.sources import (
     Fault,
     bounded_lines,
     detect_encoding,
-    read_json,
+    read_json_rows,
     read_rows,
     suffix_of,
     too_long,
@@ -43,7 +43,7 @@ TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 
 
 def tokens(text: str) -> list[str]:
-    """The tokens that are compared.
+    """Split a text into the tokens that are compared.
 
     >>> tokens("血压120/80mmHg，ＯＫ！")
     ['血', '压', '120', '80mmhg', 'ok']
@@ -53,12 +53,12 @@ def tokens(text: str) -> list[str]:
 
 @lru_cache(1 << 16)
 def _word_code(word: str) -> int:
-    """64 bits for a token of several characters."""
+    """Hash a token of several characters to 64 bits."""
     return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def gram_hashes(text: str, *, short: bool = True) -> np.ndarray:
-    """Hashes of the text's 13-grams in order, uint64 [tokens - 12].
+    """Hash the text's 13-grams in order: uint64 [tokens - 12].
 
     A shorter text is one gram if `short`, else none; a text without a token has none. A hash is the polynomial of the
     13 mixed token codes in arithmetic modulo 2^64, the same on every machine.
@@ -104,7 +104,7 @@ class OverlapIndex:
         return any(self._holds(gram_hashes(text, short=False)) for text in others if len(text) >= GRAM)
 
     def _holds(self, hashes: np.ndarray) -> bool:
-        """Whether one of the hashes is in the index."""
+        """Whether one of the hashes, uint64 [n], is in the index."""
         if not len(self.grams) or not len(hashes):
             return False
         places = np.searchsorted(self.grams, hashes)
@@ -112,14 +112,14 @@ class OverlapIndex:
 
 
 def read_texts(path: str | Path) -> Iterator[str]:
-    """Every string in an evaluation file: values (not keys) at any depth of .json, .jsonl and .csv rows; of any other
-    file each line, divided at tabs. Encoding as for sources.
+    """Read every string in an evaluation file: values (not keys) at any depth of .json, .jsonl and .csv rows; of any
+    other file each line, divided at tabs. Encoding as for sources.
 
     Raises InputError as ``file:line: reason`` at the first bad row: a set that is read in part protects in part.
     """
     suffix = suffix_of(path)
     if suffix == ".json":
-        rows: Iterator[tuple[int, Any]] = read_json(path, sections=True)
+        rows: Iterator[tuple[int, Any]] = read_json_rows(path, sections=True)
     elif suffix in FORMATS:
         rows = read_rows(path)
     else:
@@ -131,7 +131,7 @@ def read_texts(path: str | Path) -> Iterator[str]:
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """(number, fields between tabs) of each line of a text in UTF-8 or GB18030."""
+    """Read (number, fields between tabs) of each line of a text in UTF-8 or GB18030."""
     encoding = detect_encoding(path)
     for number, line in bounded_lines(path):
         fields = line and line.decode(encoding, "replace").rstrip("\r\n").split("\t")

@@ -1,4 +1,4 @@
-"""What is done to every text of a row, whatever the row is: cleaning, redaction, and what is told of a bad row."""
+"""Preprocess every text of a row, whatever the row is: clean it, redact it, and describe a bad row."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.json_values import strings_of
-from megatron_chimed.data.quarantine import excerpt
+from megatron_chimed.data.rejected import excerpt
 from megatron_chimed.data.sources import Fault
 from megatron_chimed.errors import InputError
 
@@ -17,7 +17,7 @@ class Unusable(InputError):
 
 @dataclass
 class PreparedRow:
-    """What became of one row: the `reason` why it is dropped, with an excerpt, or what a subclass adds.
+    """Result of one row: the `reason` why it is dropped, with an excerpt, or what a subclass adds.
 
     malformed: the row's form is at fault. signatures: one for each deduplicator. changes: what was done to the row, by
     kind. redacted: personal data replaced, by kind.
@@ -33,14 +33,14 @@ class PreparedRow:
 
 
 @dataclass(frozen=True)
-class Tidier:
-    """Cleans and redacts, or leaves either."""
+class Preprocessor:
+    """Cleans and redacts texts, or leaves out either."""
 
     clean: bool = True
     redact: bool = True
 
-    def tidy(self, text: str, redacted: Counter) -> str:
-        """A text, cleaned and redacted, without white space around it; `redacted` is counted up.
+    def preprocess(self, text: str, redacted: Counter) -> str:
+        """Clean and redact a text, and strip white space around it; `redacted` is counted up by kind.
 
         Raises InputError for bytes that were no characters, and for half a character that would stay.
         """
@@ -62,11 +62,11 @@ class Tidier:
                 raise InputError(f"unpaired surrogate: character {error.start}") from None
 
     def fault(self, error: InputError, row: Any) -> dict[str, Any]:
-        """The fields of `PreparedRow` for a row that raised the error; what is told of it is redacted too."""
+        """Make the fields of `PreparedRow` for a row that raised the error, its reason redacted too."""
         reason = redact(str(error))[0] if self.redact else str(error)  # it may quote the row
         return {"reason": reason, "malformed": not isinstance(error, Unusable), "excerpt": self.excerpt(row)}
 
     def excerpt(self, row: Any) -> str:
-        """The beginning of a row for the quarantine file."""
+        """Cut the beginning of a row for the file of rejected rows."""
         content = row.excerpt if isinstance(row, Fault) else " | ".join(strings_of(row))
         return excerpt(content, as_it_is=not (self.clean or self.redact))

@@ -1,4 +1,4 @@
-"""Training instances: both modes learn the same, what does not fit goes oldest first, every token is accounted for."""
+"""Training examples: both modes learn the same, what does not fit goes oldest first, every token is accounted for."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer
 
-from megatron_chimed.packing.instances import NO_ANSWER, NO_QUESTION, TOO_LONG, Instance, fit, make_instances
+from megatron_chimed.packing.examples import NO_ANSWER, NO_QUESTION, TOO_LONG, Example, fit_example, make_examples
 from megatron_chimed.text.template import Exchange
 
 PLENTY = 10**6
@@ -20,8 +20,8 @@ def renderers(tmp_path_factory) -> dict:
     return {kind: make_renderer(kind, folder) for kind in KINDS}
 
 
-def instances_of(dialogue, renderer, mode):
-    return list(make_instances(renderer.encode_exchanges([dialogue.turns])[0], mode))
+def examples_of(dialogue, renderer, mode):
+    return list(make_examples(renderer.encode_exchanges([dialogue.turns])[0], mode))
 
 
 def learnt(rendered) -> list[tuple]:
@@ -37,7 +37,8 @@ def test_both_modes_learn_the_same_targets_behind_the_same_tokens(renderers, kin
         seen = {}
         for mode in ("whole", "per-turn"):
             fitted = [
-                fit(one, PLENTY, renderers[kind], Counter()) for one in instances_of(dialogue, renderers[kind], mode)
+                fit_example(one, PLENTY, renderers[kind], Counter())
+                for one in examples_of(dialogue, renderers[kind], mode)
             ]
             seen[mode] = Counter(pair for rendered in fitted for pair in learnt(rendered))
             turns[mode, len(fitted)] += 1
@@ -49,16 +50,16 @@ def test_both_modes_learn_the_same_targets_behind_the_same_tokens(renderers, kin
 def test_last_learns_the_last_answer_alone_behind_all_that_came_before_it(renderers):
     renderer = renderers["sentencepiece"]
     for dialogue in make_dialogues(30):
-        (last,) = instances_of(dialogue, renderer, "last")
-        expected = instances_of(dialogue, renderer, "per-turn")[-1]
-        rendered = [fit(one, PLENTY, renderer, Counter()) for one in (last, expected)]
+        (last,) = examples_of(dialogue, renderer, "last")
+        expected = examples_of(dialogue, renderer, "per-turn")[-1]
+        rendered = [fit_example(one, PLENTY, renderer, Counter()) for one in (last, expected)]
         assert learnt(rendered[0]) == learnt(rendered[1])
 
 
-def test_per_turn_has_an_instance_for_each_answer_with_all_that_came_before_it(renderers):
+def test_per_turn_has_an_example_for_each_answer_with_all_that_came_before_it(renderers):
     renderer = renderers["sentencepiece"]
     dialogue = make_dialogue("头痛", "服用", "发热", "检查", "血压", "三次")
-    rendered = [fit(one, PLENTY, renderer, Counter()) for one in instances_of(dialogue, renderer, "per-turn")]
+    rendered = [fit_example(one, PLENTY, renderer, Counter()) for one in examples_of(dialogue, renderer, "per-turn")]
     assert [len(one.tokens) for one in rendered] == sorted({len(one.tokens) for one in rendered})
     answers = [renderer.tokenizer.decode(one.tokens[one.loss_mask == 1]) for one in rendered]
     assert answers == ["服用", "检查", "三次"]
@@ -88,46 +89,46 @@ EXCHANGES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1
 
 
 @given(EXCHANGES, st.integers(4, 60), st.sampled_from(["whole", "per-turn"]))
-def test_what_is_kept_is_the_end_of_the_instance_with_its_answers_whole(exchanges, limit, mode):
-    for instance in make_instances(exchanges, mode):
+def test_what_is_kept_is_the_end_of_the_example_with_its_answers_whole(exchanges, limit, mode):
+    for example in make_examples(exchanges, mode):
         counts = Counter()
-        rendered = fit(instance, limit, BareRenderer(), counts)
-        answer = instance.exchanges[-1].response.tolist()
+        rendered = fit_example(example, limit, BareRenderer(), counts)
+        answer = example.exchanges[-1].response.tolist()
         if rendered is None:
-            assert len(answer) + 3 > limit or any(len(one.response) == 1 for one in instance.exchanges)
+            assert len(answer) + 3 > limit or any(len(one.response) == 1 for one in example.exchanges)
             continue
         tokens = rendered.tokens.tolist()
         assert len(tokens) <= limit and tokens[-len(answer) :] == answer and tokens[:2] == [BOS, PREFIX]
-        everything = [id for one in instance.exchanges for ids in one for id in ids.tolist()]
+        everything = [id for one in example.exchanges for ids in one for id in ids.tolist()]
         lost = counts["shortened", "tokens"] + counts["cut", "tokens"]
         assert tokens[2:] == everything[lost + 2 :], "what is lost are the oldest tokens"
         if counts["cut", "tokens"]:
             assert len(tokens) == limit, "not more is cut than has to be"
         elif counts["shortened", "tokens"]:
-            left_out = len(instance.exchanges) - tokens.count(BOS)
-            assert len(tokens) + sum(map(len, instance.exchanges[left_out - 1])) > limit, "not more is left out"
+            left_out = len(example.exchanges) - tokens.count(BOS)
+            assert len(tokens) + sum(map(len, example.exchanges[left_out - 1])) > limit, "not more is left out"
 
 
 @given(st.lists(EXCHANGES, min_size=1, max_size=6), st.integers(4, 60), st.sampled_from(["whole", "per-turn"]))
 def test_every_token_that_comes_in_is_kept_or_counted_as_lost(dialogues, limit, mode):
     counts, kept = Counter(), []
-    instances = [one for exchanges in dialogues for one in make_instances(exchanges, mode)]
-    for instance in instances:
-        rendered = fit(instance, limit, BareRenderer(), counts)
+    examples = [one for exchanges in dialogues for one in make_examples(exchanges, mode)]
+    for example in examples:
+        rendered = fit_example(example, limit, BareRenderer(), counts)
         kept += [] if rendered is None else [rendered]
-    assert counts["in", "tokens"] == sum(len(ids) for one in instances for pair in one.exchanges for ids in pair)
+    assert counts["in", "tokens"] == sum(len(ids) for one in examples for pair in one.exchanges for ids in pair)
     assert counts["kept", "tokens"] == sum(len(one.tokens) for one in kept)
     assert counts["kept", "trained"] == sum(int(one.loss_mask.sum()) for one in kept)
     for unit in ("tokens", "trained"):
         assert counts["in", unit] == sum(counts[what, unit] for what in ("shortened", "cut", "dropped", "kept"))
-    assert len(instances) == len(kept) + counts["dropped", "instances"]
+    assert len(examples) == len(kept) + counts["dropped", "instances"]
     assert counts["dropped", "instances"] == sum(n for (kind, _), n in counts.items() if kind == "reason")
 
 
 def outcome(exchanges, limit, mode="whole") -> Counter:
-    """The counts of the last instance; zero ones left out."""
+    """The counts of the last example; zero ones left out."""
     counts = Counter()
-    fit(list(make_instances(exchanges, mode))[-1], limit, BareRenderer(), counts)
+    fit_example(list(make_examples(exchanges, mode))[-1], limit, BareRenderer(), counts)
     return +counts
 
 
@@ -136,7 +137,7 @@ def test_each_way_to_lose_tokens_is_counted_as_what_it_is():
     assert outcome(two, 22)["kept", "trained"] == 9
     assert outcome(two, 21)["shortened", "tokens"] == 12 and outcome(two, 21)["shortened", "trained"] == 5
     assert outcome(two, 21, "per-turn")["shortened", "tokens"] == 12
-    assert outcome(two, 21, "per-turn")["shortened", "trained"] == 0, "there the first answer is an instance of its own"
+    assert outcome(two, 21, "per-turn")["shortened", "trained"] == 0, "there the first answer is an example of its own"
     assert outcome(two, 9)["cut", "tokens"] == 1 and outcome(two, 9)["shortened", "tokens"] == 12
     assert outcome(two, 7)["cut", "tokens"] == 3 and outcome(two, 7)["kept", "tokens"] == 7
     assert outcome(two, 6)["reason", TOO_LONG] == 1 and outcome(two, 6)["dropped", "tokens"] == 22
@@ -145,6 +146,6 @@ def test_each_way_to_lose_tokens_is_counted_as_what_it_is():
     assert outcome([bare], 60)["reason", NO_QUESTION] == 1
 
 
-def test_an_instance_counts_its_tokens():
-    instance = Instance([exchange(4, 4, 100), exchange(3, 3, 200)], 1)
-    assert (instance.num_tokens, instance.num_trained) == (22, 4)
+def test_an_example_counts_its_tokens():
+    example = Example([exchange(4, 4, 100), exchange(3, 3, 200)], 1)
+    assert (example.num_tokens, example.num_target_tokens) == (22, 4)

@@ -1,4 +1,4 @@
-"""Rows that could not be used: the kind of a reason, and the excerpt that people see in the quarantine file."""
+"""Rejected rows: the kind of a reason, and the excerpt that people see in the file of rejected rows."""
 
 from megatron_chimed.data.redact import redact
 
@@ -8,15 +8,15 @@ MARGIN = 200  # characters at the window's end that are never shown: an address 
 
 
 def kind_of(reason: str) -> str:
-    """The kind of a reason, by which they are counted: what stands before its details."""
+    """Return the kind of a reason, by which they are counted: what stands before its details."""
     for mark in (" (", " at ", ", ", ": "):
         reason = reason.partition(mark)[0]
     return reason
 
 
 def excerpt(content: bytes | str, as_it_is: bool = False) -> str:
-    """The beginning of a rejected row, for people, at most EXCERPT_CHARS characters; without personal data unless it is
-    wanted as it is. Bytes are read as UTF-8; what is no character becomes U+FFFD."""
+    """Cut the beginning of a rejected row, for people, at most EXCERPT_CHARS characters; without personal data unless
+    it is wanted as it is. Bytes are read as UTF-8; what is no character becomes U+FFFD."""
     if isinstance(content, bytes):
         text = content[: 4 * WINDOW].decode(errors="replace")
     else:

@@ -1,0 +1,110 @@
+"""Make training examples of dialogues, each fit into a sequence; what is lost on the way is counted to the token.
+
+Two modes see the same targets, each behind the same tokens (`tests/packing/test_examples.py` shows it), a third only
+a part:
+
+- per-turn, the paper's: one example for each answer, its history and question in front, the loss on that answer;
+- whole, the efficient one: one example for each dialogue, the loss on all its answers;
+- last: one example for each dialogue, the loss on its last answer, as in rejection sampling, where the others are the
+  history that the last one was sampled for.
+
+An example that is too long loses its oldest exchanges first. If the last exchange alone is too long, the oldest tokens
+of its question go, but never BOS and the template's own texts. Its answer is never cut: if that does not fit, the
+example is dropped. So a target of a long dialogue may see less in whole mode, or be lost with an old exchange, where
+per-turn mode still trains it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
+
+MODES = ("whole", "per-turn", "last")
+
+TOO_LONG = "response longer than the sequence"
+NO_ANSWER = "answer without tokens"
+NO_QUESTION = "question without tokens"
+
+
+class Example(NamedTuple):
+    """A training example: a chain of exchanges, of which the answers from exchange `first_target` on are targets."""
+
+    exchanges: Sequence[Exchange]
+    first_target: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of questions and answers, BOS and EOS included."""
+        return sum(len(prompt) + len(response) for prompt, response in self.exchanges)
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens of the answers that are targets, their EOS included."""
+        return sum(len(response) for _, response in self.exchanges[self.first_target :])
+
+
+def make_examples(exchanges: Sequence[Exchange], mode: str) -> Iterator[Example]:
+    """Make the examples of one dialogue; mode: one of MODES."""
+    if mode == "whole":
+        yield Example(exchanges)
+    elif mode == "last":
+        yield Example(exchanges, len(exchanges) - 1)
+    else:
+        for number in range(len(exchanges)):
+            yield Example(exchanges[: number + 1], number)
+
+
+def fit_example(example: Example, limit: int, renderer: Renderer, counts: Counter) -> Rendered | None:
+    """Truncate an example to at most `limit` tokens, or drop it: then None.
+
+    counts, which is counted up, holds for what came in ("in"), lost its oldest turns ("shortened"), had its prompt
+    truncated ("cut"), was dropped ("dropped") and is left ("kept"): examples under (what, "instances"), their tokens
+    under (what, "tokens"), of these the targets under (what, "trained"), the names that a manifest has. It holds for
+    tokens and for targets: in = shortened + cut + dropped + kept. Reasons are counted under ("reason", reason).
+
+    Returns tokens [n] and their loss mask [n], n <= limit.
+    """
+    _count(counts, "in", example.num_tokens, example.num_target_tokens)
+    reason = _useless(example)
+    left = example
+    while reason is None and left.num_tokens > limit and len(left.exchanges) > 1:
+        left = Example(left.exchanges[1:], max(left.first_target - 1, 0))
+    truncated_turns, truncated_prompt = (
+        (example.num_tokens - left.num_tokens, example.num_target_tokens - left.num_target_tokens),
+        0,
+    )
+    if reason is None and left.num_tokens > limit:
+        prompt, response = left.exchanges[0]
+        prompt = renderer.cut_prompt(prompt, limit - len(response))
+        if prompt is None:
+            reason = TOO_LONG
+        else:
+            truncated_prompt = left.num_tokens - limit
+            left = Example([Exchange(prompt, response)])
+    if reason is not None:
+        _count(counts, "dropped", example.num_tokens, example.num_target_tokens)
+        counts["reason", reason] += 1
+        return None
+    if truncated_turns[0]:
+        _count(counts, "shortened", *truncated_turns)
+    if truncated_prompt:
+        _count(counts, "cut", truncated_prompt, 0)
+    _count(counts, "kept", left.num_tokens, left.num_target_tokens)
+    return join(*left)
+
+
+def _useless(example: Example) -> str | None:
+    """Find why an example is dropped whatever its length; None if it is not."""
+    if any(len(response) == 1 for _, response in example.exchanges[example.first_target :]):
+        return NO_ANSWER  # only EOS: it would teach the model to say nothing
+    if any(not len(prompt) for prompt, _ in example.exchanges):
+        return NO_QUESTION  # the first token of an answer would have nothing to be predicted from
+    return None
+
+
+def _count(counts: Counter, what: str, num_tokens: int, num_target_tokens: int) -> None:
+    """Count an example, or a part of one, under the names that a manifest has."""
+    counts[what, "instances"] += 1
+    counts[what, "tokens"] += num_tokens
+    counts[what, "trained"] += num_target_tokens
