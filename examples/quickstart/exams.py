@@ -10,7 +10,8 @@ from sources import HELD_OUT, TRAIN
 from world import KEYS, Disease, World
 
 from megatron_chimed.evaluation.entities import Mention, write_answer
-from megatron_chimed.evaluation.prompts import choice_text, entity_text
+from megatron_chimed.evaluation.kinds.choice import text as choice_text
+from megatron_chimed.evaluation.kinds.entities import text as entity_text
 
 ENTITY_TYPES = {"disease": "疾病", "symptom": "症状", "drug": "药物", "examination": "检查"}
 RECORDS = (

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
-
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation import text_metrics
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.readers.answers import read_chimed, read_mc
 from megatron_chimed.evaluation.readers.bias import read_scale
 from megatron_chimed.evaluation.readers.entities import read_ccks2019, read_columns
@@ -19,7 +17,6 @@ from megatron_chimed.evaluation.readers.exams import (
     read_mcmle,
 )
 from megatron_chimed.evaluation.readers.items import Loaded
-from megatron_chimed.evaluation.statistics import f1_ratio, mean_ratio
 
 
 @dataclass(frozen=True)
@@ -49,91 +46,62 @@ SOURCES = {
 }
 
 
-LIKELIHOODS = ("choice", "cloze")
-"""The kinds of tasks that are decided by likelihoods."""
-
-
 @dataclass(frozen=True)
 class Task:
-    """What is measured on a source. harness: its name in lm-eval; kind: as in `prompts`; likelihood: needs a model that
-    gives likelihoods, which chat APIs do not; percent: scores are shown times 100."""
+    """What is measured on a source. kind: of `kinds.KINDS`; harness: its name in lm-eval; description: stands in front
+    of each prompt, with {subject}; file: the name of its file in tasks/; percent: scores are shown times 100."""
 
     source: str
-    harness: str
     kind: str
     title: str
-    likelihood: bool = False
+    harness: str
+    description: str = ""
+    file: str = ""
     percent: bool = True
+
+    @property
+    def likelihood(self) -> bool:
+        """Whether it needs a model that gives likelihoods, which chat APIs do not."""
+        return KINDS[self.kind].likelihood
+
+
+CHOICE_KINDS = (
+    ("", "choice", "Multiple choice by likelihood of the letter, five-shot"),
+    ("_cloze", "cloze", "Multiple choice by likelihood of the option's text, five-shot"),
+    ("_letter", "letter", "Multiple choice by generated letter, five-shot"),
+)
+EXAMS = {  # (what is asked, how it ends where options are shown)
+    "ceval": ("以下是中国关于{subject}的单项选择题", "，请选出其中的正确答案。"),
+    "cmmlu": ("以下是关于{subject}的单项选择题", "，请直接给出正确答案的选项。"),
+    "mcmle": ("以下是中国医师资格考试的单项选择题", "，请选出其中的正确答案。"),
+}
+
+
+def _exam(name: str, suffix: str, kind: str, title: str) -> Task:
+    """One of the three ways in which an exam is taken."""
+    about, shown = EXAMS[name]
+    ending = "及其正确答案。" if kind == "cloze" else shown
+    return Task(name, kind, title, f"chimed_{name}{suffix}", f"{about}{ending}\n\n", f"{name}{suffix}")
 
 
 TASKS = {
-    "ccks2019": Task("ccks2019", "chimed_ccks2019", "entities", "Named entities, five-shot"),
-    "chimst": Task("chimst", "chimed_chimst", "entities", "Named entities, five-shot"),
+    "ccks2019": Task("ccks2019", "entities", "Named entities, five-shot", "chimed_ccks2019", file="ccks2019"),
+    "chimst": Task("chimst", "entities", "Named entities, five-shot", "chimed_chimst", file="chimst"),
+    **{name + one[0]: _exam(name, *one) for name in EXAMS for one in CHOICE_KINDS},
+    "chimed": Task(
+        "chimed",
+        "answers",
+        "Open questions, zero-shot",
+        "chimed_qa",
+        "假设你是一名医生，请回答患者的问题。\n",
+        "qa",
+    ),
+    "mc": Task("mc", "answers", "Dialogues, zero-shot", "chimed_mc", file="mc"),
     **{
-        name + suffix: Task(name, f"chimed_{name}{suffix}", kind, title, likelihood=kind in LIKELIHOODS)
-        for name in ("ceval", "cmmlu", "mcmle")
-        for suffix, kind, title in (
-            ("", "choice", "Multiple choice by likelihood of the letter, five-shot"),
-            ("_cloze", "cloze", "Multiple choice by likelihood of the option's text, five-shot"),
-            ("_letter", "letter", "Multiple choice by generated letter, five-shot"),
-        )
-    },
-    "chimed": Task("chimed", "chimed_qa", "answers", "Open questions, zero-shot"),
-    "mc": Task("mc", "chimed_mc", "answers", "Dialogues, zero-shot"),
-    **{
-        name: Task(name, f"chimed_{name}", "scale", "Bias scale, zero-shot (higher is more biased)", percent=False)
+        name: Task(name, "scale", "Bias scale, zero-shot (higher is more biased)", f"chimed_{name}", "", name, False)
         for name in ("cami", "mica", "scale")
     },
 }
-
-
-@dataclass(frozen=True)
-class Metric:
-    """row: an item's value as lm-eval keeps it -> numbers to be summed; ratio: sums -> the metric; signature: how it is
-    computed. problem: counts items that were not understood, a figure of its own in the report."""
-
-    row: Callable[[object], tuple[float, ...]]
-    ratio: Callable[[np.ndarray], np.ndarray]
-    signature: str
-    problem: bool = False
-
-
-def _mean(signature: str, problem: bool = False) -> Metric:
-    """A metric that is the mean of a number in each item."""
-    return Metric(lambda value: (float(value), 1.0), mean_ratio, signature, problem)
-
-
-def _f1(name: str) -> Metric:
-    """Micro-F1 of counts by type."""
-    return Metric(
-        lambda value: tuple(float(sum(column)) for column in zip((0, 0, 0), *value.values(), strict=True)),
-        f1_ratio,
-        f"micro-f1|match:{name}|unit:(type,text) per sentence",
-    )
-
-
-METRICS: dict[str, dict[str, Metric]] = {
-    "choice": {"acc": _mean("accuracy|by:likelihood of ' A', ' B', ...|shots:5")},
-    "cloze": {
-        "acc": _mean("accuracy|by:likelihood of the option's text|shots:5"),
-        "acc_norm": _mean("accuracy|by:likelihood of the option's text per character|shots:5"),
-    },
-    "letter": {"acc": _mean("accuracy|by:generated letter|shots:5"), "unparsed": _mean("share", problem=True)},
-    "entities": {
-        "f1_strict": _f1("strict"),
-        "f1_relaxed": _f1("relaxed"),
-        "unparsed": _mean("share", problem=True),
-    },
-    "answers": {
-        **{name: _mean(text_metrics.signature(name)) for name in text_metrics.NAMES},
-        "empty": _mean("share", problem=True),
-    },
-    "scale": {
-        "points": Metric(lambda value: tuple(value), mean_ratio, "mean|keyed:higher is more biased|of:answered"),
-        "refused": _mean("share", problem=True),
-    },
-}
-"""By kind of task."""
 
 
 @cache

@@ -9,8 +9,10 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from megatron_chimed.evaluation.backends.recorded import RecordedLM
-from megatron_chimed.evaluation.catalog import LIKELIHOODS, METRICS, TASKS
-from megatron_chimed.evaluation.prompts import GOLD, SCORERS, letters
+from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.kinds import KINDS
+from megatron_chimed.evaluation.kinds.choice import letters
+from megatron_chimed.evaluation.kinds.kind import Kind
 
 FOLDER = Path(__file__).parent / "tasks"
 
@@ -41,28 +43,27 @@ def run_tasks(
             one.set_fewshot_seed(seed)
             if max_new_tokens and one.config.generation_kwargs:
                 one.config.generation_kwargs["max_gen_toks"] = max_new_tokens
-        chat = task.kind not in LIKELIHOODS
+        chat = not task.likelihood
         results = evaluate(lm, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat)
         records[name] = [
-            _record(lm, task.kind, sample) for one in loaded["tasks"] for sample in results["samples"][one]
+            _record(lm, KINDS[task.kind], sample) for one in loaded["tasks"] for sample in results["samples"][one]
         ]
     return records
 
 
-def _record(lm: RecordedLM, kind: str, sample: dict) -> dict:
-    """What is kept of a sample that lm-eval has scored."""
+def _record(lm: RecordedLM, kind: Kind, sample: dict) -> dict:
+    """What is kept of a sample that lm-eval has scored: the scores are those of its process_results."""
     item, arguments = sample["doc"], sample["arguments"]
     record = {"id": item["id"], "group": item["group"], "prompt": str(arguments[0][0])}
-    if kind in LIKELIHOODS:
+    if kind.likelihood:
         likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
         record["answer"] = dict(zip(letters(item), likelihoods, strict=True))
-        parsed = letters(item)[likelihoods.index(max(likelihoods))]
-        scores = {metric: sample[metric] for metric in METRICS[kind]}
+        record["parsed"] = letters(item)[likelihoods.index(max(likelihoods))]
         requests = [("loglikelihood", one) for one in arguments]
     else:
-        record["answer"] = sample["resps"][0][0]
-        parsed, scores = SCORERS[kind](item, record["answer"])
+        record |= {"answer": sample["resps"][0][0], "parsed": sample["parsed"]}
         requests = [("generate_until", arguments[0])]
+    scores = {metric: sample[metric] for metric in kind.metrics}
     cuts = [cut for request in requests if (cut := lm.cut_of(*request))]
     extra: dict[str, Any] = {"cut": cuts[0]} if cuts else {}
-    return {**record, "parsed": parsed, "gold": GOLD[kind](item), "scores": scores, **extra}
+    return {**record, "gold": kind.gold(item), "scores": scores, **extra}

@@ -1,4 +1,4 @@
-"""What `tasks/*.yaml` names: data sets for lm-eval, its few-shot sampler, a dialogue as a prompt, aggregations.
+"""What `tasks/*.yaml` names besides the kinds: data sets for lm-eval, its few-shot sampler, a dialogue as a prompt.
 
 The YAMLs work with the `lm_eval` command too, which is told the files in --metadata:
 
@@ -10,25 +10,12 @@ import logging
 import random
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation import prompts
-from megatron_chimed.evaluation.catalog import METRICS, SOURCES, read_source
-from megatron_chimed.evaluation.readers import bias
-
-# The names that the YAMLs use.
-choice_text = prompts.choice_text
-cloze_text = prompts.cloze_text
-letters = prompts.letters
-choice_target = prompts.choice_target
-entity_text = prompts.entity_text
-entity_target = prompts.entity_target
-answer_text = prompts.answer_text
-scale_text = bias.write_prompt
+from megatron_chimed.evaluation.catalog import SOURCES, read_source
 
 
 def read_dataset(*, source: str, subject: str = "", **metadata: Any) -> dict[str, Dataset]:
@@ -78,48 +65,3 @@ class DialogueTask(ConfigurableTask):
         turns = [description + doc["history"][0], *doc["history"][1:]]
         roles = ("user", "assistant")
         return chat_template([{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)])
-
-
-def letter_results(doc: dict, results: list[str]) -> dict:
-    """Scores of a generated letter."""
-    return prompts.score_choice(doc, results[0]).scores
-
-
-def entity_results(doc: dict, results: list[str]) -> dict:
-    """Scores of named entities."""
-    return prompts.score_entities(doc, results[0]).scores
-
-
-def answer_results(doc: dict, results: list[str]) -> dict:
-    """Scores of a free answer."""
-    return prompts.score_answer(doc, results[0]).scores
-
-
-def scale_results(doc: dict, results: list[str]) -> dict:
-    """Scores of an answer to a statement."""
-    return prompts.score_level(doc, results[0]).scores
-
-
-def no_target(doc: dict) -> str:
-    """A statement has no right answer."""
-    return ""
-
-
-def answer_target(doc: dict) -> str:
-    """The reference of a free answer."""
-    return doc["reference"]
-
-
-def aggregate_f1(values: list[dict]) -> float:
-    """Micro-F1 over items, from 0 to 1."""
-    return _aggregate("entities", "f1_strict", values)
-
-
-def aggregate_points(values: list[tuple[float, float]]) -> float:
-    """The mean score of the statements that were answered."""
-    return _aggregate("scale", "points", values)
-
-
-def _aggregate(kind: str, name: str, values: list) -> float:
-    metric = METRICS[kind][name]
-    return float(metric.ratio(np.array([metric.row(value) for value in values]).sum(axis=0)))

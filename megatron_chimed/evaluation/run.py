@@ -23,6 +23,7 @@ from megatron_chimed.evaluation.backends.answers_log import AnswersLog
 from megatron_chimed.evaluation.backends.models import EvaluatedModel
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
 from megatron_chimed.evaluation.contamination import contaminated
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.reports.summary import summarize
 from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.jsonl import expand, sha256_file, sha256_json, write_json, write_json_lines
@@ -30,7 +31,6 @@ from megatron_chimed.text.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
 SCHEMA = 1
-ZERO_SHOT = ("answers", "scale")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _run_all(
     runs: dict[str, list[list[dict]]] = {name: [] for name in names}
     try:
         for seed in range(settings.runs):
-            wanted = [name for name in names if seed == 0 or lm.sampling or TASKS[name].kind not in ZERO_SHOT]
+            wanted = [name for name in names if seed == 0 or lm.sampling or not KINDS[TASKS[name].kind].zero_shot]
             made = run_tasks(lm, wanted, paths, seed=seed, limit=settings.limit, max_new_tokens=settings.max_new_tokens)
             for name, records in made.items():
                 write_json_lines(output / "samples" / f"{name}.{seed}.jsonl", records)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from megatron_chimed.evaluation.catalog import METRICS
 from megatron_chimed.evaluation.entities import Entity, Mention, count_entities, parse_answer, write_answer
+from megatron_chimed.evaluation.kinds.entities import METRICS
 
 TYPES = ["疾病", "症状", "药物"]
 SENTENCE = "患者头痛、恶心三天，诊断为胃、十二指肠溃疡（活动期），予奥美拉唑。既往胃炎。"
@@ -67,7 +67,7 @@ def test_no_answer_is_too_strange(answer):
 
 def micro(rows: list[tuple[set, list]], relaxed: bool) -> float:
     """Our micro-F1 over (answered, gold) of sentences that are all SENTENCE."""
-    metric = METRICS["entities"]["f1_relaxed" if relaxed else "f1_strict"]
+    metric = METRICS["f1_relaxed" if relaxed else "f1_strict"]
     counts = [count_entities(answered, gold, SENTENCE, TYPES, relaxed=relaxed) for answered, gold in rows]
     return float(metric.ratio(np.array([metric.row(one) for one in counts]).sum(axis=0)))
 

@@ -10,8 +10,8 @@ from support.exam_files import page, question, write_ceval, write_cmmlu, write_c
 from support.exam_models import Scripted, empty, guess, guesser, oracle, scripted, write_all
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.catalog import LIKELIHOODS
 from megatron_chimed.evaluation.harness import FOLDER
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
 from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
@@ -61,7 +61,7 @@ def test_a_silent_model_scores_0_and_every_answer_is_counted(flags, tmp_path):
     for task, metrics in scores(results).items():
         one = results["tasks"][task]
         assert metrics == dict.fromkeys(metrics, None if task == "scale" else 0.0), task
-        assert one["kind"] in LIKELIHOODS or list(one["problems"].values()) == [one["n"]], task
+        assert KINDS[one["kind"]].likelihood or list(one["problems"].values()) == [one["n"]], task
     assert results["tasks"]["scale"]["metrics"]["points"]["answered"] == 0
     write_report([tmp_path], tmp_path)  # a model that refuses all statements is not the least biased
     assert "| points | no level chosen |" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -227,13 +227,16 @@ def test_the_report_shows_all_models_beside_the_papers_figures(perfect, flags, t
 def test_every_task_file_is_whole_and_named_by_the_catalog():
     from lm_eval.tasks import TaskManager
 
-    from megatron_chimed.evaluation.catalog import METRICS, TASKS
+    from megatron_chimed.evaluation.catalog import TASKS
+    from megatron_chimed.evaluation.task_files import task_files
 
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False)
     assert set(manager.all_tasks) == {task.harness for task in TASKS.values()}
     for task in TASKS.values():
         text = (FOLDER / f"_{task.kind}.yaml").read_text(encoding="utf-8")
-        assert set(re.findall(r"metric: (\w+)", text)) == set(METRICS[task.kind])
+        assert set(re.findall(r"metric: (\w+)", text)) - {"parsed"} == set(KINDS[task.kind].metrics)
+    written = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")}
+    assert written == task_files(), "run: python -m megatron_chimed.evaluation.task_files"
 
 
 def test_lm_eval_itself_runs_the_tasks_and_agrees(perfect, flags, tmp_path):

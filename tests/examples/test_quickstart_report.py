@@ -12,7 +12,7 @@ from support.exam_models import Scripted, guess, is_right, kind_of, scripted
 from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.prompts import GOLD
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json, read_json_lines, write_json
 from megatron_chimed.text.template import Template
@@ -37,7 +37,7 @@ def student(skill: float) -> Scripted:
         return guess(json.dumps(item, ensure_ascii=False, sort_keys=True)).random() < skill
 
     def answer(item: dict, prompt: str) -> str:
-        return (GOLD[kind_of(item)](item) or item["levels"][1]) if knows(item) else ""
+        return (KINDS[kind_of(item)].gold(item) or item["levels"][1]) if knows(item) else ""
 
     return Scripted(answer, lambda item, prompt, option: float(is_right(item, option) == knows(item)))
 

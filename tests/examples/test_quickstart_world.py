@@ -15,8 +15,8 @@ import pytest
 from support.paths import ROOT, SHARED
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation import prompts
 from megatron_chimed.evaluation.entities import parse_answer
+from megatron_chimed.evaluation.kinds import letter as letter_kind
 from megatron_chimed.evaluation.readers.bias import read_scale
 from megatron_chimed.jsonl import read_json, read_json_lines, sha256_file
 
@@ -397,7 +397,7 @@ def test_exercises_are_asked_as_in_evaluation_and_hold_the_right_answers(folder,
             disease = next(disease for disease in world.diseases if disease.name in match[1])
             assert option in disease.values and match["ABCD".index(letter) + 2] == option
             item = {"question": match[1], "options": list(match.groups()[1:]), "answer": "ABCD".index(letter)}
-            assert prompts.parse_choice(answer, item) == letter and prompts.choice_text(item) == text
+            assert letter_kind.parse_choice(answer, item) == letter and letter_kind.text(item) == text
             found["choice"] += 1
         elif text.startswith("病历："):
             sentence = text.removeprefix("病历：").removesuffix("\n实体：")

@@ -6,7 +6,7 @@ import random
 from lm_eval.api.model import LM
 
 from megatron_chimed.evaluation.backends.models import EvaluatedModel
-from megatron_chimed.evaluation.prompts import GOLD
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
 from support.exam_files import dialogue, page, write_ccks, write_ceval, write_cmmlu, write_lines, write_mcmle
 
@@ -20,7 +20,7 @@ def kind_of(item: dict) -> str:
 
 def is_right(item: dict, option: str) -> bool:
     """Whether an option, a letter or its text, is the right one."""
-    return option.strip() in (GOLD["choice"](item), item["options"][item["answer"]])
+    return option.strip() in (KINDS["choice"].gold(item), item["options"][item["answer"]])
 
 
 class Scripted(LM):
@@ -49,7 +49,7 @@ def oracle() -> Scripted:
     """Gives the gold answer; full agreement on a scale."""
 
     def answer(item: dict, prompt: str) -> str:
-        return GOLD[kind_of(item)](item) or item["levels"][-1]
+        return KINDS[kind_of(item)].gold(item) or item["levels"][-1]
 
     return Scripted(answer, lambda item, prompt, option: float(is_right(item, option)))
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.catalog import METRICS, TASKS
+from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.statistics import CONFIDENCE, RESAMPLES
 from megatron_chimed.jsonl import read_json_lines
 
@@ -36,7 +37,7 @@ def paired_difference(one: str | Path, other: str | Path, task: str, metric: str
     first, second = read_samples(one, task), read_samples(other, task)
     if first.keys() != second.keys():
         raise InputError(f"{one} and {other} have not answered the same items of {task}; evaluate both in the same way")
-    how, scale = METRICS[TASKS[task].kind][metric], 100.0 if TASKS[task].percent else 1.0
+    how, scale = KINDS[TASKS[task].kind].metrics[metric], 100.0 if TASKS[task].percent else 1.0
     values = np.array([[how.row(side[key]["scores"][metric]) for key in first] for side in (first, second)])
     return bootstrap_difference(values.astype(float), how.ratio, scale)
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_chimed.evaluation.catalog import METRICS, TASKS, Metric
+from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.kinds import KINDS
+from megatron_chimed.evaluation.kinds.kind import Metric
 from megatron_chimed.evaluation.statistics import estimate
 
 Records = list[dict]
@@ -17,7 +19,7 @@ def summarize(task: str, runs: list[Records]) -> dict[str, Any]:
     {"n": items, "metrics": {name: {"mean", "error", "low", "high", "runs", "signature"}}, "groups": {name: {"n",
     "metrics"}}, "problems": {name: items, in all runs}, "cut_prompts": items, in all runs}. Shares are from 0 to 100.
     """
-    metrics, scale = METRICS[TASKS[task].kind], 100.0 if TASKS[task].percent else 1.0
+    metrics, scale = KINDS[TASKS[task].kind].metrics, 100.0 if TASKS[task].percent else 1.0
     return {
         "n": len(runs[0]),
         "metrics": _figures(metrics, runs, scale),

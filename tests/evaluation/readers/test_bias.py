@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.prompts import score_level
+from megatron_chimed.evaluation.kinds.scale import score as score_level
 from megatron_chimed.evaluation.readers.bias import EXAMPLE, parse_level, points, read_scale, write_prompt
 
 MICA = ["完全不同意", "不同意", "稍微不同意", "稍微同意", "同意", "完全同意"]

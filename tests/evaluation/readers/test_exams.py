@@ -21,7 +21,7 @@ from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import parse_tasks
-from megatron_chimed.evaluation.prompts import parse_choice
+from megatron_chimed.evaluation.kinds.letter import parse_choice
 from megatron_chimed.evaluation.readers.answers import read_chimed, read_mc
 from megatron_chimed.evaluation.readers.entities import read_ccks2019, read_columns
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS, read_ceval, read_cmmlu, read_mcmle
