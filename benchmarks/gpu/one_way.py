@@ -69,6 +69,7 @@ def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
         cpu.install()
     from megatron_chimed.config import Located, RunConfig
     from megatron_chimed.stages.pretrain import STAGE
+    from megatron_chimed.stages.stage import Data
     from megatron_chimed.training import trainer
 
     clock, last = Clock(), [float("nan")]
@@ -86,7 +87,7 @@ def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
 
     def build_datasets(config, request):
         rows = RandomRows(sum(request.num_samples), given["sequence"], given["document"], given["vocab"])
-        return rows, None, None
+        return Data(rows, None, None)
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -62,13 +62,12 @@ def open_engine(
     requests_per_minute: float = 0.0,
     progress: bool = False,
 ) -> Engine:
-    """The engine of a name; ends with its `with` block, or with this process.
+    """Open the engine of a name; it ends with its `with` block, or with this process. Raises InputError.
 
     flag: what gives the name, for messages. head: lm or reward, what the model must have. iteration: of megatron, None
     for the newest. tensor_parallel: ranks of megatron and vllm; data_parallel: copies of the model, in vllm. dtype:
     float32 or bfloat16; "auto" is that of the weights, and float32 for megatron. batch_size: sequences that megatron
-    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai. Raises InputError.
-    """
+    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai."""
     kind, place = split_name(name, flag=flag)
     if kind == "openai":
         from megatron_chimed.inference.openai_engine import OpenAIEngine

@@ -1,5 +1,6 @@
 """Which rows of an input reach the corpus: line ends, limits, quarantine, the fast way of reading against the slow."""
 
+import argparse
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from support import corpora
 from support.corpora import build, call_here, make_texts, to_lines, write_rows
 
 from megatron_chimed import jsonl
-from megatron_chimed.corpus.arguments import parse_arguments
+from megatron_chimed.corpus.arguments import add_arguments, check_arguments
 from megatron_chimed.corpus.builder import RunOptions, TextOptions, build_corpus
 from megatron_chimed.corpus.inputs import LineBatch
 from megatron_chimed.corpus.part import load_part
@@ -113,9 +114,12 @@ def test_flags_that_name_nothing_usable_are_refused(flag, value):
         "--tokenizer-type": "HuggingFaceTokenizer",
         "--tokenizer-model": "m",
     }
-    assert parse_arguments([part for pair in given.items() for part in pair])
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    good, bad = ([part for pair in one.items() for part in pair] for one in (given, {**given, flag: value}))
+    check_arguments(*parser.parse_known_args(good))
     with pytest.raises(InputError, match=flag) as refusal:
-        parse_arguments([part for pair in ({**given, flag: value}).items() for part in pair])
+        check_arguments(*parser.parse_known_args(bad))
     assert "\n" not in str(refusal.value)
 
 

@@ -15,12 +15,12 @@ THROUGH = {
     "tests/integration/test_sft.py": ("stages.sft",),
     "tests/integration/test_reward.py": ("stages.reward", "training.state_dict"),
     "tests/integration/test_convert.py": (
-        "commands.verify_checkpoint", "convert.logits", "convert.verify_worker",
+        "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
     "tests/convert/test_checkpoint.py": ("commands.convert_checkpoint",),
     "tests/convert/test_strict.py": ("convert.family", "convert.strict"),
     "tests/integration/test_inference.py": (
-        "inference.cache", "inference.model", "inference.ranks", "inference.scoring", "inference.worker",
+        "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
     "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
     "tests/integration/test_evaluation_models.py": ("evaluation.backends.engine_model",),
@@ -43,7 +43,7 @@ THROUGH = {
     "tests/text/test_tokenizer.py": ("commands.train_tokenizer",),
     "tests/training/test_curves.py": ("commands.plot_runs",),
     "tests/evaluation/backends/test_chat_model.py": (
-        "evaluation.backends.answers_log", "evaluation.backends.chat_model",
+        "evaluation.backends.answers_log", "evaluation.backends.chat_model", "inference.openai_engine",
     ),
     "tests/evaluation/readers/test_exams.py": ("evaluation.readers.items",),
     "tests/evaluation/test_run.py": ("commands.evaluate", "evaluation.harness_tasks"),

@@ -199,7 +199,7 @@ def test_absent_and_overlong_answers_are_counted(tmp_path, renderer):
 def test_rows_of_the_other_kind_are_refused(tmp_path, renderer):
     _, packed = run(tmp_path, make_groups(20), renderer)
     config = {"random_seed": 1, "sequence_length": 256, "blend": ([str(packed.folder)], None), "split": "1,0,0"}
-    with pytest.raises(InputError, match="packed by tools/pack_rewards.py; this stage takes rows of tools/pack_sft.py"):
+    with pytest.raises(InputError, match="packed by tools/pack_rewards.py; this stage takes rows of chimed pack sft"):
         build_packed_datasets(SftDataset, SftDatasetConfig(**config, vocab_size=10**6), (1, 0, 0))
     small = PackedDatasetConfig(**config, vocab_size=5)
     with pytest.raises(InputError, match="the model has 5"):
