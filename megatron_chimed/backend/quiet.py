@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -25,3 +26,9 @@ def fast_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def work_offline() -> None:
+    """Let no library of this process ask a hub or draw bars beside ours. For a command, before they are imported."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")

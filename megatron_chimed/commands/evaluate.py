@@ -3,7 +3,8 @@
 import argparse
 from dataclasses import fields
 
-from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
+from megatron_chimed.backend.quiet import work_offline
+from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
 from megatron_chimed.evaluation.catalog import SOURCES
 from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
@@ -44,11 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    work_offline()
     if bool(args.model) != bool(args.tasks) or not (args.model or args.compare):
         args.usage_error("give --model with --tasks, or --compare alone")
     if args.model:
         template, given = load_template(args.template), vars(args)
-        options = ModelOptions(**{field.name: given[field.name] for field in fields(ModelOptions)})
+        options = EngineOptions(**{field.name: given[field.name] for field in fields(EngineOptions)})
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
         model = open_model(args.model, options, template, label=args.name)
         evaluate_model(model, args.tasks, args.output, settings, template, training_data=args.training_data)

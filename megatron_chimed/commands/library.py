@@ -127,14 +127,14 @@ def evaluate(
     >>> sorted(results["tasks"])
     ['ceval', 'ceval_cloze', 'ceval_letter']
     """
-    from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
+    from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
     from megatron_chimed.evaluation.run import Settings, evaluate_model
 
     chosen = Template.load(template)
-    of_model = {field.name for field in fields(ModelOptions)}
+    of_model = {field.name for field in fields(EngineOptions)}
     settings = Settings(**{name: value for name, value in options.items() if name not in of_model})
     opened = open_model(
-        model, ModelOptions(**{name: value for name, value in options.items() if name in of_model}), chosen
+        model, EngineOptions(**{name: value for name, value in options.items() if name in of_model}), chosen
     )
     return evaluate_model(
         opened, list(tasks), output, settings, chosen, training_data=list(training_data), progress=False

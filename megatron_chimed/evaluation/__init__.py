@@ -1,6 +1,1 @@
-"""Evaluation. Set before any library is imported: nothing asks a hub, and only our own progress bars are shown."""
-
-import os
-
-for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"):
-    os.environ.setdefault(name, "1")
+"""Evaluation: tasks by lm-eval on models by any engine, figures with intervals, reports."""

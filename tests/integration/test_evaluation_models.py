@@ -5,7 +5,7 @@ from support.exam_files import page, write_ccks, write_ceval, write_lines
 from support.exam_hf import write_answering_hf
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
-from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
+from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.text.template import Template
@@ -17,7 +17,7 @@ def test_a_folder_and_its_checkpoint_give_the_same_scores(tmp_path):
     pages = write_lines(tmp_path / "chimed.jsonl", [page(number, "建议检查血压，服用三次。") for number in range(5)])
     flags = [f"ceval={write_ceval(tmp_path / 'ceval', 5)}", f"chimed={pages}", "scale=example"]
     flags.append(f"ccks2019={write_ccks(tmp_path / 'ccks', 4)}")
-    options = ModelOptions(tokenizer=str(hf / "tokenizer.model"), tensor_parallel=2, dtype="float32", batch_size=4)
+    options = EngineOptions(tokenizer=str(hf / "tokenizer.model"), tensor_parallel=2, dtype="float32", batch_size=4)
     results = {}
     for kind, folder in (("hf", hf), ("megatron", checkpoint)):
         model = open_model(f"{kind}:{folder}", options, Template())

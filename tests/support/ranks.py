@@ -27,7 +27,6 @@ ON_CPU = {
     "OMP_NUM_THREADS": "1",
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     "PYTHONWARNINGS": "ignore",
-    "TQDM_DISABLE": "",  # importing megatron_chimed.evaluation, as other tests do, turns bars off in this process
 }
 
 

@@ -16,7 +16,7 @@ from megatron_chimed.text.template import Template
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class EngineOptions:
     """How a model is run. tokenizer: of a megatron: checkpoint; iteration: None for the newest; dtype: "auto" is that
     of the weights for hf: and float32 for megatron:; base_url: of openai:."""
 
@@ -38,7 +38,7 @@ class EvaluatedModel:
     likelihood: bool = True
 
 
-def open_model(name: str, options: ModelOptions, template: Template, label: str | None = None) -> EvaluatedModel:
+def open_model(name: str, options: EngineOptions, template: Template, label: str | None = None) -> EvaluatedModel:
     """The model of a --model flag, under a label of its own or that flag.
 
     Raises InputError for an unknown kind or a folder that holds no model.
@@ -82,7 +82,7 @@ def open_model(name: str, options: ModelOptions, template: Template, label: str 
     return EvaluatedModel(label or name, identity, make, likelihood=kind != "openai")
 
 
-def _identity(files: list[Path], name: str, template: Template, options: ModelOptions, dtype: str) -> dict[str, Any]:
+def _identity(files: list[Path], name: str, template: Template, options: EngineOptions, dtype: str) -> dict[str, Any]:
     """Hashes of weights, template and tokenizer."""
     weights = {path.name: sha256_file(path) for path in sorted(files)}
     return {

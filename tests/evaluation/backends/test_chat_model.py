@@ -9,7 +9,7 @@ from support.exam_files import dialogue, write_ceval
 from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.evaluation.backends.models import ModelOptions, open_model
+from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.text.template import Template
 
@@ -24,7 +24,7 @@ def environment(monkeypatch):
 
 
 def evaluate(server, flags, output, **settings):
-    model = open_model("openai:some-model", ModelOptions(base_url=server.url), Template())
+    model = open_model("openai:some-model", EngineOptions(base_url=server.url), Template())
     return evaluate_model(model, flags, output, Settings(runs=1, **settings), Template(), progress=False)
 
 
@@ -83,7 +83,7 @@ def test_what_a_failing_server_has_answered_is_asked_for_once(tmp_path):
 )
 def test_bad_input_is_told_before_a_model_is_loaded(tmp_path, name, flags, reason):
     with pytest.raises(InputError, match=reason):
-        model = open_model(name, ModelOptions(), Template())
+        model = open_model(name, EngineOptions(), Template())
         evaluate_model(model, flags, tmp_path / "out", Settings(), Template(), progress=False)
     assert not (tmp_path / "out").exists()
 
