@@ -72,18 +72,22 @@ def to_megatron_args(settings: dict[str, Any]) -> Namespace:
     )
 
 
+def unexportable(args: Namespace) -> list[str]:
+    """List the arguments of a model that no family's config.json can express, as ``name is ...; ... has ...``."""
+    return [
+        f"{name} is {getattr(args, name)!r}; Hugging Face's LLaMA has {value!r}"
+        for name, value in FAMILIES[0].fixed_args.items()
+        if getattr(args, name, value) not in (value, None)
+    ]
+
+
 def from_megatron_args(args: Namespace, head: Head, where: str) -> Architecture:
     """Read the architecture from the arguments of a Megatron checkpoint; `where` names it in messages.
 
     `Sizes.vocab` is --vocab-size where it was given, else the padded size. Raises InputError listing all that is
     missing or not LLaMA-shaped.
     """
-    family = FAMILIES[0]
-    problems = [
-        f"{name} is {getattr(args, name)!r}; Hugging Face's LLaMA has {value!r}"
-        for name, value in family.fixed_args.items()
-        if getattr(args, name, value) not in (value, None)
-    ]
+    family, problems = FAMILIES[0], unexportable(args)
     needed = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "padded_vocab_size")
     problems += [f"{name} is missing" for name in needed if type(getattr(args, name, None)) is not int]
     if problems:

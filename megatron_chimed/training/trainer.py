@@ -18,6 +18,7 @@ from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writ
 
 from megatron_chimed import checkpoints, config
 from megatron_chimed.backend import cpu
+from megatron_chimed.convert.megatron_args import unexportable
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_llama_shape
@@ -139,6 +140,8 @@ def model_config(args: argparse.Namespace, stage: Stage, options: ModelOptions) 
     made.num_ids = args.vocab_size
     try:
         check_llama_shape(made.transformer, made.position_embedding_type)
+        if problems := unexportable(args):
+            raise ValueError(f"the model could not be exported: {'; '.join(problems)}. Leave these arguments out")
         choose_kernel(options.attention)
     except ValueError as error:
         raise InputError(str(error)) from None
