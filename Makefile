@@ -25,9 +25,10 @@ test-demo: .venv/.installed ## the demo in its tiny size, killed at random momen
 	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \
 		tests/examples/test_quickstart_killed.py
 
-lint: .venv/.installed ## ruff: style and formatting
+lint: .venv/.installed ## ruff: style and formatting; import-linter: who may import whom
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@.venv/bin/lint-imports --no-logo --no-cache
 
 # TRL: a folder with TRL in it (benchmarks/packing.py --help says how to make one).
 bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, TRL=folder to compare

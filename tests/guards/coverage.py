@@ -46,7 +46,10 @@ THROUGH = {
         "evaluation.backends.answers_log", "evaluation.backends.chat_model", "inference.openai_engine",
     ),
     "tests/evaluation/readers/test_exams.py": ("evaluation.readers.items",),
-    "tests/evaluation/test_run.py": ("commands.evaluate", "evaluation.harness_tasks"),
+    "tests/evaluation/test_run.py": (
+        "commands.evaluate", "evaluation.harness_tasks", "evaluation.kinds.answers", "evaluation.kinds.choice",
+        "evaluation.kinds.cloze", "evaluation.kinds.kind",
+    ),
     "tests/evaluation/reports/test_report.py": (
         "evaluation.reports.page", "evaluation.reports.paper", "evaluation.reports.plots",
     ),
@@ -58,6 +61,8 @@ SHOWN_BY_NO_TEXT = {
     "__main__": "tests/support/ranks.py runs it as a program in a forked process",
     "commands.human_evaluation": "only its --help is run; what it calls has tests/evaluation/reports/test_human.py",
     "commands.library": "the package imports it when one of its public names is asked for, as tests/test_api.py does",
+    "evaluation.kinds.answers": "listed in KINDS, whose tasks tests/evaluation/test_run.py runs",
+    "evaluation.kinds.cloze": "listed in KINDS, whose tasks tests/evaluation/test_run.py runs",
     "evaluation.harness_tasks": "named by the YAML files of the tasks, which tests/evaluation/test_run.py runs",
 }
 """Why `reached` does not find these."""
