@@ -23,7 +23,7 @@ from megatron_chimed.errors import InputError
 SCHEMA = 1
 BOM = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 64 << 20
-"""A line is held in memory whole, several times over while it is tokenised; a longer one is put in quarantine."""
+"""A line is held in memory whole, several times over while it is tokenised; a longer one is rejected."""
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def sha256_json(value: Any) -> str:
 def expand(patterns: Iterable[str], flag: str = "") -> list[str]:
     """The files that names and globs stand for: in the order given, those of one glob by name.
 
-    A glob passes over folders, and over rows that an earlier run has put in quarantine. flag: stands before the name in
+    A glob passes over folders, and over files of rejected rows of an earlier run. flag: stands before the name in
     a message, for example "--exclude ". Raises InputError for a name or glob that has no file.
     """
     found: list[str] = []

@@ -68,7 +68,7 @@ class Step:
     """One step.
 
     made_by: the command, for the manifest; inputs: the paths that it reads, by name; outputs: files or folders that it
-    writes; run: does the work, given a hash of the parents; progress: what is there of an unfinished run, for people,
+    writes; run: does the work, given a hash of the parents; progress: how far an unfinished run is, for people,
     "" for nothing.
     """
 

@@ -130,7 +130,7 @@ class TorchDistCheckpoint:
 
 
 class _IntoTensor(DefaultLoadPlanner):
-    """Lets the reader copy into parts of one tensor."""
+    """Lets the reader copy into parts of one tensor, `target`, of any shape."""
 
     def __init__(self, target: torch.Tensor):
         super().__init__()

@@ -80,7 +80,7 @@ def read_index(path: str | Path) -> Index:
 
 
 def _check_index(path: str | Path, index: Index, starts: np.ndarray) -> None:
-    """Raise InputError unless lengths, starts and boundaries agree with one another."""
+    """Raise InputError unless lengths, starts (bytes, [sequences]) and boundaries agree with one another."""
     negative = np.flatnonzero(index.lengths < 0)
     if negative.size:
         raise InputError(f"{path}: sequence {negative[0]} has a negative length; build the corpus again")

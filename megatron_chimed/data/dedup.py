@@ -99,7 +99,10 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
         return sketch.hashvalues
 
     def is_duplicate_signature(self, signature: np.ndarray) -> bool:
-        """Whether a kept document's estimated similarity reaches the threshold; if none does, this one is kept."""
+        """Whether a kept document's estimated similarity reaches the threshold; if none does, this one is kept.
+
+        signature: [permutations], of `signature`.
+        """
         keys = self._keys(signature)
         checked: set[int] = set()
         for key in keys:

@@ -102,7 +102,7 @@ class DialogueWorker:
     def _prepare(self, reader: str, line: int, row: Any) -> Prepared:
         try:
             if isinstance(row, Fault):
-                raise InputError(row)
+                raise InputError(row.reason)
             raw = READERS[reader].turns(row)
             redacted: Counter = Counter()
             turns, changes = arrange([(role, self.preprocessor.preprocess(text, redacted)) for role, text in raw])

@@ -30,7 +30,7 @@ def make_documents(inputs: list[str], template: str, output: str | Path, max_rej
             for number, row in read_rows(path):
                 try:
                     if isinstance(row, Fault):
-                        raise InputError(row)
+                        raise InputError(row.reason)
                     documents.write(json.dumps({"text": fill_template(template, row)}, ensure_ascii=False) + "\n")
                     count += 1
                 except InputError as error:

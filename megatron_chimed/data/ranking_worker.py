@@ -101,7 +101,7 @@ class RankingWorker:
     def _prepare(self, reader: str, line: int, row: Any) -> PreparedGroup:
         try:
             if isinstance(row, Fault):
-                raise InputError(row)
+                raise InputError(row.reason)
             raw, redacted = READERS[reader].group(row), Counter()
             preprocess = functools.partial(self.preprocessor.preprocess, redacted=redacted)
             turns, changes = arrange_prompt([(role, preprocess(text)) for role, text in raw.turns])

@@ -5,6 +5,7 @@ import csv
 import io
 import string
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import BOM, open_input, parse_line
 
 
-class Fault(str):
-    """The reason why a row is none. excerpt: what stands there, or the beginning of it."""
+@dataclass(frozen=True)
+class Fault:
+    """Why a row is none; `str` gives the reason."""
 
-    def __new__(cls, reason: str, excerpt: bytes | str = "") -> "Fault":
-        """Make a reason that is compared and shown like any string."""
-        self = super().__new__(cls, reason)
-        self.excerpt = excerpt
-        return self
+    reason: str
+
+    excerpt: bytes | str = ""
+    """What stands there, or the beginning of it."""
+
+    def __str__(self) -> str:
+        """The reason."""
+        return self.reason
 
 
 Row = dict | Fault

@@ -28,6 +28,8 @@ class StreamBlend(BlendedDataset):
         return self.datasets[self.dataset_index[index]].place(int(self.dataset_sample_index[index]))
 
     def _build_indices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Number each sample's dataset, int16 [size], and its place in there, int64 [size]."""
+
         def build() -> tuple[np.ndarray, np.ndarray]:
             corpus, sample = np.zeros(self.size, np.int16), np.zeros(self.size, np.int64)
             helpers.build_blending_indices(corpus, sample, self.weights, len(self.datasets), self.size, False)

@@ -103,6 +103,7 @@ class PackedDataset(MegatronDataset, abc.ABC):
         return self.num_samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of a sample by name, [S] each; a blank one's count for nothing."""
         arrays = self.sample(self.place(index)[1])
         if index % self._period >= len(self.indices):
             for name, value in self.blank.items():

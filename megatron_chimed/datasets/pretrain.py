@@ -84,6 +84,7 @@ class PretrainDataset(MegatronDataset):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of a sample by name, [S] each; see the class."""
         length = self.config.sequence_length
         text, starts = self._read(self._shuffled(int(index)) * length, length + 1)
         if self.config.eod_token is not None:
@@ -226,7 +227,7 @@ def _open_corpus(prefix: str, mmap: bool) -> IndexedDataset:
 
 
 def _token_offsets(dataset: IndexedDataset, documents: np.ndarray) -> np.ndarray:
-    """Where documents start in the .bin, in tokens, int64; the document one past the last starts at its end."""
+    """Where documents [n] start in the .bin, in tokens, int64 [n]; one past the last starts at its end."""
     pointers, size = dataset.index.sequence_pointers, DType.size(dataset.index.dtype)
     end = int(pointers[-1]) // size + int(dataset.sequence_lengths[-1])
     sequences = dataset.document_indices[documents]

@@ -31,7 +31,7 @@ class SftDataset(PackedDataset):
 
     @cached_property
     def _source_numbers(self) -> np.ndarray:
-        """The folder's numbers of sources to those of config.sources; the last one is for padding, -1."""
+        """The folder's numbers of sources to those of config.sources, [sources + 1]; the last is for padding, -1."""
         return np.array([*map(self.config.sources.index, self.dataset.sources), -1], np.int64)
 
     def sample(self, row: int) -> dict[str, np.ndarray]:

@@ -63,7 +63,7 @@ class Cache:
         self.lengths += 1
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; only those that change their number are copied."""
+        """Keep these rows, [rows kept] numbers, in this order; only those that change their number are copied."""
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
         self.lengths = self.lengths[rows]
         self._longest = int(self.lengths.max())
@@ -89,6 +89,7 @@ class _RememberingAttention(torch.nn.Module):
         return self._fill(query, key, value) if self.cache._prompts else self._extend(query[0], key[0], value[0])
 
     def _fill(self, query, key, value) -> torch.Tensor:
+        """Attention within new prompts, which the cache then holds; shapes are those of `forward`."""
         rows, prompts = self.cache._prompts
         self.keys[rows, : key.size(0)] = key.transpose(0, 1)[prompts]
         self.values[rows, : key.size(0)] = value.transpose(0, 1)[prompts]
@@ -112,6 +113,6 @@ class _RememberingAttention(torch.nn.Module):
         return context.reshape(1, rows, -1)
 
     def move(self, rows: torch.Tensor, to: torch.Tensor, length: int) -> None:
-        """Copy the first `length` tokens of rows to others."""
+        """Copy the first `length` tokens of rows, [n] numbers, to others, [n]."""
         for memory in (self.keys, self.values):
             memory[to, :length] = memory[rows, :length]

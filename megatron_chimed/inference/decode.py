@@ -54,7 +54,7 @@ def stream(
 def _steps(
     model: torch.nn.Module, batch: "_Batch", stop: Sequence[int], num_ids: int
 ) -> Generator[torch.Tensor, None, None]:
-    """Compute a batch to its end; yields the new tokens, one for each row that has gone on so far."""
+    """Compute a batch to its end; yields the new tokens, int64 [rows], of the rows that have gone on so far."""
     model = unwrap_model(model)
     if model.config.sequence_parallel or not (model.pre_process and model.post_process):
         raise ValueError("generation needs a model without sequence parallelism and pipeline stages")

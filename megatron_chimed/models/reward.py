@@ -71,6 +71,7 @@ class RewardModel(GPTModel):
         return super().load_state_dict(state_dict, strict=strict)
 
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Hidden states [S, B, H] to what `reward_head` makes of them, on the last pipeline stage."""
         return self.reward_head(hidden_states) if self.post_process else hidden_states
 
 

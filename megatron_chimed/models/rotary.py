@@ -38,7 +38,7 @@ class PackedRotaryEmbedding(RotaryEmbedding):
 
 
 def _boundaries(packed: PackedSeqParams | None) -> torch.Tensor | None:
-    """cu_seqlens of a packed row without padding between its documents."""
+    """cu_seqlens, [documents + 1], of a packed row without padding between its documents."""
     if packed is None or packed.cu_seqlens_q_padded is not None:
         return None
     return packed.cu_seqlens_q

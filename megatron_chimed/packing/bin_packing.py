@@ -48,13 +48,13 @@ class _Rows:
         self.count += count
 
     def put(self, space: int, rows: np.ndarray) -> None:
-        """Give rows their new space."""
+        """Give rows, [n] numbers, their new space."""
         if space and len(rows):
             self.by_space[space].append(rows)
             self.spaces |= 1 << space
 
     def take(self, space: int, limit: int) -> np.ndarray:
-        """Take away up to `limit` rows of a space: those of the array that came last."""
+        """Take away up to `limit` rows of a space, [n] numbers: those of the array that came last."""
         stack = self.by_space[space]
         rows = stack.pop()
         if len(rows) > limit:

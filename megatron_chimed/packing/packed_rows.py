@@ -71,7 +71,7 @@ def write_arrays(
 
 
 def _pieces(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut segments [first, last) of about TOKENS_AT_ONCE tokens."""
+    """Cut segments into ranges (first, last) of about TOKENS_AT_ONCE tokens; offsets: [segments + 1]."""
     first = 0
     while first < len(offsets) - 1:
         last = int(np.searchsorted(offsets, offsets[first] + TOKENS_AT_ONCE, side="right")) - 1

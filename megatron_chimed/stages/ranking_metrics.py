@@ -54,7 +54,7 @@ def report(
 
 
 def _by_pair(rewards: torch.Tensor, rank: torch.Tensor, group: torch.Tensor, num_ranks: int) -> dict:
-    """Accuracies and calibration over pairs, as {name: (values, counts)}."""
+    """Accuracies and calibration over pairs of answers, all arguments [answers]: {name: (values, counts)}, [pairs]."""
     figures = {}
     better, worse = ranked_pairs(rank, group, "adjacent")
     right = (rewards[better] > rewards[worse]).double()

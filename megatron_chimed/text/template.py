@@ -181,7 +181,7 @@ class Renderer:
         return np.concatenate([*(ids for exchange in history for ids in exchange), self._bos, last])
 
     def cut_prompt(self, prompt: np.ndarray, limit: int) -> np.ndarray | None:
-        """An exchange's prompt cut to `limit` tokens, by leaving out the oldest tokens of the user's text.
+        """Cut an exchange's prompt, int32 [n], to `limit` tokens, by leaving out the oldest tokens of the user's text.
 
         BOS and the template's texts around the user's stay whole. None if these alone are more than the limit.
         """
@@ -198,7 +198,7 @@ class Renderer:
         )
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 ids of each text, among which is no boundary id. Raises InputError."""
+        """int32 ids, [n], of each text, among which is no boundary id. Raises InputError."""
         pieces = [np.asarray(ids, dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
         flat = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
         for number in self._boundaries:
@@ -216,7 +216,7 @@ def join(exchanges: Sequence[Exchange], first_trained: int = 0) -> Rendered:
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many ids two arrays have in common at their start."""
+    """How many ids two arrays, [n] and [m], have in common at their start."""
     length = min(len(one), len(other))
     different = np.flatnonzero(one[:length] != other[:length])
     return int(different[0]) if len(different) else length

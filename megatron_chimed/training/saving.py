@@ -73,7 +73,7 @@ def _empty(folder: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    """Hash this rank's files on each rank and write all of it on rank 0, which also takes the files of nobody."""
+    """Hash this rank's files on each rank and write all of it on rank 0, which also hashes files that no rank wrote."""
     rank = torch.distributed.get_rank()
     mine = checkpoints.hash_files(folder, [path.name for path in folder.glob(f"__{rank}_*")])
     parts = [{}] * torch.distributed.get_world_size() if rank == 0 else None

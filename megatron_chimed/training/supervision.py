@@ -90,7 +90,7 @@ class Supervisor:
         self.signalled = True
 
     def _agree(self, losses: list[dict[str, torch.Tensor]], model: list, iteration: int) -> None:
-        """Sum over all ranks: signals, gradients that are no numbers, and the loss with its count.
+        """Sum over all ranks: signals, gradients that are no numbers, and the losses, each [sum, count].
 
         Raises InputError on every rank when the training must not go on.
         """

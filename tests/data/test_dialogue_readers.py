@@ -221,4 +221,4 @@ def test_a_row_that_is_too_long_is_put_aside_and_the_next_is_read(tmp_path, monk
     found = read(reader, path)
     assert len(found) == 9
     assert [n for n, (_, one) in enumerate(found) if isinstance(one, Fault)] == [4]
-    assert found[4][1] == "line too long: over 5000 bytes"
+    assert found[4][1] == Fault("line too long: over 5000 bytes")

@@ -10,7 +10,7 @@ import pytest
 from support.paths import ROOT, SHARED
 
 from megatron_chimed.data.documents import make_documents
-from megatron_chimed.data.sources import detect_encoding, read_rows
+from megatron_chimed.data.sources import Fault, detect_encoding, read_rows
 from megatron_chimed.errors import InputError
 
 ROWS = [{"ask": "高血压，怎么办？", "answer": "低盐\n饮食"}, {"ask": 'say "hi"', "answer": "好"}]
@@ -93,11 +93,11 @@ def test_a_bad_row_of_a_table_is_put_aside(tmp_path):
     path = write(tmp_path / "t.csv", b'a,b\n1,2\n1\n\n1,2,3\n1,"2"x\n"1\n",2\n1\n')
     assert list(read_rows(path)) == [
         (2, {"a": "1", "b": "2"}),
-        (3, "1 fields in a table of 2 columns"),
-        (5, "3 fields in a table of 2 columns"),
-        (6, "not CSV (',' expected after '\"')"),
+        (3, Fault("1 fields in a table of 2 columns", "1")),
+        (5, Fault("3 fields in a table of 2 columns", "1,2,3")),
+        (6, Fault("not CSV (',' expected after '\"')")),
         (7, {"a": "1\n", "b": "2"}),
-        (9, "1 fields in a table of 2 columns"),
+        (9, Fault("1 fields in a table of 2 columns", "1")),
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_row_with_bad_bytes_is_put_aside(tmp_path, encoding):
     good = "科室,ask\n" + "内科,高血压怎么办\n" * 300
     path = write(tmp_path / "t.csv", good.encode(encoding) + b"x,\xff\n" + "外科,骨折\n".encode(encoding))
     found = dict(read_rows(path))
-    assert found[302] == f"invalid {encoding} bytes" and found[303] == {"科室": "外科", "ask": "骨折"}
+    assert found[302].reason == f"invalid {encoding} bytes" and found[303] == {"科室": "外科", "ask": "骨折"}
     assert sum(isinstance(row, dict) for row in found.values()) == 301
 
 
