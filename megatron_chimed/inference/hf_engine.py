@@ -28,7 +28,7 @@ class HuggingFaceEngine(Engine):
         model = load_model(folder, CLASSES[head], dtype if dtype == "auto" else getattr(torch, dtype))
         if head == "reward" and model.config.num_labels != 1:
             raise InputError(f"{folder}: {model.config.num_labels} labels; expected a reward model, which has one")
-        self.model, self.head = to_device(model), head
+        self.model, self.head, self.folder = to_device(model), head, str(folder)
         self.num_ids, self.max_positions = model.config.vocab_size, model.config.max_position_embeddings
 
     def generate(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[list[tuple[int, Generated]]]:

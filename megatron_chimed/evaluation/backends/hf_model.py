@@ -1,32 +1,26 @@
-"""A Hugging Face folder through lm-eval's own backend, with prompts encoded as in training."""
-
-from pathlib import Path
+"""The model of an engine over a Hugging Face folder in lm-eval's own backend, with prompts encoded as in training."""
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers.utils import logging
 
 from megatron_chimed.evaluation.backends.encoding import Encoder
+from megatron_chimed.inference.hf_engine import HuggingFaceEngine
 from megatron_chimed.text.template import Template
-from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer
 
 
 class HuggingFaceModel(HFLM):
-    """lm-eval's HFLM on one device; only how texts become ids is ours.
+    """lm-eval's HFLM, for its batches, on one device; how texts become ids is ours.
 
     seed: of the samples of the next call; cut: prompts that were too long -> [tokens, tokens kept].
     """
 
-    def __init__(self, folder: Path, template: Template, *, batch_size: int | str = 8, dtype: str = "auto"):
-        """Raises InputError if the folder has no tokenizer that we can read."""
-        self.encoder = Encoder(load_tokenizer(folder), template)
+    def __init__(self, engine: HuggingFaceEngine, tokenizer: Tokenizer, template: Template, *, batch_size: int = 8):
+        """Closing it closes the engine."""
+        self.encoder, self.engine = Encoder(tokenizer, template), engine
         self.cut, self.seed = self.encoder.cut, 0
-        logging.disable_progress_bar()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(
-            pretrained=str(folder), tokenizer=str(folder), batch_size=batch_size, dtype=dtype, device=device
-        )
+        super().__init__(pretrained=engine.model, tokenizer=engine.folder, batch_size=batch_size)
 
     def tok_encode(
         self,
@@ -67,3 +61,7 @@ class HuggingFaceModel(HFLM):
         """As in lm-eval, without a bar of its own; samples depend on `seed` and the requests of the call."""
         torch.manual_seed(self.seed)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def close(self) -> None:
+        """End the engine."""
+        self.engine.close()

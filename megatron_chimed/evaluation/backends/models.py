@@ -57,10 +57,6 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
         identity |= {"backend": "vllm"} if kind == "vllm" else {}
 
     def make() -> Any:
-        if kind == "hf":
-            from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
-
-            return HuggingFaceModel(Path(place), template, batch_size=options.batch_size, dtype=options.dtype)
         engine = open_engine(
             name,
             iteration=options.iteration,
@@ -73,10 +69,14 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
             from megatron_chimed.evaluation.backends.chat_model import ChatModel
 
             return ChatModel(engine)
-        from megatron_chimed.evaluation.backends.engine_model import EngineModel
-
         tokenizer = tokenizer_of(name, options.tokenizer)
         check_tokenizer(engine, tokenizer)
+        if kind == "hf":
+            from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
+
+            return HuggingFaceModel(engine, tokenizer, template, batch_size=options.batch_size)
+        from megatron_chimed.evaluation.backends.engine_model import EngineModel
+
         return EngineModel(engine, tokenizer, template)
 
     return EvaluatedModel(label or name, identity, make, likelihood=kind != "openai")

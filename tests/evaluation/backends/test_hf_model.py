@@ -12,6 +12,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.encoding import Encoder
 from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
 from megatron_chimed.evaluation.backends.recorded import ChatPrompt
+from megatron_chimed.inference.open import open_engine
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Renderer, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -32,7 +33,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return HuggingFaceModel(folder, Template(), batch_size=3, dtype="float32")
+    engine = open_engine(f"hf:{folder}", dtype="float32")
+    return HuggingFaceModel(engine, load_tokenizer(folder), Template(), batch_size=3)
 
 
 @pytest.fixture
