@@ -2,7 +2,7 @@
 
 import argparse
 
-from megatron_chimed.training.curves import NAMES, draw, read_runs, with_window, write_table
+from megatron_chimed.training.curves import NAMES, plot, read_runs, with_window, write_table
 
 EXAMPLE = """examples:
   chimed plot runs/demo/pretrain --output runs/pretrain.png
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     panels = with_window(read_runs(args.runs, args.name, tokens=args.x == "tokens"), args.smooth)
-    draw(panels, args.output, args.x)
+    plot(panels, args.output, args.x)
     if args.csv:
         write_table(panels, args.csv, args.x)
     print(f"{args.output}: {', '.join(args.name)} of {', '.join(args.runs)}")

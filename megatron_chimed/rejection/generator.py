@@ -13,7 +13,7 @@ from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.config import Sampling
-from megatron_chimed.rejection.keys import draw
+from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.text.template import Renderer
 from megatron_chimed.text.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def build_requests(
     rendered = [(prompt, renderer.render_prompt(prompt.turns).tolist()) for prompt in prompts]
     rendered.sort(key=lambda one: (len(one[1]), one[0].id))
     return [
-        SampleRequest((round, prompt.id, sample), prompt, tokens, draw(*seed, prompt.id, sample))
+        SampleRequest((round, prompt.id, sample), prompt, tokens, keyed_draw(*seed, prompt.id, sample))
         for prompt, tokens in rendered
         for sample in range(n)
     ]

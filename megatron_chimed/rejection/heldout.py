@@ -16,7 +16,7 @@ from megatron_chimed.inference.engine import Engine
 from megatron_chimed.jsonl import read_records
 from megatron_chimed.records import Candidate, Dialogue, Prompt
 from megatron_chimed.rejection.config import LoopConfig
-from megatron_chimed.rejection.keys import draw
+from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.text.template import Renderer, join
 
@@ -63,7 +63,9 @@ def read_heldout(config: LoopConfig, renderer: Renderer, max_positions: int) -> 
     fitting, too_long = [], 0
     room = max_positions - config.sampling.max_tokens
     seed, count = config.paths.seed, config.heldout_sampling.count
-    for prompt in sorted(read_prompts(config.paths.heldout), key=lambda one: draw(seed, "heldout", one.id))[:count]:
+    for prompt in sorted(read_prompts(config.paths.heldout), key=lambda one: keyed_draw(seed, "heldout", one.id))[
+        :count
+    ]:
         if len(renderer.render_prompt(prompt.turns)) <= room:
             fitting.append(prompt)
         else:
@@ -78,7 +80,7 @@ def reference_nll(config: LoopConfig, engine: Engine, renderer: Renderer, max_po
     fixed dialogues; nll is None where nothing fits or the engine does not tell."""
     pairs = []
     dialogues = [row for path in config.paths.reference_nll for _, row in read_records(path, Dialogue)]
-    dialogues.sort(key=lambda one: draw(config.paths.seed, "drift", one.id))
+    dialogues.sort(key=lambda one: keyed_draw(config.paths.seed, "drift", one.id))
     for dialogue in dialogues[: config.heldout_sampling.reference_nll_count]:
         exchanges = renderer.encode_exchanges([dialogue.turns])[0]
         answer = exchanges[-1].response.tolist()

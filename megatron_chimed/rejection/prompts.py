@@ -14,7 +14,7 @@ from megatron_chimed.data.dedup import NearDeduplicator
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located, read_json_lines
 from megatron_chimed.records import Prompt, Turn
-from megatron_chimed.rejection.keys import draw
+from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.text.normalise import normalise
 
 DUPLICATE = "duplicate"
@@ -65,7 +65,7 @@ def draw_prompts(
         text = normalise("\n".join(turn.text for turn in prompt.turns))
         counts[DUPLICATE] += text in different
         different[text] = min(prompt, different.get(text, prompt), key=lambda one: one.id)
-    order = sorted(different, key=lambda text: (draw(seed, "prompt", round, text), text))
+    order = sorted(different, key=lambda text: (keyed_draw(seed, "prompt", round, text), text))
     deduplicator = NearDeduplicator() if near else None
     drawn: list[Prompt] = []
     for place, text in enumerate(order):

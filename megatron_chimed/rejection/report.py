@@ -63,11 +63,11 @@ def write_report(
     }
     figures["warnings"] = warnings(figures)
     write_json(folder / "report.json", figures)
-    from megatron_chimed.rejection.report_page import draw, page
+    from megatron_chimed.rejection.report_page import page, plot
 
     with atomic_output(folder / "report.md") as file:
         file.write(page(figures))
-    draw(sets, heldout, folder / "report.png")
+    plot(sets, heldout, folder / "report.png")
     return len(scored)
 
 

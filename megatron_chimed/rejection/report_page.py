@@ -111,7 +111,7 @@ def _plus_minus(mean: Mapping[str, float], sign: str = "") -> str:
     return f"{mean['mean']:{sign}.3f} ± {mean['error']:.3f}"
 
 
-def draw(sets: Mapping[str, Sequence[Candidate]], heldout: Mapping[str, Sequence[Candidate]], path: Path) -> None:
+def plot(sets: Mapping[str, Sequence[Candidate]], heldout: Mapping[str, Sequence[Candidate]], path: Path) -> None:
     """Draw the rewards of all and of the selected answers, reward against length, and rewards on held-out prompts."""
     import matplotlib
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_chimed.records import Candidate
-from megatron_chimed.rejection.keys import draw
+from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.text.normalise import normalise
 
 STRATEGIES = ("best_of_n", "top_k", "threshold")
@@ -146,7 +146,7 @@ def random_control(pool: Iterable[Candidate], rule: Rule, seed: int) -> list[Can
     best_of_n: one answer of each prompt; top_k and threshold: any of the pool.
     """
     pool = list(pool)
-    shuffled = sorted(pool, key=lambda one: (draw(seed, "control", *one.key), one.key))
+    shuffled = sorted(pool, key=lambda one: (keyed_draw(seed, "control", *one.key), one.key))
     chosen = _first_of_each_prompt(shuffled) if rule.strategy == "best_of_n" else shuffled[: len(select(pool, rule))]
     return sorted(chosen, key=lambda one: one.key)
 

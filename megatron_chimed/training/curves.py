@@ -135,7 +135,7 @@ def with_window(panels: Iterable[Panel], window: int | None) -> list[Panel]:
     return made
 
 
-def draw(panels: Sequence[Panel], path: str | Path, xlabel: str = "iteration") -> None:
+def plot(panels: Sequence[Panel], path: str | Path, xlabel: str = "iteration") -> None:
     """Write `picture` as a PNG."""
     figure = picture(panels, xlabel)
     with atomic_output(path, "wb") as file:

@@ -13,7 +13,7 @@ from megatron_chimed.records import Candidate
 from megatron_chimed.rejection import report
 from megatron_chimed.rejection.external_grader import grade
 from megatron_chimed.rejection.heldout import by_prompt, difference, mean_over_prompts
-from megatron_chimed.rejection.report_page import draw, page
+from megatron_chimed.rejection.report_page import page, plot
 from megatron_chimed.rejection.store import write_candidates
 
 
@@ -103,7 +103,7 @@ def test_the_page_shows_every_model_strategy_and_warning_and_hostile_text_stays_
     for shown in ("- look here", "| start | 40 |", "after - start", "top_k (chosen)", "2 duplicate", "25.0%", "1.500"):
         assert shown in text, shown
     assert "\\<script\\>\\|\\`x\\` \\# y" in text and "问\\|" in text and "not measured" in text
-    draw(sets, heldout, tmp_path / "a.png")
+    plot(sets, heldout, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from megatron_chimed.records import Candidate, Prompt, Turn
-from megatron_chimed.rejection.keys import draw
+from megatron_chimed.rejection.keys import keyed_draw
 
 TEXTS = ["", " \n", "好", "多喝水。" * 8, "多休息，多喝水。", "多休息,多喝水。", "问题0", "Ｑ1"]
 TEXTS += ["建议去呼吸内科就诊，并做胸部检查。", "建议去呼吸内科就诊，并做胸部检查", "首选药物是清澍片，每晚一次。"]
@@ -27,7 +27,7 @@ QUESTIONS = {f"p{number}": f"问题{number}" for number in range(4)}
 
 def make_candidate(prompt: str = "p0", sample: int = 0, reward: float | None = 0.0, response: str = "") -> Candidate:
     """A candidate with a text that is like no other's."""
-    text = response or f"{prompt}的第{sample}个回答是{draw(prompt, sample)}"
+    text = response or f"{prompt}的第{sample}个回答是{keyed_draw(prompt, sample)}"
     return Candidate(1, prompt, sample, text, len(text), True, reward)
 
 
