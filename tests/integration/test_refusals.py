@@ -74,17 +74,29 @@ def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("begin", "words", "message"),
+    ("words", "message"),
     [
-        (launch, [], "expected launch/torchrun.sh STAGE MODEL.yaml STAGE.yaml"),
-        (start, ["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward; found tune a.yaml b.yaml"),
-        (start, ["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
+        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward; found tune a.yaml b.yaml"),
+        (["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_of_two_ranks(begin, words, message):
-    code, output = begin(*words) if begin is launch else begin(*words, ranks=2)
+def test_a_wrong_command_line_is_one_line_of_two_ranks(words, message):
+    code, output = start(*words, ranks=2)
     assert code == 1 and "Traceback" not in output, output
     assert output.count("megatron_chimed: error:") == 1 and message in output, output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: stage, MODEL.yaml, STAGE.yaml"),
+        (["tune", "a.yaml", "b.yaml"], "argument stage: invalid choice: 'tune'"),
+    ],
+)
+def test_the_launcher_starts_no_rank_for_a_wrong_command_line(words, message):
+    code, output = launch(*words)
+    assert code == 2 and "Traceback" not in output, output
+    assert output.count("chimed train: error:") == 1 and message in output, output
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +113,7 @@ def tuning(tmp_path_factory):
     [
         (["--seq-length", 32], "packed in rows of 64 tokens, --seq-length is 32; pack again"),
         (["--vocab-size", 100], "tokenized with 420 ids, but the model has 100; pack with the model's tokenizer"),
-        (["--data-path", "/no/such"], "/no/such: no such folder; make it with tools/pack_sft.py"),
+        (["--data-path", "/no/such"], "/no/such: no such folder; make it with chimed pack sft or chimed pack rewards"),
     ],
 )
 def test_packed_rows_that_do_not_fit_the_training_are_refused(tuning, overrides, message):
