@@ -1,9 +1,8 @@
 """Pack ranked answers into rows of one length, for the reward model; the folder is reused when nothing has changed."""
 
 import argparse
-import os
-from pathlib import Path
 
+from megatron_chimed.commands.common import add_packing
 from megatron_chimed.packing.ranking_worker import PAIRINGS
 from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
 from megatron_chimed.text.template import Renderer, load_template
@@ -15,11 +14,7 @@ EXAMPLE = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--input", nargs="+", required=True, help="ranked answers as JSON lines, also .gz")
-    parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face folder")
-    parser.add_argument("--sequence-length", type=int, default=4096, help="tokens of a row (4096)")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; it appears only when it is whole")
-    parser.add_argument("--template", help="YAML of a template (chimed, the released model's)")
+    add_packing(parser, "ranked answers", "questions")
     parser.add_argument(
         "--pairing", choices=PAIRINGS, default=PAIRINGS[0], help="which answers of a question are compared (adjacent)"
     )
@@ -29,8 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the global batch then counts questions, not rows of several",
     )
     parser.add_argument("--shuffle-ranks", action="store_true", help="a control: ranks at random, nothing to be learnt")
-    parser.add_argument("--seed", type=int, default=1234, help="which questions of a length share a row (1234)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """Raw sources to ranked answers for the reward model: read, clean, redact, deduplicate and split by question."""
 
 import argparse
-import os
 
+from megatron_chimed.commands.common import add_preparation
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.ranking_worker import RankingOptions
 from megatron_chimed.data.rankings import format_ranking_report, prepare_rankings
@@ -19,20 +19,9 @@ readers:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    yes_or_no = argparse.BooleanOptionalAction
-    parser.add_argument("--source", action="append", required=True, metavar="[LABEL:]READER=PATH", help="file or glob")
-    parser.add_argument("--output", required=True, help="NAME.jsonl; report, rejected rows and manifest lie beside it")
+    add_preparation(parser, dedup="groups to keep one of (near)")
     parser.add_argument("--split", help="counts or shares of questions to train, validate and test: 3800,100,100")
     parser.add_argument("--seed", type=int, default=1234, help="which question is in which part (1234)")
-    parser.add_argument(
-        "--dedup", choices=["none", "exact", "near"], default="near", help="groups to keep one of (near)"
-    )
-    parser.add_argument("--clean", action=yes_or_no, default=True, help="clean the text (yes)")
-    parser.add_argument("--redact", action=yes_or_no, default=True, help="replace personal data by tags (yes)")
-    parser.add_argument(
-        "--max-rejected-share", type=float, default=0.01, help="malformed rows to bear, by source (0.01)"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
 
 
 def run(args: argparse.Namespace) -> None:

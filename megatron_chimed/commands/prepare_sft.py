@@ -1,8 +1,8 @@
 """Raw sources to dialogues for supervised fine-tuning: read, clean, redact, deduplicate, keep apart from evaluation."""
 
 import argparse
-import os
 
+from megatron_chimed.commands.common import add_preparation
 from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import DialogueOptions
 from megatron_chimed.data.dialogues import format_dialogue_report, prepare_dialogues
@@ -18,18 +18,9 @@ readers:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    yes_or_no = argparse.BooleanOptionalAction
-    parser.add_argument("--source", action="append", required=True, metavar="[LABEL:]READER=PATH", help="file or glob")
-    parser.add_argument("--output", required=True, help="NAME.jsonl; report, rejected rows and manifest lie beside it")
+    add_preparation(parser, dedup="across all sources (near)")
     parser.add_argument("--exclude", action="append", default=[], metavar="FILE", help="evaluation set (13-grams)")
     parser.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model or Hugging Face folder: counts tokens")
-    parser.add_argument("--dedup", choices=["none", "exact", "near"], default="near", help="across all sources (near)")
-    parser.add_argument("--clean", action=yes_or_no, default=True, help="clean the text (yes)")
-    parser.add_argument("--redact", action=yes_or_no, default=True, help="replace personal data by tags (yes)")
-    parser.add_argument(
-        "--max-rejected-share", type=float, default=0.01, help="malformed rows to bear, by source (0.01)"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -33,7 +33,9 @@ THROUGH = {
     "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool", "workers"),
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),
     "tests/data/test_sources.py": ("commands.make_documents",),
-    "tests/data/test_dialogues.py": ("commands.prepare_sft", "data.rejected", "data.report", "data.source_files"),
+    "tests/data/test_dialogues.py": (
+        "commands.common", "commands.prepare_sft", "data.rejected", "data.report", "data.source_files",
+    ),
     "tests/data/test_dialogue_readers.py": ("data.dialogue_texts",),
     "tests/data/test_rankings.py": ("commands.prepare_rewards",),
     "tests/data/test_augment.py": ("commands.augment_rewards",),

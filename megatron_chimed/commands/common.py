@@ -1,0 +1,35 @@
+"""Flags that several commands have in common."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_preparation(parser: argparse.ArgumentParser, dedup: str) -> None:
+    """Add the flags by which raw sources are read and cleaned. dedup: the help of --dedup."""
+    yes_or_no = argparse.BooleanOptionalAction
+    parser.add_argument("--source", action="append", required=True, metavar="[LABEL:]READER=PATH", help="file or glob")
+    parser.add_argument("--output", required=True, help="NAME.jsonl; report, rejected rows and manifest lie beside it")
+    parser.add_argument("--dedup", choices=["none", "exact", "near"], default="near", help=dedup)
+    parser.add_argument("--clean", action=yes_or_no, default=True, help="clean the text (yes)")
+    parser.add_argument("--redact", action=yes_or_no, default=True, help="replace personal data by tags (yes)")
+    parser.add_argument(
+        "--max-rejected-share", type=float, default=0.01, help="malformed rows to bear, by source (0.01)"
+    )
+    add_workers(parser)
+
+
+def add_packing(parser: argparse.ArgumentParser, records: str, packed: str) -> None:
+    """Add the flags by which records are packed into rows. records, packed: what they and their samples are called."""
+    parser.add_argument("--input", nargs="+", required=True, help=f"{records} as JSON lines, also .gz")
+    parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face folder")
+    parser.add_argument("--sequence-length", type=int, default=4096, help="tokens of a row (4096)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; it appears only when it is whole")
+    parser.add_argument("--template", help="YAML of a template (chimed, the released model's)")
+    parser.add_argument("--seed", type=int, default=1234, help=f"which {packed} of a length share a row (1234)")
+    add_workers(parser)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add --workers."""
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
