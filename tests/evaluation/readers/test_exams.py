@@ -21,7 +21,6 @@ from support.paths import ROOT
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import parse_tasks
-from megatron_chimed.evaluation.kinds.letter import parse_choice
 from megatron_chimed.evaluation.readers.answers import read_chimed, read_mc
 from megatron_chimed.evaluation.readers.entities import read_ccks2019, read_columns
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS, read_ceval, read_cmmlu, read_mcmle
@@ -162,30 +161,3 @@ def test_a_wrong_task_is_one_clear_line(flag):
         parse_tasks([flag])
     with pytest.raises(InputError, match="twice"):
         parse_tasks(["mc=a", "mc=b"])
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"),
-        (" B. 肺炎", "B"),
-        ("（C）", "C"),
-        ("答案：D", "D"),
-        ("正确答案是B项，因为B超显示……", "B"),
-        ("因此应该选择 C。", "C"),
-        ("这道题考查 A 项内容，故选D", "D"),
-        ("肺炎", "B"),
-        ("b", "B"),
-        ("B超检查可以确诊", None),
-        ("患者为A型血", None),
-        ("A、B", None),
-        ("A和C都对", None),
-        ("答案是A，也可能答案是B", None),
-        ("E", None),
-        ("胃炎和肺炎", None),
-        ("我不知道", None),
-        ("", None),
-    ],
-)
-def test_the_letter_that_an_answer_chooses(answer, letter):
-    assert parse_choice(answer, {"options": ["胃炎", "肺炎", "眼病", "骨折"]}) == letter
