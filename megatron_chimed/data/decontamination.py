@@ -27,7 +27,6 @@ from megatron_chimed.data.sources import (
     FORMATS,
     Fault,
     bounded_lines,
-    detect_encoding,
     read_json_rows,
     read_rows,
     suffix_of,
@@ -131,8 +130,7 @@ def read_texts(path: str | Path) -> Iterator[str]:
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Read (number, fields between tabs) of each line of a text in UTF-8 or GB18030."""
-    encoding = detect_encoding(path)
+    """Read (number, fields between tabs) of each line of a text."""
     for number, line in bounded_lines(path):
-        fields = line and line.decode(encoding, "replace").rstrip("\r\n").split("\t")
+        fields = line and line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
         yield number, too_long() if line is None else fields

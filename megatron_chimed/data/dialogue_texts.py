@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed import jsonl
-from megatron_chimed.data.sources import Fault, bounded_lines, detect_encoding, too_long
+from megatron_chimed.data.sources import Fault, bounded_lines, too_long
 from megatron_chimed.errors import InputError
 
 Turns = list[tuple[str, str]]  # (role, text); a role is "user", "assistant" or "system"
@@ -23,15 +23,15 @@ DESCRIPTION_FIELD = re.compile(rf"(病情描述|{'|'.join(WISHES + OTHER_FIELDS)
 
 
 def read_blocks(path: str | Path, begins: Callable[[str], bool], blank_ends: bool) -> Iterator[tuple[int, str | Fault]]:
-    """Yield (line of its beginning, block of lines) of a text in UTF-8 or GB18030.
+    """Yield (line of its beginning, block of lines) of a text.
 
     begins: whether a line begins a block; blank_ends: a blank line ends one, and is in none. A byte that is no
-    character becomes an unpaired surrogate. Raises InputError when the encoding is neither.
+    character becomes an unpaired surrogate; where the text is not in UTF-8, U+FFFD. Raises InputError when the
+    encoding is none that is read.
     """
-    encoding = detect_encoding(path).removesuffix("-sig")
     start, lines, size = 1, [], 0
     for number, content in bounded_lines(path):
-        line = "" if content is None else content.decode(encoding, "surrogateescape").rstrip("\r\n")
+        line = "" if content is None else content.decode("utf-8", "surrogateescape").rstrip("\r\n")
         ends = blank_ends and content is not None and not line.strip()
         if (ends or begins(line)) and lines:
             yield start, _block(lines, size)

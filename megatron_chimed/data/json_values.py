@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_chimed import jsonl
+from megatron_chimed.data.encodings import open_utf8
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import open_input
 
 BLOCK = 1 << 20  # bytes
 NUMBER = 64  # characters behind a value that must be there: it could be a number that goes on in the next block
@@ -23,7 +23,7 @@ def read_json_values(path: str | Path, *, sections: bool = False) -> Iterator[tu
     so that only its row is lost. Raises InputError as ``file:line: reason`` where the JSON is broken; the elements
     before that place have been yielded.
     """
-    with open_input(path) as file:
+    with open_utf8(path, strict=False) as file:
         text = _Text(file, path)
         opening = text.peek()
         if opening == "[":

@@ -1,6 +1,5 @@
-"""Read raw files of the sources as rows: JSON lines, JSON arrays, and CSV tables in UTF-8 or GB18030."""
+"""Read raw files of the sources as rows: JSON lines, JSON arrays, and CSV tables."""
 
-import codecs
 import csv
 import io
 import string
@@ -12,9 +11,10 @@ from typing import Any
 import orjson
 
 from megatron_chimed import jsonl
+from megatron_chimed.data.encodings import detect_encoding, open_utf8
 from megatron_chimed.data.json_values import read_json_values, strings_of
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import BOM, open_input, parse_line
+from megatron_chimed.jsonl import parse_line
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (number from 1, line with its end) without a byte-order mark; None for a line that is too long to hold."""
-    with open_input(path) as file:
+def bounded_lines(path: str | Path, *, strict: bool = True) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number from 1, line with its end) in UTF-8, as `open_utf8`; None for a line that is too long to hold."""
+    with open_utf8(path, strict=strict) as file:
         number, limit = 0, jsonl.MAX_LINE_BYTES
         while line := file.readline(limit + 1):
             number += 1
             if len(line) <= limit or line.endswith(b"\n"):
-                yield number, line.removeprefix(BOM) if number == 1 else line
+                yield number, line
                 continue
             while line and not line.endswith(b"\n"):
                 line = file.readline(limit)
@@ -76,7 +76,7 @@ def too_long() -> Fault:
 
 
 def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    for number, line in bounded_lines(path):
+    for number, line in bounded_lines(path, strict=False):  # a line that is no UTF-8 is a fault by itself
         if line is None:
             yield number, too_long()
         elif not line.isspace():
@@ -94,7 +94,9 @@ def read_json_rows(path: str | Path, *, sections: bool = False) -> Iterator[tupl
 
     sections: it may also be an object of arrays (see `read_json_values`); one row alone is then taken for that.
     """
-    lines = ((line or b"").strip() for _, line in bounded_lines(path) if line is None or not line.isspace())
+    lines = (
+        (line or b"").strip() for _, line in bounded_lines(path, strict=False) if line is None or not line.isspace()
+    )
     first, second = next(lines, b""), next(lines, b"")
     if first.startswith(b"{") and first.endswith(b"}") and (second.startswith(b"{") or not sections):
         return _read_json_lines(path)
@@ -102,10 +104,9 @@ def read_json_rows(path: str | Path, *, sections: bool = False) -> Iterator[tupl
 
 
 def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
-    encoding = detect_encoding(path)
     csv.field_size_limit(1 << 24)
-    with open_input(path) as file:
-        reader = csv.reader(io.TextIOWrapper(file, encoding, errors="replace", newline=""), strict=True)
+    with open_utf8(path) as file:
+        reader = csv.reader(io.TextIOWrapper(file, "utf-8", errors="replace", newline=""), strict=True)
         columns, line = None, 0
         while True:
             line = reader.line_num + 1
@@ -123,27 +124,9 @@ def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
             elif len(fields) not in (0, len(columns)):
                 yield line, Fault(f"{len(fields)} fields in a table of {len(columns)} columns", ",".join(fields))
             elif any("\ufffd" in field for field in fields):
-                yield line, Fault(f"invalid {encoding.removesuffix('-sig')} bytes", ",".join(fields))
+                yield line, Fault(f"invalid {detect_encoding(path)} bytes", ",".join(fields))
             elif fields:
                 yield line, dict(zip(columns, fields, strict=True))
-
-
-def detect_encoding(path: str | Path, tolerance: float = 0.001) -> str:
-    """ "utf-8-sig" or "gb18030": the one that reads the file, with bad bytes in up to `tolerance` of its characters.
-
-    Raises InputError when it is neither.
-    """
-    for encoding in ("utf-8-sig", "gb18030"):
-        decoder = codecs.getincrementaldecoder(encoding)("replace")
-        characters = bad = 0
-        with open_input(path) as file:
-            while block := file.read(1 << 20):
-                text = decoder.decode(block)
-                characters, bad = characters + len(text), bad + text.count("\ufffd")
-        bad += decoder.decode(b"", final=True).count("\ufffd")
-        if bad <= tolerance * characters:
-            return encoding
-    raise InputError(f"{path}: neither UTF-8 nor GB18030; convert it to UTF-8")
 
 
 def fill_template(template: str, row: dict) -> str:

@@ -40,7 +40,7 @@ def test_json_is_read_as_lines_or_array(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"a,b\n\xff\xff\xff\n", "neither UTF-8 nor GB18030"),
+        ("a.csv", b"a,b\n\xff\xff\xff\n", "neither UTF-8, UTF-16, GB18030 nor Big5"),
         ("a.csv", b'a,b\n1,2\n1,"2\n3,4\n', "a.csv:3: a quote that opens in this row is not closed"),
         ("a.json", b'{"a":\n1}', "holds a JSON object; expected an array"),
         ("a.json", b"[1", "not a JSON file"),

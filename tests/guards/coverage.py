@@ -36,7 +36,6 @@ THROUGH = {
     "tests/data/test_dialogues.py": (
         "commands.common", "commands.prepare_sft", "data.rejected", "data.report", "data.source_files",
     ),
-    "tests/data/test_dialogue_readers.py": ("data.dialogue_texts",),
     "tests/data/test_rankings.py": ("commands.prepare_rewards",),
     "tests/data/test_augment.py": ("commands.augment_rewards",),
     "tests/packing/test_dialogues.py": ("commands.pack_sft", "packing.dialogue_worker"),

@@ -27,7 +27,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "api": ("openai",),
     "backend": ("torch", "megatron.core"),
     "text": ("numpy", "tqdm", *TOKENIZERS),
-    "data": ("numpy", "datasketch", "orjson", "tqdm"),
+    "data": ("numpy", "chardet", "datasketch", "orjson", "pyarrow", "tqdm"),
     "corpus": ("numpy", "orjson", "tqdm"),
     "packing": ("numpy",),
     "datasets": ("numpy", "torch", "megatron.core.datasets"),
