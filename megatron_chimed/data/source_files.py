@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_chimed.data.json_values import strings_of
+from megatron_chimed.data.tables import table_files
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import expand
 from megatron_chimed.workers import Bar, map_in_order
@@ -33,7 +34,9 @@ class SourceFile:
 def find_sources(
     specs: list[str], readers: Mapping[str, RowReader], detect: Callable[[str], str] | None = None
 ) -> list[SourceFile]:
-    """Find the files of ``READER=PATH`` and ``LABEL:READER=PATH`` flags in their order; PATH may be a glob.
+    """Find the files of ``READER=PATH`` and ``LABEL:READER=PATH`` flags in their order.
+
+    PATH may be a glob, or a folder that holds a data set in Parquet or Arrow (`table_files`).
 
     detect: names the reader of a file where the flag is ``LABEL=PATH`` and the label is no reader's name.
     Raises InputError: another form, an unknown reader, no such file, a file given twice under one label.
@@ -49,7 +52,7 @@ def find_sources(
         unknown = reader not in readers
         if unknown and (colon or not detect):
             raise InputError(f"--source {spec}: there is no reader {reader!r}; {expected}")
-        paths = expand([pattern], f"--source {head}=")
+        paths = table_files(pattern) if Path(pattern).is_dir() else expand([pattern], f"--source {head}=")
         found += [(label, detect(path) if unknown else reader, path) for path in paths]
     return [SourceFile(label, reader, path, _name(label, path, found)) for label, reader, path in found]
 

@@ -1,4 +1,4 @@
-"""Read raw files of the sources as rows: JSON lines, JSON arrays, and CSV tables."""
+"""Read raw files of the sources as rows: JSON lines, JSON arrays, CSV tables, Parquet and Arrow."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from megatron_chimed import jsonl
+from megatron_chimed.data import tables
 from megatron_chimed.data.encodings import detect_encoding, open_utf8
 from megatron_chimed.data.json_values import read_json_values, strings_of
 from megatron_chimed.errors import InputError
@@ -32,7 +33,7 @@ class Fault:
 
 
 Row = dict | Fault
-FORMATS = (".jsonl", ".json", ".csv")
+FORMATS = (".jsonl", ".json", ".csv", *tables.SUFFIXES)
 
 
 def suffix_of(path: str | Path) -> str:
@@ -41,15 +42,16 @@ def suffix_of(path: str | Path) -> str:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
-    """Yield (line, or number of the element in a JSON array, from 1; row) by the file's ending, .gz behind it or not.
+    """Yield (line, or number of the element or row, from 1; row) by the file's ending, .gz behind it or not.
 
-    A .json file holds an array, or JSON lines. Raises InputError when the file as a whole cannot be read: missing,
-    another format, an unknown encoding, no array.
+    Whether JSON stands in lines or in an array, its content tells. Raises InputError when the file as a whole cannot be
+    read: missing, another format, an unknown encoding, no array.
     """
     suffix = suffix_of(path)
-    readers = {".jsonl": _read_json_lines, ".json": read_json_rows, ".csv": _read_csv}
+    readers = {".jsonl": read_json_rows, ".json": read_json_rows, ".csv": _read_csv}
+    readers |= dict.fromkeys(tables.SUFFIXES, tables.read_table)
     if suffix not in readers:
-        raise InputError(f"{path}: unknown format {suffix!r}; give {', '.join(FORMATS)}, or one of them with .gz")
+        raise InputError(f"{path}: unknown format {suffix!r}; give {', '.join(FORMATS)}; text also with .gz")
     for number, row in readers[suffix](path):
         if not isinstance(row, dict | Fault):
             row = Fault(f"expected a JSON object, found {type(row).__name__}", " | ".join(strings_of(row)))
@@ -90,17 +92,21 @@ def _read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_json_rows(path: str | Path, *, sections: bool = False) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of a .json file: an array's elements, or JSON lines, which many published sets are.
+    """Yield (number, value) of a JSON file: of JSON lines, or of an array's elements, as its first two lines tell.
 
     sections: it may also be an object of arrays (see `read_json_values`); one row alone is then taken for that.
     """
-    lines = (
-        (line or b"").strip() for _, line in bounded_lines(path, strict=False) if line is None or not line.isspace()
-    )
+    numbered = bounded_lines(path, strict=False)
+    lines = ((line or b"").strip() for _, line in numbered if line is None or not line.isspace())
     first, second = next(lines, b""), next(lines, b"")
-    if first.startswith(b"{") and first.endswith(b"}") and (second.startswith(b"{") or not sections):
-        return _read_json_lines(path)
-    return read_json_values(path, sections=sections)
+    if first.startswith(b"["):
+        # Of rows that are arrays themselves each line is whole.
+        in_lines = bool(second) and first.endswith(b"]") and second.startswith(b"[")
+    elif suffix_of(path) == ".jsonl" and not sections:
+        in_lines = True  # a broken line is a fault by itself
+    else:
+        in_lines = first.startswith(b"{") and first.endswith(b"}") and (second.startswith(b"{") or not sections)
+    return _read_json_lines(path) if in_lines else read_json_values(path, sections=sections)
 
 
 def _read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:

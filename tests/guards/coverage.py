@@ -34,7 +34,7 @@ THROUGH = {
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),
     "tests/data/test_sources.py": ("commands.make_documents",),
     "tests/data/test_dialogues.py": (
-        "commands.common", "commands.prepare_sft", "data.rejected", "data.report", "data.source_files",
+        "commands.common", "commands.prepare_sft", "data.rejected", "data.report", 
     ),
     "tests/data/test_rankings.py": ("commands.prepare_rewards",),
     "tests/data/test_augment.py": ("commands.augment_rewards",),
