@@ -6,6 +6,7 @@ An evaluation that asks for more samples than its set has rows gets each row onc
 
 import abc
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -127,8 +128,9 @@ def build_packed_datasets(
     """Build train, valid and test sets of at least `num_samples` each; None for 0, or for a split without a share.
 
     num_samples: that of test is what one evaluation asks for. Call it on all ranks, or without torch.distributed.
-    Folders without weights are mixed by their numbers of rows. Raises InputError, on all ranks if on one, before
-    anything is built.
+    Folders without weights are mixed by their numbers of rows. A split with a share has a row of each folder; a folder
+    of a single row trains, and what is left without one is None, which is said. Raises InputError, on all ranks if on
+    one, before anything is built.
     """
     folders = {folder: None for prefixes, _ in _blends(config) for folder in prefixes}
     problems = [] if folders else [f"no packed rows given; name at least one folder of {dataset_class.packer}"]
@@ -137,7 +139,9 @@ def build_packed_datasets(
             folders[folder] = dataset_class.build_low_level_dataset(folder, config)
         except InputError as error:
             problems.append(str(error))
-    raise_on_every_rank(problems)
+    left_out, more = _empty_splits(config, folders, num_samples)
+    raise_on_every_rank(problems + more)
+    num_samples = tuple(0 if split in left_out else wanted for split, wanted in zip(Split, num_samples, strict=True))
     config = dataclasses.replace(
         config,
         sources=tuple(dict.fromkeys(name for packed in folders.values() for name in packed.sources)),
@@ -145,8 +149,63 @@ def build_packed_datasets(
         blend_per_split=config.blend_per_split and [_with_weights(blend, folders) for blend in config.blend_per_split],
         evaluation_samples=num_samples[2],
     )
-    built = StreamBuilder(dataset_class, list(num_samples), lambda: True, config).build()
+    built = PackedBuilder(dataset_class, list(num_samples), lambda: True, config).build()
     return tuple(dataset if wanted else None for dataset, wanted in zip(built, num_samples, strict=True))
+
+
+class PackedBuilder(StreamBuilder):
+    """The builder of packed rows: a share above 0 is a row at least."""
+
+    def _build_megatron_dataset_splits(self, dataset_path, split, sizes, *args, **kwargs):
+        """As upstream's, with `split` as shares that are whole rows."""
+        rows_here = len(self.cls.build_low_level_dataset(dataset_path, self.config))
+        ends = split_rows(split, rows_here)
+        exact = [ends[number] and tuple(end / rows_here for end in ends[number]) for number in range(len(split))]
+        return super()._build_megatron_dataset_splits(dataset_path, exact, sizes, *args, **kwargs)
+
+
+def split_rows(matrix: Sequence[tuple[float, float] | None], size: int) -> list[tuple[int, int] | None]:
+    """The rows [start, end) of each split of `size` rows, by its shares [start, end); None for one without a share.
+
+    As Megatron rounds, but that a split takes a row of its neighbours where it would have none; with fewer rows than
+    splits the first ones have them.
+
+    >>> split_rows([(0, 0.98), (0.98, 1.0), None], 3)
+    [(0, 2), (2, 3), None]
+    """
+    ends = [share and (round(share[0] * size), round(share[1] * size)) for share in matrix]
+    given = [number for number, rows_of_split in enumerate(ends) if rows_of_split]
+    for place, number in enumerate(given):  # from the left, each leaves a row for those behind it
+        start = ends[given[place - 1]][1] if place else ends[number][0]
+        behind = len(given) - place - 1
+        end = min(max(ends[number][1], start + 1), max(size - behind, start + 1), size)
+        ends[number] = (start, end if behind else ends[number][1])
+    return ends
+
+
+def _empty_splits(
+    config: PackedDatasetConfig, folders: dict[str, PackedRows | None], num_samples: tuple[int, int, int]
+) -> tuple[set[Split], list[str]]:
+    """The splits that no folder has a row for, which rank 0 says, and the faults: of train, or of some folders."""
+    left_out, problems = set(), []
+    if not config.blend or None in folders.values():
+        return left_out, problems
+    for split, wanted in zip(Split, num_samples, strict=True):
+        empty = [
+            folder
+            for folder, packed in folders.items()
+            if (place := split_rows(config.split_matrix, len(packed))[split.value]) and place[0] == place[1]
+        ]
+        if not wanted or not empty:
+            continue
+        line = f"{empty[0]}: {len(folders[empty[0]])} rows, none for its {split.name} split (--split {config.split})"
+        if split is Split.train or len(empty) < len(folders):
+            problems.append(f"{line}; pack more, or give another --split")
+        else:
+            left_out.add(split)
+            if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+                print(f"{line}: it is left out; pack more, or give rows of its own", file=sys.stderr, flush=True)
+    return left_out, problems
 
 
 def sources_of(datasets: Sequence[Dataset | None]) -> tuple[str, ...]:

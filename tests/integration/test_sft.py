@@ -221,3 +221,13 @@ def test_an_evaluation_larger_than_its_set_counts_every_row_once(world, split):
     assert evaluations(size - 5)[1][0][2] == (size - 5) * LENGTH, "a smaller one has no blank rows"
     mixture = evaluations(size + 5, config.blend[0], number=1)
     assert mixture[1][0][2] == (size + 5) * LENGTH, "nor has a mixture, which has no end"
+
+
+def test_a_single_row_is_trained_on_and_not_evaluated(tmp_path, world):
+    renderer = make_renderer("sentencepiece", tmp_path)
+    source = write_dialogues(tmp_path / "dialogues.jsonl", make_dialogues(2, most_turns=1, most_words=3))
+    pack_dialogues([str(source)], tmp_path / "packed", renderer, DialogueRowOptions(LENGTH, progress=False))
+    few = {"split": "98,2,0", "train-iters": 2, "eval-interval": 1, "global-batch-size": 2}
+    output = make_job(tmp_path, (tmp_path / "packed", *world[1:]), **few).run(*start(world), ranks=1)
+    said, trained = output.index("1 rows, none for its valid split"), output.index("iteration        1/")
+    assert said < trained and output.count("none for its valid split") == 1 and "iteration        2/" in output
