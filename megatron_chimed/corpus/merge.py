@@ -82,6 +82,7 @@ def _add_shard(assembler: Assembler, shard: Path, content: dict) -> None:
     assembler.num_rows += content["input_rows"]
     assembler.reasons.update(content["dropped"])
     assembler.redacted.update(content["redacted"])
+    assembler.cleaned.update(content.get("cleaned", {}))
     for part in _read_blocks(shard, content):
         assembler.add(part)
 

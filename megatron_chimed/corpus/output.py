@@ -83,7 +83,7 @@ class Assembler:
         self.dedup, self.keep_signatures = dedup, keep_signatures
         self.signatures: list[np.ndarray] = []
         self.num_documents = self.num_rows = self.num_tokens = self.num_duplicates = 0
-        self.reasons, self.redacted = collections.Counter(), collections.Counter()
+        self.reasons, self.redacted, self.cleaned = (collections.Counter() for _ in range(3))
 
     def add(self, part: Part, rejected: bytes | None = None) -> None:
         """Append a part. rejected: its rejected rows as they go into their file."""
@@ -91,6 +91,7 @@ class Assembler:
         self.num_rows += part.rows
         self.reasons.update(part.reasons)
         self.redacted.update(part.redacted)
+        self.cleaned.update(part.cleaned)
         keep = np.ones(len(part.signatures), dtype=bool)
         if self.deduplicator:
             keep = are_new(self.deduplicator, part.signatures)
@@ -137,6 +138,7 @@ class Assembler:
             dtype=self.dtype.name,
             input_rows=self.num_rows,
             redacted=dict(sorted(self.redacted.items())),
+            cleaned=dict(sorted(self.cleaned.items())),
             json_keys=list(self.datasets),
             **extra,
         )

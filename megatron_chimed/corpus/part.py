@@ -48,7 +48,7 @@ class Part:
     """documents: by JSON key, all of the same number; signatures [documents, width], width 0 without deduplication.
 
     lines: lines of the batch; rows: those that are not blank; rejected: JSON lines {"line" (from 1 within the batch),
-    "reason", "text"}; reasons, redacted: counts by kind.
+    "reason", "text"}; reasons, redacted, cleaned: counts by kind, the last by rule.
     """
 
     documents: dict[str, Documents]
@@ -58,6 +58,7 @@ class Part:
     rejected: bytes = b""
     reasons: dict[str, int] = field(default_factory=dict)
     redacted: dict[str, int] = field(default_factory=dict)
+    cleaned: dict[str, int] = field(default_factory=dict)
 
 
 def save_part(path: Path, part: Part) -> None:
@@ -67,7 +68,7 @@ def save_part(path: Path, part: Part) -> None:
         arrays |= {f"ids{number}": documents.ids, f"lengths{number}": documents.lengths}
         arrays[f"counts{number}"] = documents.counts
     rest = {"keys": list(part.documents), "lines": part.lines, "rows": part.rows}
-    rest |= {"reasons": part.reasons, "redacted": part.redacted}
+    rest |= {"reasons": part.reasons, "redacted": part.redacted, "cleaned": part.cleaned}
     arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8)
     unfinished = path.with_suffix(".unfinished")
     with open(unfinished, "wb") as file:

@@ -51,6 +51,14 @@ class Rows(NamedTuple):
     rejected: dict[int, str]
 
 
+class Changed:
+    """What was done to the texts of a batch: redacted by kind, cleaned by rule."""
+
+    def __init__(self):
+        self.redacted: Counter = Counter()
+        self.cleaned: Counter = Counter()
+
+
 class Worker:
     """Maker of parts. tokenizer: its ids must be below its vocab_size."""
 
@@ -65,8 +73,8 @@ class Worker:
         content = batch.read()
         lines = _split_lines(content)
         escapes = b"\\ud" in content or b"\\uD" in content  # only so can half a character come in
-        redacted: Counter = Counter()
-        rows = self._read_rows(lines, batch, escapes, redacted)
+        changed = Changed()
+        rows = self._read_rows(lines, batch, escapes, changed)
         num_rows = len(rows.numbers) + len(rows.rejected)
         documents = {key: self._tokenize(texts) for key, texts in rows.texts.items()}
         keep = np.logical_and.reduce([one.counts > 0 for one in documents.values()])
@@ -79,12 +87,13 @@ class Worker:
             rows=num_rows,
             rejected=_rejected_lines(rejected, lines, self.as_it_is),
             reasons=dict(Counter(map(kind_of, rejected.values()))),
-            redacted=dict(redacted),
+            redacted=dict(changed.redacted),
+            cleaned=dict(changed.cleaned),
         )
         save_part(path, part)
 
-    def _read_rows(self, lines: list[bytes], batch: LineBatch, escapes: bool, redacted: Counter) -> Rows:
-        """Read the rows of a batch's lines. escapes: whether "\\ud..." occurs; redacted: is counted up."""
+    def _read_rows(self, lines: list[bytes], batch: LineBatch, escapes: bool, changed: Changed) -> Rows:
+        """Read the rows of a batch's lines. escapes: whether "\\ud..." occurs; changed: is counted up."""
         usual = self._usual_texts(lines)
         if all(usual) and not batch.overlong:
             return Rows({self.options.json_keys[0]: usual}, range(len(lines)), {})
@@ -97,7 +106,7 @@ class Worker:
                 if cut_off:
                     raise InputError(f"line too long: over {MAX_LINE_BYTES} bytes")
                 row = parse_line(line) if text is None else None
-                texts = [text] if row is None else self._prepare(row, redacted, escapes)
+                texts = [text] if row is None else self._prepare(row, changed, escapes)
                 for column, one in zip(rows.texts.values(), texts, strict=True):
                     column.append(one)
                 rows.numbers.append(number)
@@ -122,7 +131,7 @@ class Worker:
             texts.append(text if text.__class__ is str and text else None)
         return texts
 
-    def _prepare(self, row: dict, redacted: Counter, escapes: bool) -> list[Text]:
+    def _prepare(self, row: dict, changed: Changed, escapes: bool) -> list[Text]:
         """Prepare the row's texts, one for each JSON key. Raises InputError with the reason to reject it."""
         texts = []
         for key in self.options.json_keys:
@@ -134,7 +143,7 @@ class Worker:
                 if not isinstance(text, str):
                     raise InputError(f"not a string: field {key!r} holds {type(text).__name__}")
             if self.options.clean:
-                sequences = [clean(text) for text in sequences]
+                sequences = [clean(text, changed.cleaned) for text in sequences]
             if escapes:
                 for text in sequences:
                     _require_no_surrogate(text, key)
@@ -142,7 +151,7 @@ class Worker:
                 raise InputError(f"empty document: field {key!r}")
             texts.append(sequences)
         if not self.as_it_is:
-            texts = [[self._redact(text, redacted) for text in sequences] for sequences in texts]
+            texts = [[self._redact(text, changed.redacted) for text in sequences] for sequences in texts]
         return texts
 
     def _redact(self, text: str, redacted: Counter) -> str:

@@ -1,11 +1,13 @@
-"""Clean text of the medical corpora: stray characters, widths, repetition, white space, courtesy formulas.
+"""Clean text of the medical corpora: HTML, stray characters, widths, repetition, white space, courtesy formulas.
 
 `clean` is a pure text function that gives a text it has made back unchanged. Personal information is the business of
 `redact` (megatron_chimed.data.redact), which is offered here too: the corpus builder applies both.
 Source: "redundancy and personal information are removed" (ChiMed-GPT, arXiv 2311.06025, data).
 """
 
+import html
 import re
+from collections import Counter
 
 from megatron_chimed.data.redact import redact
 
@@ -34,6 +36,13 @@ TABLE = (
 )
 IN_TABLE = re.compile("[" + "".join(f"\\U{code:08x}" for code in sorted(TABLE)) + "]")
 
+# Tags of HTML by their names, as anything else in angle brackets (p < 0.05, <user>, </s>) is text. Those of
+# blocks become line breaks, those of cells spaces.
+BLOCK_TAGS = "br|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|hr|blockquote|section|article|pre"
+INLINE_TAGS = "span|b|strong|i|em|u|a|font|img|sub|sup|center|small|big|label|nobr|wbr|ins|del"
+TAG = re.compile(rf"</?(?:({BLOCK_TAGS})|(td|th)|{INLINE_TAGS})(?:\s[^<>]*)?/?>|<!--[^<>]*-->", re.I)
+ENTITY = re.compile(r"&(?:amp;)*(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
 # One mark for a run of the same mark. Ellipsis (……, ...) and dash (——) are runs by right: longer ones shrink to them.
 REPEATED = re.compile(r"([。！？，、；：!?,;~～])\1+|(……)…+|(——)—+|(\.\.\.)\.+")
 
@@ -60,34 +69,71 @@ COURTESY_SENTENCE = re.compile(
 COURTESY_WORDS = ("谢", "祝", "以上", "希望", "期望")
 
 
-def clean(text: str) -> str:
+CHARACTERS, REPEATS, SPACE = "stray or full-width characters", "repeated punctuation", "white space"
+TAGS, ENTITIES, COURTESY = "HTML tags", "HTML entities", "courtesy sentences"
+
+
+def clean(text: str, counts: Counter | None = None) -> str:
     """Clean a text of what a language model should not learn; `clean(clean(text)) == clean(text)`.
 
-    Control and zero-width characters, byte order marks and unpaired surrogates go; full-width letters, digits and
-    signs become ASCII (Chinese punctuation stays); runs of one punctuation mark become one; every kind of space
-    becomes one space, at most one blank line separates paragraphs, line ends are "\\n"; courtesy sentences go.
-    A text that holds nothing else becomes "".
+    Tags of HTML go, those of blocks as line breaks, and its entities become characters; control and zero-width
+    characters, byte order marks and unpaired surrogates go; full-width letters, digits and signs become ASCII (Chinese
+    punctuation stays); runs of one punctuation mark become one; every kind of space becomes one space, at most one
+    blank line separates paragraphs, line ends are "\\n"; courtesy sentences go. A text of nothing else becomes "".
 
-    >>> clean("体温３７．５℃。。。\\u200b 以上是对“发烧”这个问题的建议，祝您健康！")
-    '体温37.5℃。'
+    counts: is counted up by rule, one for each place that was changed.
+
+    >>> clean("体温３７．５℃。。。\\u200b 以上是对“发烧”这个问题的建议，祝您健康！"), clean("&gt;38&deg;C<br/>急")
+    ('体温37.5℃。', '>38°C\\n急')
     """
-    while (cleaned := _clean_once(text)) != text:  # one rule may make room for another; each pass comes closer
+    counts = Counter() if counts is None else counts
+    while (cleaned := _clean_once(text, counts)) != text:  # one rule may make room for another; each pass comes closer
         text = cleaned
     return text
 
 
-def _clean_once(text: str) -> str:
+def _clean_once(text: str, counts: Counter) -> str:
     # Most texts need few of the rules; a search for a fixed string or one set of characters is far cheaper than them.
+    if "<" in text:
+        text = _substitute(TAG, lambda match: "\n" if match[1] else " " if match[2] else "", text, counts, TAGS)
+    if "&" in text:
+        text = _decode_entities(text, counts)
     if IN_TABLE.search(text):
+        counts[CHARACTERS] += len(IN_TABLE.findall(text))
         text = text.replace("\r\n", "\n").translate(TABLE)
     if REPEATED.search(text):
-        text = REPEATED.sub(lambda match: match[match.lastindex], text)
+        text = _substitute(REPEATED, lambda match: match[match.lastindex], text, counts, REPEATS)
     if any(word in text for word in COURTESY_WORDS):
-        text = COURTESY_SENTENCE.sub("", text)
+        text = _substitute(COURTESY_SENTENCE, "", text, counts, COURTESY)
     if "  " in text:
-        text = BLANK_RUN.sub(" ", text)
+        text = _substitute(BLANK_RUN, " ", text, counts, SPACE)
     if " \n" in text or "\n " in text:
-        text = AROUND_BREAK.sub("\n", text)
+        text = _substitute(AROUND_BREAK, "\n", text, counts, SPACE)
     if "\n\n\n" in text:
-        text = BREAK_RUN.sub("\n\n", text)
+        text = _substitute(BREAK_RUN, "\n\n", text, counts, SPACE)
     return text.strip(" \n")
+
+
+def _substitute(pattern: re.Pattern, replacement, text: str, counts: Counter, rule: str) -> str:
+    """Replace what matches, and count how often under the rule's name."""
+    text, number = pattern.subn(replacement, text)
+    if number:
+        counts[rule] += number
+    return text
+
+
+def _decode_entities(text: str, counts: Counter) -> str:
+    """Replace entities by their characters, however often their & was escaped; a name that is none stays as it is."""
+    found = 0
+
+    def character(match: re.Match) -> str:
+        nonlocal found
+        written = html.unescape(f"&{match[1]};")
+        known = written != f"&{match[1]};"
+        found += known
+        return written if known else match[0]
+
+    text = ENTITY.sub(character, text)
+    if found:
+        counts[ENTITIES] += found
+    return text

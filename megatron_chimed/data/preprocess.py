@@ -39,14 +39,14 @@ class Preprocessor:
     clean: bool = True
     redact: bool = True
 
-    def preprocess(self, text: str, redacted: Counter) -> str:
-        """Clean and redact a text, and strip white space around it; `redacted` is counted up by kind.
+    def preprocess(self, text: str, redacted: Counter, cleaned: Counter | None = None) -> str:
+        """Clean and redact a text, and strip white space around it; the counters are counted up by kind and by rule.
 
         Raises InputError for bytes that were no characters, and for half a character that would stay.
         """
         self._require_characters(text)
         if self.clean:
-            text = clean(text)
+            text = clean(text, cleaned)
         if self.redact:
             text, counts = redact(text)
             redacted.update(counts)

@@ -165,12 +165,13 @@ def test_cleaning_redacts_and_counts_by_kind(tmp_path, model):
     path = write_rows(tmp_path / "a.jsonl", rows)
     content = build([path], tmp_path / "out", model, TextOptions(clean=True))
     assert sum(content["redacted"].values()) == 2 and len(content["redacted"]) == 2
+    assert content["cleaned"] == {"repeated punctuation": 1, "stray or full-width characters": 5}
     index = read_index(tmp_path / "out_text_document.idx")
     ids = np.frombuffer((tmp_path / "out_text_document.bin").read_bytes(), index.dtype)
     text = SentencePieceTokenizer(model).decode(ids)
     assert "37.5℃。" in text and "1381234" not in text and "example.com" not in text
     only = build([path], tmp_path / "only", model, TextOptions(redact=True))
-    assert only["redacted"] == content["redacted"] and only["tokens"] != content["tokens"]
+    assert only["cleaned"] == {} and only["redacted"] == content["redacted"] and only["tokens"] != content["tokens"]
 
 
 def test_a_finished_corpus_is_kept_and_a_changed_input_or_setting_makes_it_anew(tmp_path, model, capsys):

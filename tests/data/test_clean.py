@@ -29,6 +29,12 @@ CLEANED = [
     ("谢谢！", ""),
     ("真的？谢谢。？", "真的？"),
     ("１２３\u200b。\u200b。", "123。"),
+    ("体温&gt;38&deg;C怎么办？<br/>急", "体温>38°C怎么办？\n急"),
+    ("<p>先补液&amp;观察。</p><p>再复查</p>", "先补液&观察。\n\n再复查"),
+    ("<table><tr><td>血压</td><td>120</td></tr></table>", "血压 120"),
+    ('<a href="#x">消化科</a>的<b>医生</b><!-- 广告 -->', "消化科的医生"),
+    ("&amp;lt;3天&#20013;&#x836F;&nbsp;服", "<3天中药 服"),
+    ("＜ｂｒ＞好", "好"),
 ]
 KEPT_BY_CLEAN = [
     "希望您对治疗有信心，以上是感冒的症状。",
@@ -37,9 +43,19 @@ KEPT_BY_CLEAN = [
     "患者祝某，男，45岁。",
     "以上药物每日3次。",
     "C. difficile; E. coli 10^5 CFU/mL, p < 0.05",
+    "WBC<10且b>3，<user>: 你好 <bot>: <|im_end|></s>[INST]",
+    "AT&T；A&B; &nosuch; R&D",
     "| 项目 | 结果 |\n| --- | --- |\n- 白细胞",
     "",
 ]
+COUNTED = {
+    "&lt;38&deg;C&nosuch;": {"HTML entities": 2},
+    "<p>好</p><br>的": {"HTML tags": 3},
+    "３７。。好！！": {"stray or full-width characters": 2, "repeated punctuation": 2},
+    "好。谢谢。祝您健康！": {"courtesy sentences": 2},
+    "a  b \n c": {"white space": 2},
+    "好。": {},
+}
 REDACTED = [
     ("请拨打13812345678咨询", "请拨打[电话]咨询", "mobile"),
     ("手机：+86 138-1234-5678。", "手机：[电话]。", "mobile"),
@@ -217,3 +233,15 @@ def test_real_medical_texts_lose_little_and_no_number():
     assert any(wish in text for text in texts) and not any(wish in text for text in cleaned)
     counts = sum((redact(text)[1] for text in cleaned), Counter())
     assert not counts, "these published samples hold no personal information, only medical numbers"
+
+
+@pytest.mark.parametrize(("text", "counts"), COUNTED.items())
+def test_what_cleaning_changes_is_counted_by_rule(text, counts):
+    found = Counter()
+    assert (clean(text, found) == text) == (not counts)
+    assert found == counts
+
+
+@pytest.mark.parametrize("text", ["&" + "amp;" * 50_000 + "lt;", "<b " * 50_000, "<!--" * 50_000, "&#1" * 50_000])
+def test_hostile_html_takes_linear_time(text):
+    assert clean(clean(text)) == clean(text)  # a quadratic rule would run into the time limit of every test
