@@ -3,8 +3,10 @@
 One tensor-parallel group of all ranks, no pipeline. The caller has initialised torch.distributed.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.megatron_args import to_options
+from megatron_chimed.convert.rope import Rope, yarn_mscale
 from megatron_chimed.convert.sizes import pad_vocab
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
@@ -23,18 +27,15 @@ from megatron_chimed.models.reward import build_reward
 def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerConfig:
     """Make Megatron's configuration of the layers, for evaluation on any device without Transformer Engine."""
     sizes = model.sizes
-    return TransformerConfig(
+    config = TransformerConfig(
         num_layers=sizes.layers,
         hidden_size=sizes.hidden,
         ffn_hidden_size=sizes.ffn,
         num_attention_heads=sizes.heads,
         num_query_groups=sizes.num_query_groups,
         kv_channels=sizes.head_dim,
-        normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
+        **_family_fields(model.family.fixed_args),
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=dtype,
@@ -50,6 +51,25 @@ def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerCo
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
     )
+    if model.rope.kind == "yarn":
+        set_yarn(config, model.rope)
+    return config
+
+
+def _family_fields(fixed_args: dict[str, Any]) -> dict[str, Any]:
+    """Megatron's configuration of what a family's arguments fix: they have the names of its fields, but for SwiGLU."""
+    known = {field.name for field in fields(TransformerConfig)}
+    swiglu = {"gated_linear_unit": True, "activation_func": F.silu} if fixed_args["swiglu"] else {}
+    return {name: value for name, value in fixed_args.items() if name in known} | swiglu
+
+
+def set_yarn(config: TransformerConfig, rope: Rope) -> None:
+    """Tell Megatron's layers of YaRN as its trainer does; the configuration has no fields for it."""
+    config.yarn_rotary_scaling_factor = rope.factor
+    config.yarn_original_max_position_embeddings = rope.original_positions
+    config.yarn_beta_fast, config.yarn_beta_slow = rope.beta_fast, rope.beta_slow
+    config.yarn_mscale, config.yarn_mscale_all_dim = yarn_mscale(rope), 0.0
+    config.yarn_correction_range_round_to_int = rope.truncate
 
 
 def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
@@ -59,7 +79,7 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
     it; a reward model gives rewards [batch, sequence]. Starts Megatron's parallel state with all ranks as one
     tensor-parallel group.
     """
-    ranks = torch.distributed.get_world_size()
+    ranks, rope = torch.distributed.get_world_size(), model.rope
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     config = SimpleNamespace(
@@ -68,18 +88,18 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
         fp16_lm_cross_entropy=False,
         parallel_output=not gather_logits,
         share_embeddings_and_output_weights=model.tied,
-        position_embedding_type="rope",
+        position_embedding_type="yarn" if rope.kind == "yarn" else "rope",
         rotary_percent=1.0,
-        rotary_base=model.rope_base,
-        rope_scaling=model.rope_type == "llama3",
-        rope_scaling_factor=model.rope_factor,
-        seq_len_interpolation_factor=model.rope_factor if model.rope_type == "linear" else None,
+        rotary_base=rope.base,
+        rope_scaling=rope.kind == "llama3",
+        rope_scaling_factor=rope.factor,
+        seq_len_interpolation_factor=rope.factor if rope.kind == "linear" else None,
         scatter_embedding_sequence_parallel=True,
         num_ids=model.sizes.vocab,
     )
     build = build_reward if model.head == "reward" else build_gpt
     return build(
-        ModelOptions(),
+        ModelOptions(**to_options(model)),
         config,
         vocab_size=pad_vocab(model.sizes.vocab, ranks),
         pre_process=True,

@@ -7,7 +7,8 @@ import yaml
 from support.checkpoints import CONFIG, KINDS
 
 from megatron_chimed.convert import architecture as arch
-from megatron_chimed.convert.megatron_args import from_megatron_args, to_megatron, to_megatron_args
+from megatron_chimed.convert.megatron_args import from_megatron_args, to_megatron, to_megatron_args, to_options
+from megatron_chimed.convert.rope import Rope
 from megatron_chimed.errors import InputError
 
 BASE = CONFIG | {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
@@ -22,7 +23,9 @@ def test_the_architecture_survives_both_ways(kind):
     model = read(**KINDS[kind])
     config = arch.to_hf(model, "bfloat16", {"eos_token_id": 2})
     assert arch.from_hf(config, "config.json") == model
-    assert from_megatron_args(to_megatron_args(to_megatron(model)), model.head, "checkpoint") == model
+    assert (
+        from_megatron_args(to_megatron_args(to_megatron(model), to_options(model)), model.head, "checkpoint") == model
+    )
     assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == 2
 
 
@@ -36,14 +39,14 @@ def test_transformers_reads_the_config_that_is_written(kind, tmp_path):
     write_json(tmp_path / "config.json", arch.to_hf(model, "float32", {}))
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert arch.from_hf(loaded.to_dict(), "config.json") == model
-    assert loaded.rope_parameters["rope_theta"] == model.rope_base
-    assert loaded.rope_parameters["rope_type"] == model.rope_type
+    assert loaded.rope_parameters["rope_theta"] == model.rope.base
+    assert loaded.rope_parameters["rope_type"] == model.rope.kind
 
 
 def test_both_spellings_of_rope_are_read():
     old = read(rope_theta=500000.0, rope_scaling={"type": "linear", "factor": 4})
     new = read(rope_parameters={"rope_theta": 500000.0, "rope_type": "linear", "factor": 4.0})
-    assert old == new and old.rope_base == 500000 and (old.rope_type, old.rope_factor) == ("linear", 4.0)
+    assert old == new and old.rope == Rope(500000, "linear", 4.0)
 
 
 def test_megatron_gets_arguments_that_its_own_parser_takes():
@@ -69,7 +72,7 @@ def test_megatron_gets_arguments_that_its_own_parser_takes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "'MistralForCausalLM' is not supported; supported are LlamaForC"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is not supported; supported are LlamaForC"),
         ({"architectures": None}, "architecture None is not supported"),
         ({"hidden_size": None}, "hidden_size is None; expected a whole number above 0"),
         ({"vocab_size": "103"}, "vocab_size is '103'"),
@@ -79,10 +82,10 @@ def test_megatron_gets_arguments_that_its_own_parser_takes():
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
         ({"rope_theta": 10000.5}, "rope_theta is 10000.5; Megatron takes a whole number"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "type 'dynamic' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor None"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 1.5}}, "takes a whole number"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor None; Megatron has 1.0 built in"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor None; expected a number above 0"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
     ],
 )
@@ -103,12 +106,12 @@ def test_all_faults_are_told_at_once():
     [
         ({"normalization": "LayerNorm"}, "normalization is 'LayerNorm'"),
         ({"num_experts": 8}, "num_experts is 8"),
-        ({"qk_layernorm": True}, "qk_layernorm is True"),
+        ({"qk_layernorm": True, "add_qkv_bias": True}, "is True; Hugging Face's Qwen. has False"),
         ({"num_layers": None}, "num_layers is missing"),
     ],
 )
 def test_a_megatron_model_that_is_no_llama_is_refused(change, message):
-    args = to_megatron_args(to_megatron(read()))
+    args = to_megatron_args(to_megatron(read()), {})
     vars(args).update(change)
     with pytest.raises(InputError, match=message):
         from_megatron_args(args, "lm", "checkpoint")

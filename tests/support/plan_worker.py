@@ -25,7 +25,7 @@ from megatron.core.transformer.module import Float16Module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_chimed.convert.architecture import Architecture
-from megatron_chimed.convert.llama import FAMILIES
+from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.model import transformer_config
 from megatron_chimed.convert.sizes import Sizes
 from megatron_chimed.models.gpt import build_gpt
@@ -42,14 +42,14 @@ LENGTH = 128
 
 
 def build(case: dict) -> torch.nn.Module:
-    """This rank's model. case: sizes, tied, head, qk_norm, multiple, half, tp, pp, dp, last (pipeline stage)."""
+    """This rank's model. case: sizes, tied, head, family, multiple, half, tp, pp, dp, last (pipeline stage)."""
     sizes = Sizes(**case["sizes"])
-    architecture = Architecture(FAMILIES[0], case["head"], case["tied"], sizes, 1e-5, 64, 10000)
+    family = next(one for one in FAMILIES if one.name == case["family"])
+    architecture = Architecture(family, case["head"], case["tied"], sizes, 1e-5, 64)
     dtype = torch.bfloat16 if case["half"] else torch.float32
     layers = replace(
         transformer_config(architecture, dtype),
         pipeline_model_parallel_size=case["pp"],
-        qk_layernorm=case["qk_norm"],
         calculate_per_token_loss=True,
         sequence_parallel=case["tp"] > 1 and "recompute" in case,
         bias_activation_fusion="recompute" in case,
