@@ -21,7 +21,7 @@ from unittest import mock
 from support.paths import TESTS
 
 WITHOUT = "TESTS_WITHOUT_PATCHES"
-"""The variable that names functions, ``module:function``, which ranks leave out; ``module:function@1``: rank 1 alone."""
+"""The variable that names functions, ``module:function``, which ranks leave out; with ``@1`` rank 1 alone."""
 ON_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
