@@ -5,7 +5,7 @@ import argparse
 from megatron_chimed.chat.conversation import Conversation
 from megatron_chimed.chat.serve import CHAT_KINDS, serve
 from megatron_chimed.chat.terminal import talk
-from megatron_chimed.inference.open import check_tokenizer, kinds_text, open_engine, split_name, tokenizer_of
+from megatron_chimed.inference.open import kinds_text, open_engine, split_name, tokenizer_of
 from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.text.template import Renderer, load_template
 
@@ -44,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
         return serve(args.model, template, port=args.port, seed=args.seed, **more)
     split_name(args.model, CHAT_KINDS)
     tokenizer = tokenizer_of(args.model, args.tokenizer)
-    with open_engine(args.model, iteration=args.iteration, batch_size=1, **more) as engine:
-        check_tokenizer(engine, tokenizer)
+    with open_engine(args.model, iteration=args.iteration, batch_size=1, tokenizer=tokenizer, **more) as engine:
         return talk(Conversation(engine, Renderer(template, tokenizer), params, args.system))

@@ -21,6 +21,10 @@ class Engine(ABC):
     num_ids: int
     """Token ids are below it."""
 
+    sampled_ids: int | None = None
+    """Only ids below it are ever sampled, however likely the model holds the others: a model may have more ids than its
+    tokenizer. `open.open_engine` takes it from the tokenizer; None is num_ids. It has no say in log-likelihoods."""
+
     max_positions: int
     """Tokens that a sequence may have, prompt and answer together."""
 

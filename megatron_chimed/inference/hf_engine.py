@@ -51,7 +51,7 @@ class HuggingFaceEngine(Engine):
         new, cache = torch.tensor([list(request.prompt)], device=device), None
         for step in range(room):
             output = self.model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = draw(output.logits[:, -1].float(), uniform[step : step + 1], *settings)
+            token = draw(output.logits[:, -1, : self.sampled_ids].float(), uniform[step : step + 1], *settings)
             yield token.item()
             if token.item() in stop:
                 return

@@ -64,13 +64,13 @@ class MegatronEngine(Engine):
     def generate(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[list[tuple[int, Generated]]]:
         """As `Engine.generate`; the batches are those of `batching.batches` over the lengths of the prompts."""
         self._check_requests(requests)
-        return self._generate(requests, [int(token) for token in stop])
+        return self._generate(requests, stop)
 
     def _generate(self, requests, stop) -> Iterator[list[tuple[int, Generated]]]:
         with self._bar(len(requests), "generate") as bar:
             for batch in batches([len(request.prompt) for request in requests], self.batch_size):
                 asked = [self._asked(requests[i]) for i in batch]
-                answers = self._workers.ask({"do": "generate", "requests": asked, "stop": stop})
+                answers = self._workers.ask({"do": "generate", "requests": asked} | self._limits(stop))
                 bar.update(len(batch))
                 yield [(i, Generated(*answer)) for i, answer in zip(batch, answers, strict=True)]
 
@@ -79,7 +79,7 @@ class MegatronEngine(Engine):
         engine ends it."""
         self._need("lm", "generation")
         self._check_request(request, "the request")
-        return self._stream({"request": self._asked(request), "stop": [int(token) for token in stop]})
+        return self._stream({"request": self._asked(request)} | self._limits(stop))
 
     def _stream(self, asked: dict) -> Iterator[int]:
         token = self._workers.ask({"do": "stream"} | asked)
@@ -90,6 +90,10 @@ class MegatronEngine(Engine):
     def _asked(self, request: Request) -> dict:
         """A request as JSON."""
         return {"prompt": [int(token) for token in request.prompt], "params": vars(request.params)}
+
+    def _limits(self, stop: Sequence[int]) -> dict:
+        """Where samples end, and the ids that they may have."""
+        return {"stop": [int(token) for token in stop], "num_ids": self.sampled_ids or self.num_ids}
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """As `Engine.loglikelihoods`."""

@@ -8,7 +8,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["KINDS", "Engine", "check_tokenizer", "kinds_text", "open_engine", "split_name", "tokenizer_of"]
+__all__ = ["KINDS", "Engine", "kinds_text", "open_engine", "split_name", "tokenizer_of"]
 
 KINDS = {"hf": "DIR", "vllm": "DIR", "megatron": "DIR", "openai": "MODEL"}
 
@@ -61,13 +61,16 @@ def open_engine(
     concurrency: int = 8,
     requests_per_minute: float = 0.0,
     progress: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> Engine:
-    """Open the engine of a name; it ends with its `with` block, or with this process. Raises InputError.
+    """Open the engine of a name; it ends with its `with` block, or with this process.
 
     flag: what gives the name, for messages. head: lm or reward, what the model must have. iteration: of megatron, None
     for the newest. tensor_parallel: ranks of megatron and vllm; data_parallel: copies of the model, in vllm. dtype:
     float32 or bfloat16; "auto" is that of the weights, and float32 for megatron. batch_size: sequences that megatron
-    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai."""
+    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai. tokenizer: of the texts;
+    ids that it lacks are then never sampled (openai: the server's affair). Raises InputError.
+    """
     kind, place = split_name(name, flag=flag)
     if kind == "openai":
         from megatron_chimed.inference.openai_engine import OpenAIEngine
@@ -76,30 +79,31 @@ def open_engine(
     if kind == "vllm":
         from megatron_chimed.inference.vllm_engine import VllmEngine
 
-        return VllmEngine(place, tensor_parallel=tensor_parallel, data_parallel=data_parallel, dtype=dtype)
-    if kind == "hf":
+        engine = VllmEngine(place, tensor_parallel=tensor_parallel, data_parallel=data_parallel, dtype=dtype)
+    elif kind == "hf":
         from megatron_chimed.inference.hf_engine import HuggingFaceEngine
 
-        return HuggingFaceEngine(place, dtype, head=head)
-    from megatron_chimed.inference.megatron_engine import MegatronEngine
+        engine = HuggingFaceEngine(place, dtype, head=head)
+    else:
+        from megatron_chimed.inference.megatron_engine import MegatronEngine
 
-    engine = MegatronEngine(
-        place,
-        iteration=iteration,
-        tensor_parallel=tensor_parallel,
-        dtype="float32" if dtype == "auto" else dtype,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    if engine.head != head:
+        more = {"tensor_parallel": tensor_parallel, "dtype": "float32" if dtype == "auto" else dtype}
+        engine = MegatronEngine(place, iteration=iteration, batch_size=batch_size, progress=progress, **more)
+    return _checked(engine, place, head, tokenizer)
+
+
+def _checked(engine: Engine, place: str, head: str, tokenizer: Tokenizer | None) -> Engine:
+    """The engine, which now samples ids of the tokenizer alone; or close it and raise InputError where the model has
+    another head, or fewer ids than the tokenizer."""
+    what = {"lm": "a language model", "reward": "a reward model, of the stage `reward`"}
+    try:
+        if engine.head != head:
+            raise InputError(f"{place}: {what[engine.head]}; expected {what[head]}")
+        if tokenizer is not None:
+            if (size := tokenizer.vocab_size) > engine.num_ids:
+                raise InputError(f"the tokenizer has {size} ids, the model {engine.num_ids}; they do not fit")
+            engine.sampled_ids = size
+    except InputError:
         engine.close()
-        what = {"lm": "a language model", "reward": "a reward model, of the stage `reward`"}
-        raise InputError(f"{place}: {what[engine.head]}; expected {what[head]}")
+        raise
     return engine
-
-
-def check_tokenizer(engine: Engine, tokenizer: Tokenizer) -> None:
-    """Close the engine and raise InputError where the tokenizer has more ids than the model."""
-    if tokenizer.vocab_size > engine.num_ids:
-        engine.close()
-        raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {engine.num_ids}; they do not fit")

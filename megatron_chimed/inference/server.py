@@ -47,23 +47,24 @@ class Server:
 
     def __init__(self, loaded: Loaded):
         self.loaded = loaded
-        self.limits = {"num_ids": loaded.num_ids, "max_positions": loaded.max_positions}
         self.tokens: Generator[int, None, None] | None = None
 
     @torch.inference_mode()
     def answer(self, request: dict[str, Any]) -> Any:
         """The result of one request, by its "do". All but "next" end the sample that is under way."""
-        model = self.loaded.model
+        model, max_positions = self.loaded.model, self.loaded.max_positions
         if request["do"] != "next" and self.tokens is not None:
             self.tokens.close()
             self.tokens = None
         match request["do"]:
             case "generate":
                 samples = [_request(one) for one in request["requests"]]
-                done = decode.generate(model, samples, request["stop"], **self.limits)
+                limits = {"num_ids": request["num_ids"], "max_positions": max_positions}
+                done = decode.generate(model, samples, request["stop"], **limits)
                 return [[sample.tokens, sample.finished] for sample in done]
             case "stream":
-                self.tokens = decode.stream(model, _request(request["request"]), request["stop"], **self.limits)
+                limits = {"num_ids": request["num_ids"], "max_positions": max_positions}
+                self.tokens = decode.stream(model, _request(request["request"]), request["stop"], **limits)
                 return next(self.tokens)
             case "next":
                 return None if self.tokens is None else next(self.tokens, None)

@@ -51,7 +51,8 @@ class VllmEngine(Engine):
     def generate(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[list[tuple[int, Generated]]]:
         """As `Engine.generate`, all samples as one batch."""
         self._check_requests(requests)
-        work = [(list(one.prompt), settings_of(one.params, stop)) for one in requests]
+        never = range(self.sampled_ids or self.num_ids, self.num_ids)
+        work = [(list(one.prompt), settings_of(one.params, stop, never)) for one in requests]
         yield list(enumerate(Generated(*answer) for answer in self._share("sample", work)))
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
@@ -74,9 +75,14 @@ class VllmEngine(Engine):
             self.copies.pop().close()
 
 
-def settings_of(params: SamplingParams, stop: Sequence[int]) -> dict[str, Any]:
-    """The fields of vLLM's own SamplingParams."""
-    return {
+def settings_of(params: SamplingParams, stop: Sequence[int], never: Sequence[int]) -> dict[str, Any]:
+    """The fields of vLLM's own SamplingParams. never: ids that must not be sampled, 1,024 at most.
+
+    They get a bias: vLLM's `allowed_token_ids` would send a list as long as the vocabulary with every request, and its
+    newer model runner takes no more than 1,024 of them.
+    """
+    bias = {"logit_bias": dict.fromkeys(never, float("-inf"))} if never else {}
+    return bias | {
         "max_tokens": params.max_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,

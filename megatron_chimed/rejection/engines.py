@@ -7,10 +7,11 @@ from megatron_chimed.inference.open import Engine, open_engine
 from megatron_chimed.inference.vllm_engine import require_vllm
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling, ScorerOptions
 from megatron_chimed.steps import fingerprint
+from megatron_chimed.text.tokenizer import Tokenizer
 
 
-def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Path) -> Engine:
-    """The engine that samples from a checkpoint folder. Raises InputError.
+def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Path, tokenizer: Tokenizer) -> Engine:
+    """The engine that samples ids of a tokenizer from a checkpoint folder. Raises InputError.
 
     export: where vllm finds a Hugging Face export, made if it is not there; a part that tells the checkpoint is added.
     """
@@ -30,6 +31,7 @@ def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Pa
         data_parallel=options.data_parallel,
         dtype=options.dtype,
         batch_size=options.batch_size,
+        tokenizer=tokenizer,
     )
 
 

@@ -43,6 +43,8 @@ def settings_seen(monkeypatch, model) -> list[dict]:
         def answer(self, ids: list[int], params: dict):
             seen.append(params)
             logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            for token, bias in params.get("logit_bias", {}).items():
+                logprobs[:, token] += bias
             best = logprobs.argmax(-1).tolist()
             places = [None]
             for token, row, likeliest in zip(ids[1:], logprobs, best, strict=False):
@@ -91,6 +93,22 @@ def test_settings_go_through_and_answers_keep_their_places(tmp_path, model, sett
     assert (first["temperature"], first["top_p"], first["top_k"], first["seed"]) == (0.5, 0.9, -1, 4)
     assert (second["temperature"], second["top_k"], second["max_tokens"]) == (0.0, 3, 2)
     engine.close()
+
+
+def test_ids_behind_the_tokenizers_are_never_sampled(tmp_path, model, settings_seen):
+    engine = VllmEngine(tmp_path)
+    requests = [Request([number], SamplingParams(1, temperature=0.0)) for number in range(20)]
+
+    def answers() -> list[int]:
+        return [answer.tokens[0] for batch in engine.generate(requests, []) for _, answer in batch]
+
+    free = answers()
+    engine.sampled_ids = sorted(free)[10]
+    likelihood = engine.loglikelihoods([([1], [102])])
+    assert max(answers()) < engine.sampled_ids <= max(free)
+    engine.sampled_ids = None
+    assert engine.loglikelihoods([([1], [102])]) == likelihood
+    assert answers() == free
 
 
 def test_without_vllm_the_error_is_one_line(tmp_path, monkeypatch):

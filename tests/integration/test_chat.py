@@ -29,7 +29,7 @@ from megatron_chimed.chat.conversation import Conversation
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.convert.tokenizer_files import copy_tokenizer
 from megatron_chimed.errors import InputError
-from megatron_chimed.inference.open import check_tokenizer, open_engine, split_name, tokenizer_of
+from megatron_chimed.inference.open import open_engine, split_name, tokenizer_of
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Renderer, Template
@@ -53,9 +53,7 @@ def open_model(name, tokenizer=None, **options):
     """(engine, tokenizer) as `chimed chat` opens them."""
     split_name(name, serve.CHAT_KINDS)
     ids = tokenizer_of(name, tokenizer)
-    engine = open_engine(name, **options)
-    check_tokenizer(engine, ids)
-    return engine, ids
+    return open_engine(name, tokenizer=ids, **options), ids
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.convert.verify import verify
 from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,6 @@ def test_a_model_trained_by_two_ranks_goes_there_and_back(tmp_path, bf16):
 
 
 def test_a_trained_model_comes_with_its_tokenizer(tmp_path):
-    from megatron_chimed.text.tokenizer import load_tokenizer
     from megatron_chimed.text.tokenizer_training import write_tokenizer
 
     model = write_model(tmp_path)
@@ -83,8 +83,8 @@ def test_a_trained_model_comes_with_its_tokenizer(tmp_path):
     assert text.size(1) > 1
 
 
-def reference_loss(hf, prefix) -> float:
-    """Loss by transformers on the first batch of a training."""
+def reference_loss(hf, prefix, ids: int | None = None) -> float:
+    """Loss by transformers on the first batch of a training; ids: as if the model had so many."""
     config = PretrainDatasetConfig(random_seed=7, sequence_length=64, blend=([str(prefix)], None), split="80,20,0")
     dataset = build_pretrain_datasets(config, (4, 0, 0))[0]
     samples = [dataset[number] for number in range(4)]
@@ -93,8 +93,28 @@ def reference_loss(hf, prefix) -> float:
     )
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(hf)(tokens.long()).logits
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
+    nll = torch.nn.functional.cross_entropy(logits[..., :ids].flatten(0, 1), labels.flatten().long(), reduction="none")
     return (nll * mask.flatten()).sum().item() / mask.sum().item()
+
+
+def test_a_model_with_more_rows_than_its_tokenizer_has_ids_keeps_them_and_all_count(tmp_path):
+    """The tokenizer alone would be padded to 512 rows, fewer than the model has."""
+    prefix, rows = write_corpus(tmp_path), 600
+    hf = write_hf(tmp_path / "hf", vocab_size=rows)
+    hf_to_megatron(hf, tmp_path / "megatron", progress=False)
+    tokenizer = write_model(tmp_path)
+    job = Job(tmp_path, stage={"data-path": str(prefix)})
+    job.model = tmp_path / "megatron/model.yaml"
+    job.run(
+        "--load", tmp_path / "megatron", "--finetune", "--tokenizer-type", "SentencePieceTokenizer",
+        "--tokenizer-model", tokenizer, "--save", tmp_path / "run", "--train-iters", 1,
+        "--tensor-model-parallel-size", 2,
+    )  # fmt: skip
+    first = float(figures(tmp_path / "run")[0][1])
+    assert first == pytest.approx(reference_loss(hf, prefix), abs=1e-5)
+    assert abs(first - reference_loss(hf, prefix, ids=load_tokenizer(tokenizer).vocab_size)) > 1e-2
+    megatron_to_hf(tmp_path / "run", tmp_path / "back", progress=False)
+    assert weights(tmp_path / "back")["lm_head.weight"].shape == (rows, CONFIG["hidden_size"])
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ def generated(engine: Engine, requests: list[Request], stop=(), batch_size: int 
     return [sample for _, sample in sorted(done, key=lambda pair: pair[0])]
 
 
-def greedy_by_transformers(model, prompt: list[int], number: int) -> list[int]:
+def greedy_by_transformers(model, prompt: list[int], number: int, **more) -> list[int]:
     ids = torch.tensor([prompt])
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=number)
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=number, **more)
     return whole[0, len(prompt) :].tolist()
 
 
@@ -107,6 +107,21 @@ def test_a_sample_is_the_slow_twins_whatever_company_it_has(served):
         assert [sample.tokens for sample in generated(engine, requests, batch_size=batch_size)] == expected
     backwards = [sample.tokens for sample in generated(engine, requests[::-1])]
     assert backwards[::-1] == expected
+
+
+def test_ids_that_may_not_be_sampled_are_not_however_likely_they_are(served, monkeypatch):
+    engine, model = served
+    limit = 60  # of 103
+    requests = mixed_requests() + [Request(prompt, SamplingParams(12, temperature=0)) for prompt in PROMPTS]
+    pairs = [(tokens[:4], tokens[4:]) for tokens in sequences(6, 6, 20, seed=4)]
+    scores = engine.loglikelihoods(pairs)
+    assert sum(token >= limit for sample in generated(engine, requests) for token in sample.tokens) > 100
+    monkeypatch.setattr(engine, "sampled_ids", limit)
+    found = [sample.tokens for sample in generated(engine, requests)]
+    assert max(map(max, found)) < limit and engine.loglikelihoods(pairs) == scores
+    assert list(engine.stream(requests[-1], [])) == found[-1]
+    for prompt, tokens in zip(PROMPTS, found[-len(PROMPTS) :], strict=True):
+        assert tokens == greedy_by_transformers(model, prompt, 12, suppress_tokens=list(range(limit, VOCAB)))
 
 
 def test_a_stop_token_ends_a_sample_and_its_row_leaves_the_batch(served):

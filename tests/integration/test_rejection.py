@@ -171,7 +171,7 @@ def test_an_answer_follows_from_its_prompt_and_seed_whatever_is_asked_beside_it(
     renderer = make_rounds(config)[0].renderer
     asked = build_requests(prompts, renderer, round=1, n=4, seed=(settings["seed"], "sample", 1))
     stored = {one.key: one for one in read_candidates(config.output / "round-01/candidates.jsonl")}
-    with open_generator(config.generator, folder / "start", folder / "export") as engine:
+    with open_generator(config.generator, folder / "start", folder / "export", renderer.tokenizer) as engine:
         for one in asked[::7]:
             assert sample(engine, [one], config.sampling, renderer.tokenizer) == [stored[one.key]]
         mixed = random.Random(0).sample(asked, 9)

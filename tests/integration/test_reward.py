@@ -10,6 +10,7 @@ from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
 from support.job import Job, figures
 from support.rankings import make_groups, write_groups
+from support.ranks import WITHOUT
 from transformers import AutoModelForSequenceClassification
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
@@ -34,7 +35,7 @@ def world(tmp_path_factory):
     source = write_groups(folder / "ranked.jsonl", make_groups(150))
     pack_rankings([str(source)], folder / "packed", renderer, RankingRowOptions(LENGTH, pairing="all", progress=False))
     for kind in ("reward", "lm"):
-        changes = {"vocab_size": renderer.tokenizer.vocab_size, "num_hidden_layers": 2, "reward": kind == "reward"}
+        changes = {"vocab_size": renderer.tokenizer.vocab_size, "num_hidden_layers": 3, "reward": kind == "reward"}
         hf_to_megatron(write_hf(folder / f"hf_{kind}", **changes), folder / kind, progress=False)
     return folder
 
@@ -96,6 +97,26 @@ def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
 
 PLAIN = ["--optimizer", "sgd", "--sgd-momentum", 0, "--lr", 1, "--weight-decay", 0, "--clip-grad", 0]
 """With these the weights after one iteration are those before less the gradient."""
+UNEVEN = ["--pipeline-model-parallel-size", 2, "--decoder-first-pipeline-num-layers", 1]
+"""Three layers on two pipeline stages."""
+
+
+def one_step(tmp_path, world, *layout, ranks) -> tuple[float, dict[str, torch.Tensor]]:
+    """(loss, gradients by transformers' names) of the first iteration of the real trainer."""
+    job = make_job(tmp_path, world, "reward")
+    more = ["--save", tmp_path / "run", "--no-save-optim", "--train-iters", 1, *layout]
+    job.run(*start(world, "reward"), *PLAIN, *more, ranks=ranks)
+    megatron_to_hf(tmp_path / "run", tmp_path / "hf", progress=False)
+    before, after = weights(world / "hf_reward"), weights(tmp_path / "hf")
+    assert before.keys() == after.keys()
+    loss = float(figures(tmp_path / "run", name="ranking loss")[0][1])
+    return loss, {name: before[name] - after[name] for name in before}
+
+
+def largest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of gradients."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
 @pytest.mark.parametrize(
@@ -104,31 +125,39 @@ PLAIN = ["--optimizer", "sgd", "--sgd-momentum", 0, "--lr", 1, "--weight-decay",
         (1, ["--micro-batch-size", 4]),
         (2, ["--tensor-model-parallel-size", 2, "--sequence-parallel"]),
         (2, ["--tensor-model-parallel-size", 2]),
-        (2, ["--pipeline-model-parallel-size", 2]),
+        (2, UNEVEN),
+        (3, ["--pipeline-model-parallel-size", 3]),
+        (4, ["--tensor-model-parallel-size", 2, *UNEVEN]),
         (2, []),
     ],
-    ids=["rows joined", "TP2-SP", "TP2", "PP2", "DP2"],
+    ids=["rows joined", "TP2-SP", "TP2", "PP2", "PP3", "TP2-PP2", "DP2"],
 )
 def test_loss_and_every_gradient_are_those_of_a_double_loop_over_transformers_rewards(
     tmp_path, world, reference, ranks, layout
 ):
-    job = make_job(tmp_path, world, "reward")
-    more = ["--save", tmp_path / "run", "--no-save-optim", "--train-iters", 1, *layout]
-    job.run(*start(world, "reward"), *PLAIN, *more, ranks=ranks)
-    megatron_to_hf(tmp_path / "run", tmp_path / "hf", progress=False)
-    before, after = weights(world / "hf_reward"), weights(tmp_path / "hf")
+    loss, gradients = one_step(tmp_path, world, *layout, ranks=ranks)
     rows, expected = reference
-    assert before.keys() == after.keys() == expected.keys()
     pairs = sum(count for _, count in rows)
     mean = sum(total for total, _ in rows) / pairs
-    loss = float(figures(tmp_path / "run", name="ranking loss")[0][1])
-    difference = max((before[name] - after[name] - expected[name]).abs().max().item() for name in before)
+    difference = largest(gradients, expected)
     print(f"loss {loss:.6f}, by the double loop {mean:.6f}; gradients differ by {difference:.1e} at most")
     assert loss == pytest.approx(mean, abs=1e-5) and difference <= 1e-5
     assert max(gradient.abs().max() for gradient in expected.values()) > 0.01
     assert len({count for _, count in rows}) > 1, "rows, and so data-parallel ranks, have different numbers of pairs"
     naive = sum(total / count for total, count in rows if count) / len(rows)
     assert abs(naive - mean) > 1e-4, "the control: a mean of means would be another number"
+
+
+def test_a_middle_stage_without_the_boundaries_is_another_loss_with_other_gradients(
+    tmp_path, world, reference, monkeypatch
+):
+    monkeypatch.setenv(WITHOUT, "stages.batch:packed_parameters@1")
+    loss, gradients = one_step(tmp_path, world, "--pipeline-model-parallel-size", 3, ranks=3)
+    rows, expected = reference
+    mean = sum(total for total, _ in rows) / sum(count for _, count in rows)
+    difference = largest(gradients, expected)
+    print(f"loss {loss:.6f}, isolated {mean:.6f}; gradients differ by {difference:.1e} at most")
+    assert abs(loss - mean) > 1e-4 and difference > 1e-3  # ten and a hundred times the tolerances above
 
 
 def test_a_reward_model_starts_from_a_language_model_learns_and_resumes_to_the_digit(tmp_path, world):

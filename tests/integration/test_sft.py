@@ -10,6 +10,7 @@ import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
 from support.job import Job, figures
+from support.ranks import WITHOUT
 from transformers import AutoModelForCausalLM
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
@@ -34,7 +35,7 @@ def world(tmp_path_factory):
     source = write_dialogues(folder / "dialogues.jsonl", make_dialogues(300, most_turns=3, most_words=8))
     options = DialogueRowOptions(sequence_length=LENGTH, progress=False)
     pack_dialogues([str(source)], folder / "packed", renderer, options)
-    hf = write_hf(folder / "hf", vocab_size=renderer.tokenizer.vocab_size, num_hidden_layers=2)
+    hf = write_hf(folder / "hf", vocab_size=renderer.tokenizer.vocab_size, num_hidden_layers=3)
     hf_to_megatron(hf, folder / "megatron", progress=False)
     return folder / "packed", hf, folder / "megatron"
 
@@ -95,6 +96,8 @@ def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
 
 PLAIN = ["--optimizer", "sgd", "--sgd-momentum", 0, "--lr", 1, "--weight-decay", 0, "--clip-grad", 0]
 """With these the weights after one iteration are those before less the gradient."""
+UNEVEN = ["--pipeline-model-parallel-size", 2, "--decoder-first-pipeline-num-layers", 1]
+"""Three layers on two pipeline stages."""
 
 
 def one_step(job, world, save, *layout, ranks) -> tuple[float, dict[str, torch.Tensor]]:
@@ -117,10 +120,12 @@ def largest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> flo
         (1, []),
         (1, ["--micro-batch-size", 4]),
         (2, ["--tensor-model-parallel-size", 2, "--sequence-parallel"]),
-        (2, ["--pipeline-model-parallel-size", 2]),
+        (2, UNEVEN),
+        (3, ["--pipeline-model-parallel-size", 3]),
+        (4, ["--tensor-model-parallel-size", 2, *UNEVEN]),
         (2, []),
     ],
-    ids=["TP1", "rows joined", "TP2-SP", "PP2", "DP2"],
+    ids=["TP1", "rows joined", "TP2-SP", "PP2", "PP3", "TP2-PP2", "DP2"],
 )
 def test_loss_and_every_gradient_are_those_of_transformers_on_each_instance_apart(
     tmp_path, world, reference, ranks, layout
@@ -146,6 +151,20 @@ def test_attention_across_instances_is_another_loss_with_other_gradients(tmp_pat
     isolated = sum(mean * count for mean, count in rows) / sum(count for _, count in rows)
     assert abs(loss - isolated) > 1e-3  # a hundred times the tolerance above
     assert largest(gradients, expected) > 1e-3
+
+
+def test_a_middle_stage_without_the_boundaries_is_another_loss_with_other_gradients(
+    tmp_path, world, reference, monkeypatch
+):
+    """The control of PP3 above: ranks 0 and 2 know the boundaries, and nothing but the figures tells."""
+    monkeypatch.setenv(WITHOUT, "stages.batch:packed_parameters@1")
+    layout = ["--pipeline-model-parallel-size", 3]
+    loss, gradients = one_step(make_job(tmp_path, world), world, tmp_path / "run", *layout, ranks=3)
+    rows, expected = reference
+    isolated = sum(mean * count for mean, count in rows) / sum(count for _, count in rows)
+    difference = largest(gradients, expected)
+    print(f"loss {loss:.6f}, isolated {isolated:.6f}; gradients differ by {difference:.1e} at most")
+    assert abs(loss - isolated) > 1e-4 and difference > 1e-3  # ten and a hundred times the tolerances above
 
 
 def test_answers_of_held_out_dialogues_are_learnt_and_each_source_is_reported(tmp_path, world):

@@ -112,7 +112,7 @@ def behave(body, attempt):
 def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp_path, renderer):
     with ChatServer(behave) as server:
         options = GeneratorOptions(engine="openai", base_url=server.url, model="m1", concurrency=4)
-        with open_generator(options, tmp_path, tmp_path) as engine:
+        with open_generator(options, tmp_path, tmp_path, renderer.tokenizer) as engine:
             answers = sample(engine, asked_of(renderer), SAMPLING, renderer.tokenizer)
             found = {one.key: one for one in answers}
     assert set(found) == {one.key for one in asked_of(renderer)}
@@ -137,7 +137,7 @@ def test_without_vllm_the_error_is_one_line(tmp_path, renderer, monkeypatch):
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "weights").write_bytes(b"x")
     with pytest.raises(InputError, match="vllm is not installed; install the extra `vllm`") as error:
-        open_generator(GeneratorOptions(engine="vllm"), tmp_path, tmp_path / "hf")
+        open_generator(GeneratorOptions(engine="vllm"), tmp_path, tmp_path / "hf", renderer.tokenizer)
     assert "\n" not in str(error.value)
 
 
@@ -188,7 +188,7 @@ def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_pat
     (export / "config.json").write_text("{}")
     options = GeneratorOptions(engine="vllm", tensor_parallel=2, data_parallel=copies, dtype="bfloat16")
     asked = asked_of(renderer)
-    with open_generator(options, checkpoint, tmp_path / "hf") as engine:
+    with open_generator(options, checkpoint, tmp_path / "hf", renderer.tokenizer) as engine:
         answers = sample(engine, asked, replace(SAMPLING, top_k=0), renderer.tokenizer)
         found = {one.key: one for one in answers}
     assert len(found) == 21

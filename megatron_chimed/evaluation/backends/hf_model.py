@@ -20,6 +20,8 @@ class HuggingFaceModel(HFLM):
         """Closing it closes the engine."""
         self.encoder, self.engine = Encoder(tokenizer, template), engine
         self.cut, self.seed = self.encoder.cut, 0
+        never = list(range(engine.sampled_ids or engine.num_ids, engine.num_ids))
+        engine.model.generation_config.suppress_tokens = never or None  # the answers are transformers' own
         super().__init__(pretrained=engine.model, tokenizer=engine.folder, batch_size=batch_size)
 
     def tok_encode(

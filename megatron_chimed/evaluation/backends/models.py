@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_chimed.api.client import OPENAI_URL
 from megatron_chimed.checkpoints import resolve
-from megatron_chimed.inference.open import check_tokenizer, open_engine, split_name, tokenizer_of
+from megatron_chimed.inference.open import open_engine, split_name, tokenizer_of
 from megatron_chimed.jsonl import sha256_file, sha256_json
 from megatron_chimed.text.template import Template
 
@@ -57,6 +57,7 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
         identity |= {"backend": "vllm"} if kind == "vllm" else {}
 
     def make() -> Any:
+        tokenizer = None if kind == "openai" else tokenizer_of(name, options.tokenizer)
         engine = open_engine(
             name,
             iteration=options.iteration,
@@ -64,13 +65,12 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
             dtype=options.dtype,
             batch_size=options.batch_size,
             base_url=options.base_url,
+            tokenizer=tokenizer,
         )
         if kind == "openai":
             from megatron_chimed.evaluation.backends.chat_model import ChatModel
 
             return ChatModel(engine)
-        tokenizer = tokenizer_of(name, options.tokenizer)
-        check_tokenizer(engine, tokenizer)
         if kind == "hf":
             from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
 
