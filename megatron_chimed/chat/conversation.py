@@ -8,7 +8,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 
 
 class Conversation:

@@ -16,7 +16,8 @@ from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 LONG = "".join(f"{number}头痛" for number in range(150))

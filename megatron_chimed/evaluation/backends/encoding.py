@@ -1,6 +1,6 @@
 """Prompts to token ids, the same for every model that we run ourselves.
 
-A prompt with turns is rendered as in training (`template.Renderer`). A plain text, which likelihoods are taken of, is
+A prompt with turns is rendered as in training (`renderer.Renderer`). A plain text, which likelihoods are taken of, is
 the template's BOS and the ids of the text; no special token is ever made of its characters.
 """
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
 

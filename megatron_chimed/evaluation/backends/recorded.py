@@ -28,11 +28,7 @@ class ChatPrompt(str):
     @classmethod
     def of(cls, turns: Sequence[Turn], template: Template) -> "ChatPrompt":
         """The prompt of these turns; BOS and EOS are ids and have no place in its text."""
-        texts = (
-            template.user_prefix + turn.text + template.user_suffix if turn.role == "user" else f" {turn.text}\n"
-            for turn in turns
-        )
-        prompt = cls("".join(texts))
+        prompt = cls(template.shown(turns))
         prompt.turns = tuple(turns)
         return prompt
 
