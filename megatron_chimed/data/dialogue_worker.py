@@ -49,7 +49,7 @@ def arrange(turns: list[RawTurn]) -> tuple[list[RawTurn], Counter]:
     (['头痛\\n怎么办', '休息'], {'turns merged': 1, 'trailing questions cut': 1})
     """
     merged, changes = merge_turns(turns)
-    system, arranged = merged[: len(merged) - len(spoken(merged))], spoken(merged)
+    system, arranged = [turn for turn in merged if turn.role == "system"], spoken(merged)
     roles = {turn.role for turn in arranged}
     if len(roles) == 1:
         raise Unanswered("no doctor's answer" if "user" in roles else "no patient's turn")

@@ -50,7 +50,7 @@ def arrange_prompt(turns: list[RawTurn]) -> tuple[list[RawTurn], Counter]:
     merged, changes = merge_turns(turns)
     if CUT in changes:
         raise Unusable("a system turn behind an answer")  # the answers are to what follows it
-    system, arranged = merged[: len(merged) - len(spoken(merged))], spoken(merged)
+    system, arranged = [turn for turn in merged if turn.role == "system"], spoken(merged)
     if arranged and arranged[0].role == "assistant":
         changes["leading answers cut"] += 1
         del arranged[0]
