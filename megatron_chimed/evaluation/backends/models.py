@@ -68,7 +68,7 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
         if kind == "openai":
             from megatron_chimed.evaluation.backends.chat_model import ChatModel
 
-            return ChatModel(engine)
+            return ChatModel(engine, template)
         tokenizer = tokenizer_of(name, options.tokenizer)
         check_tokenizer(engine, tokenizer)
         if kind == "hf":
