@@ -23,7 +23,8 @@ from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.jsonl import read_json_lines
 from megatron_chimed.records import Dialogue
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

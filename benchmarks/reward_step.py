@@ -37,7 +37,8 @@ from megatron_chimed.records import RankedGroup  # noqa: E402
 from megatron_chimed.stages.losses import pairwise_ranking  # noqa: E402
 from megatron_chimed.stages.options import RewardConfig  # noqa: E402
 from megatron_chimed.stages.reward import forward_step  # noqa: E402
-from megatron_chimed.text.template import Renderer, Template  # noqa: E402
+from megatron_chimed.text.renderer import Renderer  # noqa: E402
+from megatron_chimed.text.template import Template  # noqa: E402
 from megatron_chimed.text.tokenizer import load_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,20 +7,32 @@ from typing import Any, Literal
 
 from megatron_chimed.errors import InputError
 
-ROLES = ("user", "assistant")
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One speaker's turn: the patient ("user") or the doctor ("assistant"). The text is never empty."""
+    """One speaker's turn: the patient ("user"), the doctor ("assistant"), or what the model is told before all else
+    ("system"). The text is never empty.
 
-    role: Literal["user", "assistant"]
+    As a row: ``{"role": "assistant", "text": "...", "thinking": "...", "learn": false}``, the last two only where they
+    are not the default.
+    """
+
+    role: Literal["system", "user", "assistant"]
     text: str
+
+    thinking: str = ""
+    """What an assistant thought before it wrote the text; empty for nothing."""
+
+    learn: bool = True
+    """False for an assistant's turn that is context alone, never a target of training."""
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation that ends with an answer: turns alternate between user and assistant, from a user's turn on.
+    """A conversation that ends with an answer: a system turn or none, then turns alternate between user and assistant,
+    from a user's turn on.
 
     id: unique in its file, ``SOURCE:FILE:LINE``; source: the name given to the source, by which metrics are kept apart.
 
@@ -42,14 +54,15 @@ class Dialogue:
         Raises InputError with the reason alone (the caller knows file and line).
         """
         turns = turns_from_row(row.get("turns"))
-        if len(turns) % 2:
+        if turns[-1].role == "user":
             raise InputError("the last turn is the user's; expected an answer")
         return cls(_text(row, "id"), _text(row, "source"), turns)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a question, to be answered: turns alternate, from a user's to a user's.
+    """A conversation that ends with a question, to be answered: a system turn or none, then turns alternate, from a
+    user's to a user's.
 
     As a row: ``{"id": "toyhom:a.csv:2", "source": "toyhom", "turns": [{"role": "user", "text": "..."}]}``.
     """
@@ -66,7 +79,7 @@ class Prompt:
     def from_row(cls, row: dict[str, Any]) -> "Prompt":
         """Read the record of a JSON object; other fields are left out. Raises InputError as `Dialogue.from_row`."""
         turns = turns_from_row(row.get("turns"))
-        if len(turns) % 2 == 0:
+        if turns[-1].role != "user":
             raise InputError("the last turn is the assistant's; expected a question")
         return cls(_text(row, "id"), _text(row, "source"), turns)
 
@@ -163,20 +176,40 @@ class Candidate:
         return cls(prompt=_text(row, "prompt"), **{name: row.get(name) for name in names})
 
 
-def turns_to_row(turns: Sequence[Turn]) -> list[dict[str, str]]:
+def split_system(turns: Sequence[Turn]) -> tuple[Turn | None, tuple[Turn, ...]]:
+    """Split turns into the system turn, None where there is none, and those of user and assistant."""
+    has_system = bool(turns) and turns[0].role == "system"
+    return (turns[0], tuple(turns[1:])) if has_system else (None, tuple(turns))
+
+
+def turns_to_row(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Write turns as JSON objects."""
-    return [{"role": turn.role, "text": turn.text} for turn in turns]
+    return [
+        {"role": turn.role, "text": turn.text}
+        | ({"thinking": turn.thinking} if turn.thinking else {})
+        | ({} if turn.learn else {"learn": False})
+        for turn in turns
+    ]
 
 
 def turns_from_row(turns: Any) -> tuple[Turn, ...]:
-    """Read turns from a JSON list: user's and assistant's by turns, one at least. Raises InputError."""
+    """Read turns from a JSON list: a system turn or none, then user's and assistant's by turns, one at least.
+
+    Raises InputError.
+    """
     if not isinstance(turns, list) or not turns:
         raise InputError(f"field 'turns' holds {_shown(turns)}; expected a list of {{role, text}}")
     parsed = tuple(_turn(number, turn) for number, turn in enumerate(turns))
-    for number, turn in enumerate(parsed):
-        expected = ROLES[number % 2]
+    first = int(parsed[0].role == "system")
+    if first == len(parsed):
+        raise InputError("turn 0 is the system's, and no other turn is there; expected the user's behind it")
+    for number, turn in enumerate(parsed[first:]):
+        expected = ROLES[1 + number % 2]
         if turn.role != expected:
-            raise InputError(f"turn {number} is the {turn.role}'s; expected the {expected}'s (turns alternate)")
+            raise InputError(
+                f"turn {first + number} is the {turn.role}'s; expected the {expected}'s (turns alternate, "
+                "and a system's is the first)"
+            )
     return parsed
 
 
@@ -195,7 +228,14 @@ def _turn(number: int, turn: Any) -> Turn:
         raise InputError(f"turn {number} has role {_shown(turn.get('role'))}; expected one of {', '.join(ROLES)}")
     if not isinstance(turn.get("text"), str) or not turn["text"].strip():
         raise InputError(f"turn {number} has text {_shown(turn.get('text'))}; expected a non-empty string")
-    return Turn(turn["role"], turn["text"])
+    thinking, learn = turn.get("thinking", ""), turn.get("learn", True)
+    if not isinstance(thinking, str) or type(learn) is not bool:
+        raise InputError(
+            f"turn {number} has thinking {_shown(thinking)} and learn {learn!r}; expected a string, and true or false"
+        )
+    if turn["role"] != "assistant" and (thinking or not learn):
+        raise InputError(f"turn {number} is the {turn['role']}'s, with thinking or learn; only an assistant's has them")
+    return Turn(turn["role"], turn["text"], thinking, learn)
 
 
 def _shown(value: Any) -> str:

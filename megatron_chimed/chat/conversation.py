@@ -3,28 +3,34 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from megatron_chimed.chat.text import TextStream
+from megatron_chimed.chat.text import AnswerStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 
 
 class Conversation:
     """What was said so far, and how it goes on.
 
     params: how answers are drawn; answer n of the program (from 0) with seed + n. system: what the model is told before
-    all else. The templates here have no place for it, so it stands, a line of its own, in front of the oldest question
-    that the model sees; a model that was never trained so may pass over it. exchanges: (question, answer) so far.
-    left_out: how many of the oldest the last prompt had no room for. cut: the last answer ended at the limit of tokens
-    and not at EOS.
+    all else, its system turn; where the template has no place for one, a line in front of the oldest question that the
+    model sees. A model that was never trained so may pass over it. exchanges: (question, answer) so far, without
+    thinking. thinking: what the model thought before the last answer. left_out: how many of the oldest exchanges the
+    last prompt had no room for. cut: the last answer ended at the limit of tokens and not by itself.
     """
 
     def __init__(self, engine: Engine, renderer: Renderer, params: SamplingParams, system: str = ""):
         self.engine, self.renderer, self.params, self.system = engine, renderer, params, system
         self.exchanges: list[tuple[str, str]] = []
         self.left_out, self.asked, self.cut = 0, 0, False
+        self._text = AnswerStream(renderer)
+
+    @property
+    def thinking(self) -> str:
+        """What the model has thought so far for the last question."""
+        return self._text.thinking
 
     def answer(self, question: str) -> Iterator[str]:
         """The answer's text as it comes, a piece for each token (often an empty one); then it belongs to the history.
@@ -35,10 +41,11 @@ class Conversation:
         params = replace(self.params, seed=self.params.seed + self.asked)
         request = Request(self.prompt(question), params)
         self.asked, self.cut = self.asked + 1, False
-        eos, text, last = self.renderer.tokenizer.eos_id, TextStream(self.renderer.tokenizer), None
+        ends, last = self.renderer.stop_ids, None
+        self._text = text = AnswerStream(self.renderer)
         try:
-            for last in self.engine.stream(request, [eos]):
-                if last != eos:
+            for last in self.engine.stream(request, list(ends)):
+                if last not in ends:
                     yield text.add(last)
             rest = text.rest()
         except GeneratorExit:
@@ -46,7 +53,7 @@ class Conversation:
                 self.exchanges.append((question, text.shown))
             raise
         self.exchanges.append((question, text.shown))
-        self.cut = last != eos
+        self.cut = last not in ends
         yield rest
 
     def prompt(self, question: str) -> list[int]:
@@ -70,8 +77,10 @@ class Conversation:
         seen = self.exchanges[left_out:]
         turns = [Turn(role, text) for pair in seen for role, text in zip(("user", "assistant"), pair, strict=True)]
         turns.append(Turn("user", question))
-        if self.system:
+        if self.system and not self.renderer.template.system:
             turns[0] = Turn("user", f"{self.system}\n{turns[0].text}")
+        elif self.system:
+            turns.insert(0, Turn("system", self.system))
         return turns
 
     def reset(self) -> None:

@@ -21,7 +21,9 @@ from pathlib import Path
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import split_name
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.jinja import to_jinja
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 HOST = "127.0.0.1"
@@ -53,7 +55,7 @@ def chat_template(folder: Path, template: Template) -> str:
     messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
     asked = [messages, [{"role": "system", "content": SYSTEM}, *messages]]
     for spaces in product(("", " "), repeat=2):
-        text = template.jinja(*spaces)
+        text = to_jinja(template, *spaces)
         if [theirs.apply_chat_template(one, chat_template=text, return_dict=False) for one in asked] == wanted:
             return text
     raise InputError(

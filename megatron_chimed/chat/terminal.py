@@ -88,9 +88,12 @@ def command(conversation: Conversation, line: str) -> bool:
 
 def answer(conversation: Conversation, question: str, person: bool, told: bool) -> bool:
     """Print the answer as it comes; whether it has been told that old turns are left out."""
+    thought = 0
     try:
         with interruptible(person) as interrupts, contextlib.closing(conversation.answer(question)) as pieces:
             for piece in pieces:
+                if person:
+                    thought = show_thinking(conversation.thinking, thought, ended=bool(piece))
                 print(piece.translate(CONTROLS) if sys.stdout.isatty() else piece, end="", flush=True)
                 if interrupts:
                     break
@@ -107,6 +110,15 @@ def answer(conversation: Conversation, question: str, person: bool, told: bool) 
     elif conversation.cut:
         say("(cut off here; --max-new-tokens and the model's context limit an answer)")
     return bool(conversation.left_out)
+
+
+def show_thinking(thinking: str, shown: int, ended: bool) -> int:
+    """Print on stderr what is new of the thinking, and a line break when it has ended; how much is shown then, -1 for
+    all that there will be."""
+    if shown < 0 or not thinking:
+        return shown
+    print(thinking[shown:].translate(CONTROLS), end="\n\n" if ended else "", file=sys.stderr, flush=True)
+    return -1 if ended else len(thinking)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 import re
 
+from megatron_chimed.inference.thinking import mark_names, marks_of, split_thinking
+from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.tokenizer import Tokenizer
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -34,6 +36,43 @@ class TextStream:
         return self._show(self.tokenizer.decode(self.ids))
 
     def _show(self, text: str) -> str:
+        new = text[len(self.shown) :]
+        self.shown += new
+        return new
+
+
+class AnswerStream:
+    """The text of an answer in pieces as `TextStream` gives them, without what the model thought in front of it.
+
+    thinking: what it has thought so far. shown: the answer so far.
+    """
+
+    def __init__(self, renderer: Renderer):
+        self.tokenizer, self.marks, self._names = renderer.tokenizer, marks_of(renderer.template), mark_names(renderer)
+        self.thinking, self.shown = "", ""
+        self._stream, self._spelled = TextStream(self.tokenizer), ""
+
+    def add(self, token: int) -> str:
+        """The text of the answer that is certain with one more token, and was not before; often empty."""
+        if token in self._names:
+            self._spelled += self._stream.rest() + self._names[token]
+            self._stream = TextStream(self.tokenizer)
+        else:
+            self._spelled += self._stream.add(token)
+        return self._show(at_end=False)
+
+    def rest(self) -> str:
+        """What was held back; the answer is at its end."""
+        self._spelled += self._stream.rest()
+        return self._show(at_end=True)
+
+    def _show(self, at_end: bool) -> str:
+        """The answer's text beyond what was shown. What may become the mark in front of thinking is held back."""
+        text, begun = self._spelled, self._spelled.lstrip()
+        if self.marks and begun.startswith(self.marks.opening):
+            self.thinking, text = split_thinking(self._spelled, self.marks)
+        elif self.marks and not at_end and self.marks.opening.startswith(begun):
+            return ""
         new = text[len(self.shown) :]
         self.shown += new
         return new

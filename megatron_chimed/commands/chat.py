@@ -7,7 +7,8 @@ from megatron_chimed.chat.serve import CHAT_KINDS, serve
 from megatron_chimed.chat.terminal import talk
 from megatron_chimed.inference.open import kinds_text, open_engine, split_name, tokenizer_of
 from megatron_chimed.inference.request import FLAGS, SamplingParams
-from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import load_template
 
 EXAMPLE = """examples:
   chimed chat --model hf:runs/demo/hf

@@ -25,7 +25,7 @@ def add_packing(parser: argparse.ArgumentParser, records: str, packed: str) -> N
     parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face folder")
     parser.add_argument("--sequence-length", type=int, default=4096, help="tokens of a row (4096)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it appears only when it is whole")
-    parser.add_argument("--template", help="YAML of a template (chimed, the released model's)")
+    parser.add_argument("--template", metavar="NAME_OR_YAML", help="chimed, chatml, qwen3, ... or a YAML (chimed)")
     parser.add_argument("--seed", type=int, default=1234, help=f"which {packed} of a length share a row (1234)")
     add_workers(parser)
 

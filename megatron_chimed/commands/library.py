@@ -9,7 +9,8 @@ from typing import Any
 
 from megatron_chimed.commands.train import count_gpus, launch
 from megatron_chimed.errors import InputError
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
 
@@ -37,12 +38,18 @@ def build_corpus(
 
 
 def pack_sft(
-    inputs: Iterable[str | Path], output: str | Path, *, tokenizer: str | Path, template: str | None = None, **rows: Any
+    inputs: Iterable[str | Path],
+    output: str | Path,
+    *,
+    tokenizer: str | Path,
+    template: str | None = None,
+    thinking: str = "train",
+    **rows: Any,
 ) -> dict[str, Any]:
     """Pack dialogues (JSON lines) into rows of one length; returns the manifest of the folder `output`.
 
-    rows: fields of `packing.dialogues.DialogueRowOptions`, such as sequence_length, mode, seed, workers. Raises
-    InputError.
+    template: a name or a YAML; thinking: train, mask or drop; rows: fields of
+    `packing.dialogues.DialogueRowOptions`, such as sequence_length, mode, seed, workers. Raises InputError.
 
     >>> import megatron_chimed as mc
     >>> mc.pack_sft(["dialogues.jsonl"], "packed", tokenizer="tokenizer.model", sequence_length=128)["sequence_length"]
@@ -51,7 +58,7 @@ def pack_sft(
     from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 
     options = DialogueRowOptions(**{"progress": False, **rows})
-    return pack_dialogues(*_packing(inputs, output, tokenizer, template), options, str(tokenizer))
+    return pack_dialogues(*_packing(inputs, output, tokenizer, template, thinking), options, str(tokenizer))
 
 
 def pack_rewards(
@@ -72,10 +79,14 @@ def pack_rewards(
 
 
 def _packing(
-    inputs: Iterable[str | Path], output: str | Path, tokenizer: str | Path, template: str | None
+    inputs: Iterable[str | Path],
+    output: str | Path,
+    tokenizer: str | Path,
+    template: str | None,
+    thinking: str = "train",
 ) -> tuple[list[str], Path, Renderer]:
     """What packing takes, of any kind."""
-    renderer = Renderer(Template.load(template), Tokenizer.load(tokenizer))
+    renderer = Renderer(Template.load(template), Tokenizer.load(tokenizer), thinking)
     return [str(path) for path in inputs], Path(output), renderer
 
 

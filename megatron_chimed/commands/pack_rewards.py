@@ -5,7 +5,8 @@ import argparse
 from megatron_chimed.commands.common import add_packing
 from megatron_chimed.packing.ranking_worker import PAIRINGS
 from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
-from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 EXAMPLE = """example:

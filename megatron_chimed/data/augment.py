@@ -202,7 +202,8 @@ def messages_of(group: RankedGroup, instruction: str) -> list[dict[str, str]]:
     """Write the conversation as the server takes it; the instruction is a line before the first question."""
     messages = [{"role": turn.role, "content": turn.text} for turn in group.turns]
     if instruction:
-        messages[0]["content"] = f"{instruction}\n{messages[0]['content']}"
+        question = next(one for one in messages if one["role"] == "user")
+        question["content"] = f"{instruction}\n{question['content']}"
     return messages
 
 

@@ -2,7 +2,7 @@
 
 A reader has two halves. `rows` yields what one row of a file holds, and is bound to the disk; `turns` makes turns of
 one row, is a pure function and runs in worker processes. Roles are "user", "assistant" and "system"; what else happens
-to turns (cleaning, merging, cutting) is the same for all sources and is done in dialogue_worker.
+to turns (think blocks, cleaning, merging, cutting) is the same for all sources and is done in dialogue_worker.
 
 Sources: paper, section on data for supervised fine-tuning; the formats are those in which the sets are published.
 """
@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_chimed.data import dialogue_texts
-from megatron_chimed.data.dialogue_texts import Turns, inline_turns
+from megatron_chimed.data.dialogue_texts import inline_turns
 from megatron_chimed.data.preprocess import Unusable
 from megatron_chimed.data.sources import FORMATS, read_json_rows, read_rows, suffix_of
+from megatron_chimed.data.turns import RawTurn, Turns
 from megatron_chimed.errors import InputError
 
 NOTHING = ("", "无")  # what people type into a field that they leave empty
 MARKS = "?？!！。.，,、；;：: "
 SPEAKERS = dict.fromkeys(("human", "user", "patient"), "user") | {"system": "system"}
 SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "assistant", "bot", "model", "doctor"), "assistant")
+TOOLS = ("tool", "tool_call", "tool_calls", "tool_response", "function", "function_call", "observation", "ipython")
+THINKING = ("reasoning_content", "reasoning", "thinking")  # fields beside an answer's text
+LEARN = ("loss", "weight", "train")  # of MS-Swift, OpenAI's fine-tuning format, Axolotl
 
 
 class Unanswered(Unusable):
@@ -69,6 +73,12 @@ def _pair(question: str, answer: str) -> Turns:
     return [("user", question), ("assistant", answer)]
 
 
+def system_of(row: Any) -> Turns:
+    """Make a system turn of a row's field "system", which may be missing or empty: then there is none."""
+    text = text_of(row, "system", required=False)
+    return [("system", text)] if text else []
+
+
 def toyhom_turns(row: dict) -> Turns:
     """Read a row ``department,title,ask,answer`` of Chinese-medical-dialogue-data."""
     return _pair(join_question(text_of(row, "title"), text_of(row, "ask")), text_of(row, "answer"))
@@ -79,8 +89,8 @@ def cmd_turns(row: dict) -> Turns:
     fields = (text_of(row, "instruction"), text_of(row, "input", required=False))
     answer, question = text_of(row, "output"), "\n".join(filter(None, fields))
     if any(dialogue_texts.is_inline(field) for field in fields) and answer:
-        return [*inline_turns(question), ("assistant", answer)]
-    return _pair(question, answer)
+        return [*system_of(row), *inline_turns(question), ("assistant", answer)]
+    return [*system_of(row), *_pair(question, answer)]
 
 
 def multi_turn_turns(row: dict) -> Turns:
@@ -90,7 +100,7 @@ def multi_turn_turns(row: dict) -> Turns:
     if not turns:
         raise InputError("no '<user>:' in the instruction; read such rows with cmd")
     _, answer = _pair("", text_of(row, "output"))
-    return [*turns, answer]
+    return [*system_of(row), *turns, answer]
 
 
 def chimed_turns(row: dict) -> Turns:
@@ -112,11 +122,15 @@ def chimed_turns(row: dict) -> Turns:
 
 def safety_turns(row: Any) -> Turns:
     """Read a pair {"prompt", "response"} of Safety-Prompts."""
-    return _pair(text_of(row, "prompt"), text_of(row, "response"))
+    return [*system_of(row), *_pair(text_of(row, "prompt"), text_of(row, "response"))]
 
 
 def sharegpt_turns(row: dict) -> Turns:
-    """Read {"conversations": [{"from", "value"}]}, or {"messages": [{"role", "content"}]}."""
+    """Read {"conversations": [{"from", "value"}]}, or {"messages": [{"role", "content"}]}, with or without a "system".
+
+    Beside an assistant's text may stand its thinking (`THINKING`) and whether it is to be learnt (`LEARN`). Marks of
+    other turns change nothing: those are context in any case. Tools are refused.
+    """
     field, speaker, words = "conversations", "from", "value"
     if field not in row and "messages" in row:
         field, speaker, words = "messages", "role", "content"
@@ -124,13 +138,43 @@ def sharegpt_turns(row: dict) -> Turns:
         raise InputError(f"missing key: {field!r}")
     if not isinstance(row[field], list):
         raise InputError(f"not a list: field {field!r} holds {type(row[field]).__name__}")
-    turns = []
+    if row.get("tools") not in (None, "", "[]", []):
+        raise InputError("tools: the row offers some in its field 'tools'; dialogues with tools are not read")
+    turns = system_of(row)
     for number, turn in enumerate(row[field], start=1):
         name = text_of(turn, speaker)
+        called = [key for key in ("tool_calls", "function_call") if turn.get(key)]
+        if called or name.lower() in TOOLS:
+            what = f"the field {called[0]!r}" if called else f"the role {name!r}"
+            raise InputError(f"tools: turn {number} has {what}; dialogues with tools are not read")
         if name.lower() not in SPEAKERS:
             raise InputError(f"unknown role: turn {number} has {name[:40]!r}; known: {', '.join(SPEAKERS)}")
-        turns.append((SPEAKERS[name.lower()], text_of(turn, words)))
+        role = SPEAKERS[name.lower()]
+        text, thinking, learn = text_of(turn, words), thinking_of(turn, role), _is_learnt(turn, number, role)
+        turns.append((role, text) if learn and not thinking else RawTurn(role, text, thinking, learn))
     return turns
+
+
+def thinking_of(message: dict, role: str = "assistant") -> str:
+    """Read the thinking that stands in a field beside a message's text; "" without any. Raises InputError."""
+    thoughts = {text_of(message, field, required=False) for field in THINKING} - {""}
+    if len(thoughts) > 1:
+        raise InputError(f"thinking twice: of the fields {', '.join(THINKING)} two hold different texts")
+    if thoughts and role != "assistant":
+        raise InputError(f"thinking of the {role}: expected a field {' or '.join(THINKING)} beside answers alone")
+    return "".join(thoughts)
+
+
+def _is_learnt(turn: dict, number: int, role: str) -> bool:
+    """Read whether an assistant's turn is marked to be learnt, as it is without a mark. Raises InputError."""
+    marks = {field: turn[field] for field in LEARN if turn.get(field) is not None}
+    for field, value in marks.items():
+        if value not in (0, 1):
+            raise InputError(f"not a mark: field {field!r} of turn {number} is {str(value)[:40]}; expected true or "
+                             "false, 1 or 0")  # fmt: skip
+    if len({bool(value) for value in marks.values()}) > 1:
+        raise InputError(f"marks that contradict each other: {' and '.join(marks)} of turn {number}")
+    return role != "assistant" or all(marks.values())
 
 
 def safety_rows(path: str | Path) -> Iterator[tuple[int, Any]]:

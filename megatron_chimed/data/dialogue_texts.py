@@ -7,9 +7,8 @@ from typing import Any
 
 from megatron_chimed import jsonl
 from megatron_chimed.data.sources import Fault, bounded_lines, too_long
+from megatron_chimed.data.turns import Turns
 from megatron_chimed.errors import InputError
-
-Turns = list[tuple[str, str]]  # (role, text); a role is "user", "assistant" or "system"
 
 INLINE_MARK = re.compile(r"<\s*([A-Za-z_]{1,20})\s*>\s*[:：]")
 INLINE_ROLES = {"user": "user", "human": "user", "bot": "assistant", "assistant": "assistant", "gpt": "assistant"}

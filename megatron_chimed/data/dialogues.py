@@ -26,6 +26,7 @@ from megatron_chimed.data.report import (
     require_good_input,
 )
 from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_rows
+from megatron_chimed.data.turns import texts_of
 from megatron_chimed.jsonl import atomic_output, expand, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -36,7 +37,8 @@ UNIT = "dialogues"  # by which the report counts what is in the output
 
 @dataclass
 class Counts(SourceCounts):
-    """Counts of one source. turns, characters, tokens (None without a tokenizer) count what is in the output."""
+    """Counts of one source. turns, characters, tokens (None without a tokenizer) count what is in the output: system
+    turns and thinking too."""
 
     dialogues: int = 0
     turns: int = 0
@@ -106,12 +108,12 @@ class _Writer:
             if deduplicator.is_duplicate_signature(signature):
                 counts.dropped[name] += 1
                 return
-        turns = tuple(Turn(role, text) for role, text in one.turns)
+        turns = tuple(Turn(*turn) for turn in one.turns)
         row = Dialogue(f"{file.label}:{file.name}:{one.line}", file.label, turns).to_row()
         good.write(json.dumps(row, ensure_ascii=False) + "\n")
         counts.dialogues += 1
         counts.turns += len(turns)
-        counts.characters += sum(len(turn.text) for turn in turns)
+        counts.characters += sum(map(len, texts_of(one.turns)))
         counts.changes.update(one.changes)
         counts.redacted.update(one.redacted)
         if counts.tokens is not None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_chimed.data.dialogue_readers import sharegpt_turns, text_of
-from megatron_chimed.data.dialogue_texts import Turns
+from megatron_chimed.data.dialogue_readers import sharegpt_turns, system_of, text_of, thinking_of
 from megatron_chimed.data.sources import Fault, read_rows
+from megatron_chimed.data.turns import CLOSING, OPENING, Turns
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import ABSENT, turns_from_row
 
@@ -35,7 +35,8 @@ class RankingReader(NamedTuple):
 def cmd_group(row: dict) -> RawGroup:
     """Read a row of CMD (Reward): {"question", "response_chosen", "response_rejected"}."""
     question = text_of(row, "question")
-    return _pair([("user", question)], text_of(row, "response_chosen"), text_of(row, "response_rejected"))
+    turns = [*system_of(row), ("user", question)]
+    return _pair(turns, text_of(row, "response_chosen"), text_of(row, "response_rejected"))
 
 
 def preference_group(row: dict) -> RawGroup:
@@ -48,7 +49,7 @@ def ranked_group(row: dict) -> RawGroup:
     if "turns" in row:
         turns = [(turn.role, turn.text) for turn in turns_from_row(row["turns"])]
     else:
-        turns = [("user", text_of(row, "question"))]
+        turns = [*system_of(row), ("user", text_of(row, "question"))]
     responses, ranks = _list_of(row, "responses"), _list_of(row, "ranks")
     if len(responses) != len(ranks):
         raise InputError(f"ranks that do not fit: {len(ranks)} ranks for {len(responses)} responses")
@@ -71,7 +72,10 @@ def _pair(turns: Turns, chosen: str, rejected: str) -> RawGroup:
 
 
 def _answer(row: dict, field: str) -> str:
-    """Read the text of an answer: a string, {"value"}, {"content"}, or a list of one of them; "" for null."""
+    """Read the text of an answer: a string, {"value"}, {"content"}, or a list of one of them; "" for null.
+
+    Thinking that stands in a field beside it is a think block in front of it.
+    """
     value = row.get(field)
     if isinstance(value, list):
         if len(value) != 1:
@@ -79,7 +83,8 @@ def _answer(row: dict, field: str) -> str:
         value = value[0]
     if not isinstance(value, dict):
         return text_of({**row, field: value} if field in row else row, field)
-    return text_of(value, "value" if "value" in value else "content")
+    text, thinking = text_of(value, "value" if "value" in value else "content"), thinking_of(value)
+    return f"{OPENING}{thinking}{CLOSING}{text}" if thinking else text
 
 
 def _list_of(row: dict, field: str) -> list:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.data.dedup import EXACT, make_deduplicators, normalise
-from megatron_chimed.data.dialogue_texts import Turns
-from megatron_chimed.data.dialogue_worker import merge_turns
 from megatron_chimed.data.preprocess import PreparedRow, Preprocessor, Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.sources import Fault
+from megatron_chimed.data.turns import CUT, RawTurn, merge_turns, preprocess_turns, split_thinking, spoken, texts_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import ABSENT
 
@@ -30,30 +29,46 @@ class RankingOptions:
 class PreparedGroup(PreparedRow):
     """Result of one row: a group as in `RankedGroup`, or the reason why none.
 
-    question: digest of the whole prompt's normalised text. changes: how many turns and answers were left out.
+    question: digest of the prompt's normalised text, without a system turn: another one makes no other question.
+    changes: how many turns, answers and thoughts were left out.
     """
 
-    turns: Turns = ()
+    turns: list[RawTurn] = ()
     responses: tuple[str | None, ...] = ()
     preference_ranks: tuple[int, ...] = ()
     question: bytes = b""
 
 
-def arrange_prompt(turns: Turns) -> tuple[Turns, Counter]:
+def arrange_prompt(turns: list[RawTurn]) -> tuple[list[RawTurn], Counter]:
     """Arrange turns to alternate from a user's to a user's, and count what was changed for it. Raises Unusable.
 
-    >>> arrange_prompt([("system", "s"), ("assistant", "您好"), ("user", "头痛"), ("user", "怎么办")])[0]
-    [('user', '头痛\\n怎么办')]
+    A system turn may stand in front. Thinking is left out: the history of a question is without.
+
+    >>> arrange_prompt([RawTurn("assistant", "您好"), RawTurn("user", "头痛"), RawTurn("user", "怎么办")])[0]
+    [RawTurn(role='user', text='头痛\\n怎么办', thinking='', learn=True)]
     """
-    arranged, changes = merge_turns(turns)
-    if arranged and arranged[0][0] == "assistant":
+    merged, changes = merge_turns(turns)
+    if CUT in changes:
+        raise Unusable("a system turn behind an answer")  # the answers are to what follows it
+    system, arranged = [turn for turn in merged if turn.role == "system"], spoken(merged)
+    if arranged and arranged[0].role == "assistant":
         changes["leading answers cut"] += 1
         del arranged[0]
     if not arranged:
         raise Unusable("no question")
-    if arranged[-1][0] == "assistant":
+    if arranged[-1].role == "assistant":
         raise Unusable("no question (the last turn is an answer)")
-    return arranged, changes
+    changes["thoughts of the history left out"] += sum(turn.thinking != "" for turn in arranged)
+    return [turn._replace(thinking="", learn=True) for turn in (*system, *arranged)], +changes
+
+
+def strip_thinking(responses: list[str | None]) -> tuple[list[str | None], int]:
+    """Return answers without their think blocks, and how many had one: what is compared is what a patient reads.
+
+    Raises InputError as `split_thinking`.
+    """
+    found = [(None, None) if text is None else split_thinking(text) for text in responses]
+    return [text for _, text in found], sum(thinking is not None for thinking, _ in found)
 
 
 def settle_answers(responses: list[str | None], ranks: list[int]) -> tuple[list[str | None], list[int], Counter]:
@@ -104,22 +119,23 @@ class RankingWorker:
                 raise InputError(row.reason)
             raw, redacted = READERS[reader].group(row), Counter()
             preprocess = functools.partial(self.preprocessor.preprocess, redacted=redacted)
-            turns, changes = arrange_prompt([(role, preprocess(text)) for role, text in raw.turns])
-            texts = [None if text is None else preprocess(text) for text in raw.responses]
+            tidied, found = preprocess_turns(raw.turns, preprocess)
+            turns, changes = arrange_prompt(tidied)
+            answers, found["thoughts of answers left out"] = strip_thinking(raw.responses)
+            texts = [None if text is None else preprocess(text) for text in answers]
             responses, ranks, more = settle_answers(texts, raw.preference_ranks)
         except InputError as error:
             return PreparedGroup(line, **self.preprocessor.fault(error, row))
-        question = normalise("\n".join(text for _, text in turns))
-        whole = question + normalise("\n".join(filter(None, responses)))
+        question = normalise("\n".join(texts_of(spoken(turns))))
+        system = normalise(turns[0].text) if turns[0].role == "system" else ""
+        compared = {True: system + question, False: question + normalise("\n".join(filter(None, responses)))}
         return PreparedGroup(
             line,
             turns=turns,
             responses=tuple(responses),
             preference_ranks=tuple(ranks),
             question=hashlib.sha256(question.encode(errors="surrogatepass")).digest(),
-            signatures=tuple(
-                one.signature(question if name == EXACT else whole) for name, one in self.deduplicators.items()
-            ),
-            changes=changes + more,
+            signatures=tuple(one.signature(compared[name == EXACT]) for name, one in self.deduplicators.items()),
+            changes=found + changes + more,
             redacted=redacted,
         )

@@ -134,7 +134,7 @@ class _Kept:
                 counts.groups -= 1
                 counts.dropped[LEFT_OVER] += 1
                 continue
-            turns = tuple(Turn(role, text) for role, text in one.turns)
+            turns = tuple(Turn(*turn) for turn in one.turns)
             name = f"{file.label}:{file.name}:{one.line}"
             row = RankedGroup(name, file.label, turns, one.responses, one.preference_ranks).to_row()
             targets[part].write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -57,7 +57,7 @@ class Request:
     """One sample to draw."""
 
     prompt: Sequence[int]
-    """Token ids, as `template.Renderer.render_prompt` gives them; at least one."""
+    """Token ids, as `renderer.Renderer.render_prompt` gives them; at least one."""
 
     params: SamplingParams
 

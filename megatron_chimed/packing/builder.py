@@ -10,7 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from megatron_chimed.packing.bin_packing import Packing, lower_bound, pack
 from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, digest_input, read_record_batches
 from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, is_packed, read_manifest, write_arrays
 from megatron_chimed.steps import find_up_to_date
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.workers import Bar, map_in_order
 
 
@@ -99,7 +99,7 @@ def pack_records(
             dropped={reason: count for (what, reason), count in segments.counts.items() if what == "reason"},
             **settings,
             **_write_rows(folder, segments, kind, options),
-            template=asdict(renderer.template),
+            template=renderer.template.to_row(),
             tokenizer={"path": tokenizer_path, "fingerprint": renderer.tokenizer.fingerprint},
             inputs=inputs,
         )
@@ -120,8 +120,8 @@ def _render_segments(
 
 def _pad_id(renderer: Renderer) -> int:
     """Choose the id that fills up rows: padding is known by its place, so that EOS serves where there is no pad."""
-    pad_id = renderer.tokenizer.pad_id
-    return renderer.tokenizer.eos_id if pad_id is None else pad_id
+    tokenizer = renderer.tokenizer
+    return next(one for one in (tokenizer.pad_id, tokenizer.eos_id, renderer.end_id) if one is not None)
 
 
 def _inputs_hash(digests: Iterable[str]) -> str:
@@ -185,6 +185,8 @@ def _write_rows(folder: Path, segments: _Segments, kind: Kind, options: RowOptio
     report = {kind.records: segments.num_records, "segments": len(lengths), "rows": num_rows, "lower_bound": bound}
     for what in ("in", "shortened", "cut", "dropped", "kept"):
         report[what] = {unit: segments.counts[what, unit] for unit in ("instances", "tokens", "trained")}
+    if per_turn := segments.counts["per_turn", "dialogues"]:
+        report["per_turn"] = {"dialogues": per_turn}
     report["padding"] = num_rows * options.sequence_length - report["kept"]["tokens"]
     return {"rows": num_rows, "sources": list(segments.source_numbers), "report": report, **files}
 
@@ -222,5 +224,10 @@ def format_pack_report(content: dict[str, Any], targets: str) -> str:
         lines.append(
             f"{what:14} {lost['instances']:,} instances, {lost['tokens']:,} tokens, "
             f"{lost['trained']:,} {targets} ({meaning})"
+        )
+    if per_turn := report.get("per_turn"):
+        lines.append(
+            f"per turn       {per_turn['dialogues']:,} dialogues: in this template no sequence holds all their answers "
+            "as they are learnt"
         )
     return "\n".join(lines + [f"  {count:,} x {reason}" for reason, count in content["dropped"].items()])

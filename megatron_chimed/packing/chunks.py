@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_chimed.jsonl import located, parse_line, read_lines
-from megatron_chimed.text.template import Rendered
+from megatron_chimed.text.exchange import Rendered
 
 BATCH_BYTES = 1 << 20
 

@@ -9,7 +9,11 @@ from megatron_chimed.jsonl import located
 from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, gather, parse, token_type
 from megatron_chimed.packing.examples import fit_example, make_examples
 from megatron_chimed.records import Dialogue
-from megatron_chimed.text.template import Exchange, Renderer
+from megatron_chimed.text.exchange import Exchange, is_chain
+from megatron_chimed.text.renderer import Renderer
+
+PER_TURN = "per_turn"
+"""What dialogues are counted under that the mode whole cuts into an example for each answer."""
 
 
 class DialogueMaker:
@@ -23,6 +27,8 @@ class DialogueMaker:
         dialogues = [parse(Dialogue, batch.path, number, line) for number, line in batch.located]
         rendered, owners, counts = [], [], Counter()
         for owner, exchanges in enumerate(self._encode(batch, dialogues)):
+            if self.mode == "whole" and not is_chain(exchanges):
+                counts[PER_TURN, "dialogues"] += 1
             for example in make_examples(exchanges, self.mode):
                 one = fit_example(example, self.sequence_length, self.renderer, counts)
                 if one is not None:

@@ -9,7 +9,7 @@ from megatron_chimed.packing import builder
 from megatron_chimed.packing.builder import Kind, RowOptions
 from megatron_chimed.packing.dialogue_worker import DialogueMaker
 from megatron_chimed.packing.examples import MODES
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ def pack_dialogues(
 ) -> dict[str, Any]:
     """Pack JSON lines of `Dialogue` into the folder `output`; returns its manifest. See `pack_records`."""
     maker = DialogueMaker(renderer, options.sequence_length, options.mode)
-    kind = Kind("tools/pack_sft.py", "dialogues", {"mode": options.mode}, maker)
+    settings = {"mode": options.mode} | ({"thinking": renderer.thinking} if renderer.template.thinking else {})
+    kind = Kind("tools/pack_sft.py", "dialogues", settings, maker)
     return builder.pack_records(inputs, output, renderer, kind, options, tokenizer_path)
 
 

@@ -8,23 +8,28 @@ a part:
 - last: one example for each dialogue, the loss on its last answer, as in rejection sampling, where the others are the
   history that the last one was sampled for.
 
-An example that is too long loses its oldest exchanges first. If the last exchange alone is too long, the oldest tokens
-of its question go, but never BOS and the template's own texts. Its answer is never cut: if that does not fit, the
-example is dropped. So a target of a long dialogue may see less in whole mode, or be lost with an old exchange, where
-per-turn mode still trains it.
+Where a template writes an answer in the history otherwise than where it is learnt (Qwen3 leaves its thinking out), no
+sequence holds both: a dialogue of several such answers has an example for each in the mode whole too.
+
+An example that is too long loses its oldest exchanges first; a system turn stays. If the last exchange alone is too
+long, the oldest tokens of its question go, but never the system turn, ids and the template's own texts. Its answer is
+never cut: if that does not fit, the example is dropped. So a target of a long dialogue may see less in whole mode, or
+be lost with an old exchange, where per-turn mode still trains it.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
+from megatron_chimed.text.exchange import Exchange, Rendered, is_chain, join
+from megatron_chimed.text.renderer import Renderer
 
 MODES = ("whole", "per-turn", "last")
 
 TOO_LONG = "response longer than the sequence"
 NO_ANSWER = "answer without tokens"
 NO_QUESTION = "question without tokens"
+NOTHING_LEARNT = "no answer that is to be learnt"
 
 
 class Example(NamedTuple):
@@ -36,22 +41,31 @@ class Example(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """Tokens of questions and answers, BOS and EOS included."""
-        return sum(len(prompt) + len(response) for prompt, response in self.exchanges)
+        past, targets = self.exchanges[: self.first_target], self.exchanges[self.first_target :]
+        return sum(len(one.prompt) + len(one.response) for one in targets) + sum(
+            len(ids) for one in past for ids in one.history
+        )
 
     @property
     def num_target_tokens(self) -> int:
-        """Tokens of the answers that are targets, their EOS included."""
-        return sum(len(response) for _, response in self.exchanges[self.first_target :])
+        """Tokens of the answers that are to be learnt, with the id that ends each."""
+        return sum(one.num_learnt for one in self.exchanges[self.first_target :])
+
+    def without_oldest(self) -> "Example":
+        """The example without its first exchange; the next one takes its place, behind the system turn."""
+        first, *others = self.exchanges[1:]
+        return Example([first.as_first(), *others], max(self.first_target - 1, 0))
 
 
 def make_examples(exchanges: Sequence[Exchange], mode: str) -> Iterator[Example]:
-    """Make the examples of one dialogue; mode: one of MODES."""
-    if mode == "whole":
+    """Make the examples of one dialogue; mode: one of MODES. An answer that is not to be learnt makes none alone."""
+    if mode == "whole" and is_chain(exchanges):
         yield Example(exchanges)
     elif mode == "last":
         yield Example(exchanges, len(exchanges) - 1)
     else:
-        for number in range(len(exchanges)):
+        targets = [number for number, one in enumerate(exchanges) if one.num_learnt]
+        for number in targets or [len(exchanges) - 1]:
             yield Example(exchanges[: number + 1], number)
 
 
@@ -69,19 +83,19 @@ def fit_example(example: Example, limit: int, renderer: Renderer, counts: Counte
     reason = _useless(example)
     left = example
     while reason is None and left.num_tokens > limit and len(left.exchanges) > 1:
-        left = Example(left.exchanges[1:], max(left.first_target - 1, 0))
+        left = left.without_oldest()
     truncated_turns, truncated_prompt = (
         (example.num_tokens - left.num_tokens, example.num_target_tokens - left.num_target_tokens),
         0,
     )
     if reason is None and left.num_tokens > limit:
-        prompt, response = left.exchanges[0]
-        prompt = renderer.cut_prompt(prompt, limit - len(response))
+        (only,) = left.exchanges
+        prompt = renderer.cut_prompt(only.prompt, limit - len(only.response), only.system)
         if prompt is None:
             reason = TOO_LONG
         else:
             truncated_prompt = left.num_tokens - limit
-            left = Example([Exchange(prompt, response)])
+            left = Example([Exchange(prompt, only.response, only.learnt)])
     if reason is not None:
         _count(counts, "dropped", example.num_tokens, example.num_target_tokens)
         counts["reason", reason] += 1
@@ -96,9 +110,11 @@ def fit_example(example: Example, limit: int, renderer: Renderer, counts: Counte
 
 def _useless(example: Example) -> str | None:
     """Find why an example is dropped whatever its length; None if it is not."""
-    if any(len(response) == 1 for _, response in example.exchanges[example.first_target :]):
+    if not example.num_target_tokens:
+        return NOTHING_LEARNT
+    if any(len(one.response) == 1 and one.num_learnt for one in example.exchanges[example.first_target :]):
         return NO_ANSWER  # only EOS: it would teach the model to say nothing
-    if any(not len(prompt) for prompt, _ in example.exchanges):
+    if any(not len(one.prompt) for one in example.exchanges):
         return NO_QUESTION  # the first token of an answer would have nothing to be predicted from
     return None
 

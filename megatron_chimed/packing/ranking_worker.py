@@ -1,8 +1,8 @@
 """Render a batch of lines with ranked answers as the tokens of its segments. It runs in worker processes.
 
-Each answer is one segment: the prompt, the answer and EOS, where it is scored. All answers of a group see the same
-prompt. If a group is too long for a row, the prompt loses its oldest exchanges, then the oldest tokens of its question,
-for all answers alike; an answer is never cut.
+Each answer is one segment: the prompt, the answer and the id that ends it, where it is scored. All answers of a group
+see the same prompt. If a group is too long for a row, the prompt loses its oldest exchanges, but no system turn, then
+the oldest tokens of its question, for all answers alike; an answer is never cut.
 """
 
 import random
@@ -15,8 +15,9 @@ import numpy as np
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located
 from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, gather, parse, token_type
-from megatron_chimed.records import RankedGroup, Turn
-from megatron_chimed.text.template import Exchange, Rendered, Renderer, join
+from megatron_chimed.records import RankedGroup, Turn, split_system
+from megatron_chimed.text.exchange import Exchange, Rendered, join
+from megatron_chimed.text.renderer import Renderer
 
 PAIRINGS = ("adjacent", "all", "extremes")
 """Which answers of a group are compared; see `losses.ranked_pairs`. For "extremes" only the best and worst are kept."""
@@ -26,19 +27,25 @@ TOO_LONG = "answers longer than the row"
 
 
 class Answers(NamedTuple):
-    """A group as ids, int32 arrays. history: exchanges before the question; prompt: the question's; responses: with
-    EOS; preference_ranks: 0 for the best."""
+    """A group as ids, int32 arrays. history: exchanges before the question; question: its exchange, of which the prompt
+    counts; responses: with the id that ends them; preference_ranks: 0 for the best."""
 
     history: list[Exchange]
-    prompt: np.ndarray
+    question: Exchange
     responses: list[np.ndarray]
     preference_ranks: list[int]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all segments."""
-        shared = len(self.prompt) + sum(len(prompt) + len(response) for prompt, response in self.history)
+        shared = len(self.question.prompt) + sum(len(ids) for one in self.history for ids in one.history)
         return len(self.responses) * shared + sum(map(len, self.responses))
+
+    def without_oldest(self) -> "Answers":
+        """The group without its first exchange; the next one takes its place, behind the system turn."""
+        first, *others = (*self.history[1:], self.question)
+        *history, question = first.as_first(), *others
+        return self._replace(history=history, question=question)
 
 
 class GroupMaker:
@@ -92,8 +99,8 @@ class GroupMaker:
             raise
         for texts, ranks in chosen:
             every = [next(encoded) for _ in texts]
-            *history, (prompt, _) = every[0]
-            yield Answers(history, prompt, [exchanges[-1].response for exchanges in every], ranks)
+            *history, question = every[0]
+            yield Answers(history, question, [exchanges[-1].response for exchanges in every], ranks)
 
     def _chosen(self, group: RankedGroup) -> tuple[list[str], list[int]]:
         """Choose (texts, preference ranks) of the answers that are there and that the pairing compares."""
@@ -115,12 +122,14 @@ class GroupMaker:
 def _dialogues(group: RankedGroup, texts: list[str]) -> list[tuple[Turn, ...]]:
     """List what is encoded of a group: its history once, with the first answer; the question with each answer."""
     first, *others = (Turn("assistant", text) for text in texts)
-    return [(*group.turns, first), *((group.turns[-1], other) for other in others)]
+    system, _ = split_system(group.turns)
+    alone = [group.turns[-1]] if system is None else [system, group.turns[-1]]
+    return [(*group.turns, first), *((*alone, other) for other in others)]
 
 
 def _segment(answers: Answers, response: np.ndarray) -> Rendered:
-    """Join one answer [n] to the prompt; the mask marks its EOS, where it is scored."""
-    tokens, mask = join([*answers.history, Exchange(answers.prompt, response)])
+    """Join one answer [n] to the prompt; the mask marks its last id, where it is scored."""
+    tokens, mask = join([*answers.history, Exchange(answers.question.prompt, response)], len(answers.history))
     mask[:] = 0
     mask[-1] = 1
     return Rendered(tokens, mask)
@@ -139,14 +148,15 @@ def fit_group(answers: Answers, limit: int, renderer: Renderer, counts: Counter)
         return _drop(counts, answers, NO_PAIR)
     left = answers
     while left.num_tokens > limit and left.history:
-        left = left._replace(history=left.history[1:])
+        left = left.without_oldest()
     truncated_turns = left
     if left.num_tokens > limit:
         room = (limit - sum(map(len, left.responses))) // len(left.responses)
-        prompt = renderer.cut_prompt(left.prompt, room) if room > 0 else None
+        question = left.question
+        prompt = renderer.cut_prompt(question.prompt, room, question.system) if room > 0 else None
         if prompt is None:
             return _drop(counts, answers, TOO_LONG)
-        left = left._replace(prompt=prompt)
+        left = left._replace(question=Exchange(prompt, question.response))
     for what, before, after in (("shortened", answers, truncated_turns), ("cut", truncated_turns, left)):
         if lost := before.num_tokens - after.num_tokens:
             _count(counts, what, None, lost)

@@ -8,7 +8,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.packing import builder
 from megatron_chimed.packing.builder import Kind, RowOptions
 from megatron_chimed.packing.ranking_worker import PAIRINGS, GroupMaker
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from megatron_chimed.records import Prompt
 from megatron_chimed.rejection.config import LoopConfig, TrainingShape, training_shape
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.store import count_stored
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 
 
 class RoundContext:

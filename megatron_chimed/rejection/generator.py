@@ -15,7 +15,7 @@ from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.config import Sampling
 from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.rejection.store import CandidateStore
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.workers import Bar
 

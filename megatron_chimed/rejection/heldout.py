@@ -18,7 +18,8 @@ from megatron_chimed.records import Candidate, Dialogue, Prompt
 from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.rejection.prompts import read_prompts
-from megatron_chimed.text.template import Renderer, join
+from megatron_chimed.text.exchange import join
+from megatron_chimed.text.renderer import Renderer
 
 
 class Mean(NamedTuple):
@@ -84,7 +85,7 @@ def reference_nll(config: LoopConfig, engine: Engine, renderer: Renderer, max_po
     for dialogue in dialogues[: config.heldout_sampling.reference_nll_count]:
         exchanges = renderer.encode_exchanges([dialogue.turns])[0]
         answer = exchanges[-1].response.tolist()
-        context = join(exchanges).tokens.tolist()[: -len(answer)]
+        context = join(exchanges, len(exchanges) - 1).tokens.tolist()[: -len(answer)]
         if context and len(context) + len(answer) <= max_positions:
             pairs.append((context, answer))
     can_tell = engine.kind != "openai"

@@ -5,7 +5,8 @@ from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.context import RoundContext
 from megatron_chimed.rejection.rounds import steps_of
 from megatron_chimed.steps import locked, run_step, state_of
-from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 

@@ -1,7 +1,7 @@
 """Score answers by a reward model, the Megatron checkpoint or its Hugging Face export.
 
 What is scored is the dialogue as the reward model was trained on it: the template's exchanges end to end, history,
-question and answer, with EOS at the end, where the score is read (`template.Renderer.encode_exchanges`). The answer is
+question and answer, with EOS at the end, where the score is read (`renderer.Renderer.encode_exchanges`). The answer is
 encoded from its text, as in training. An answer that the limit on tokens cut off gets the EOS as well, so that its
 reward can be told; selection drops it unless told otherwise. One that does not fit into the reward model's context is
 not scored, and counted.
@@ -16,7 +16,8 @@ from megatron_chimed.inference.engine import Engine
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.prompts import answered
 from megatron_chimed.rejection.store import CandidateStore
-from megatron_chimed.text.template import Renderer, join
+from megatron_chimed.text.exchange import join
+from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.workers import Bar
 
 
@@ -26,7 +27,7 @@ def sequences_of(candidates: Sequence[Candidate], prompts: Mapping[str, Prompt],
         if one.prompt not in prompts:
             raise InputError(f"candidate {one.key}: there is no prompt {one.prompt!r}")
     dialogues = [answered(prompts[one.prompt], one.response) for one in candidates]
-    return [join(exchanges).tokens.tolist() for exchanges in renderer.encode_exchanges(dialogues)]
+    return [join(exchanges, len(exchanges) - 1).tokens.tolist() for exchanges in renderer.encode_exchanges(dialogues)]
 
 
 def score_into(

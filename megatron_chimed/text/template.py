@@ -1,222 +1,285 @@
-"""The only renderer: turns of a dialogue to token ids, for training and for generation alike.
+"""Template: what stands around the turns of a dialogue, as lists of slots (text/slots.py) for each role.
 
 A dialogue is a chain of exchanges, each a user's turn and its answer. With the default template, ``chimed``, the form
 of the released model, an exchange is
 
     BOS [human]:QUESTION\\n[bot]: ANSWER EOS        (BOS and EOS are ids; the rest is text)
 
-and a dialogue of several turns repeats it. What is encoded on its own is the prompt text of an exchange, prefix,
-question and suffix as one string, and the answer as another. So the ids of a prompt are those of its plain text,
-whatever comes after it, and at generation the model sees exactly the prompts that it was trained on; a SentencePiece
-model with a dummy prefix begins each answer with its space piece.
+and a dialogue of several turns repeats it; a system turn is a line in front of the first question. Others are shipped
+by name, YAML files of templates/, or come from a YAML. text/renderer.py makes ids of them.
 
-What is guaranteed: BOS and EOS are put in by position and never come out of text, a user's ``</s>`` stays five
-characters, and only tokens of assistant's turns and the EOS behind them are trained, by position, whatever their ids
-are. What is not: the role markers ``[human]:`` and ``[bot]:`` are plain text in the released format, so a user can
-write them; but within one user's turn there is no EOS and BOS around them, as there is around each real answer, and
-nothing of it is trained.
-
-Source: arXiv 2311.06025, section on supervised fine-tuning ("boundaries of different pairs are marked by special
-tokens"); the prompt format of the released model.
+Source of chimed: arXiv 2311.06025, section on supervised fine-tuning ("boundaries of different pairs are marked by
+special tokens"); the prompt format of the released model. The others are those of the families' own chat templates.
 """
 
-import json
+import functools
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-
-from megatron_chimed.config import parse_dataclass, read_mapping
+from megatron_chimed.config import Located, parse_dataclass, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_json
-from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.text.tokenizer import Tokenizer
+from megatron_chimed.records import Turn, split_system
+from megatron_chimed.text import slots
+from megatron_chimed.text.slots import BOS, CONTENT, EOS, Slot, Slots, texts
+
+SHIPPED = Path(__file__).parent / "templates"
+DEFAULT = "chimed"
+PREFIX, SUFFIX = "[human]:", "\n[bot]:"
+SYSTEM_PLACES = ("turn", "first_question", "last_question")
+
+
+@dataclass(frozen=True)
+class PlainTexts:
+    """A template of plain texts alone, in the older form of a YAML; what it leaves out is chimed's."""
+
+    name: str = DEFAULT
+    user_prefix: str = PREFIX
+    user_suffix: str = SUFFIX
+    bos: bool = True
+
+    def template(self) -> "Template":
+        """Make the template. Raises InputError where both texts are blank."""
+        if not (self.user_prefix + self.user_suffix).strip():
+            raise InputError(f"template {self.name!r}: user_prefix and user_suffix are blank; give at least one text")
+        user = (*((BOS,) if self.bos else ()), *texts(self.user_prefix), CONTENT)
+        return Template(self.name, user=user, assistant=(*texts(self.user_suffix), CONTENT, EOS))
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the turns. A YAML file gives any of the fields, each of them chimed's where it is left out."""
+    """What stands around the turns; without arguments it is chimed."""
 
-    name: str = "chimed"
+    name: str = DEFAULT
     """For people; part of the hash all the same."""
 
-    user_prefix: str = "[human]:"
-    """Text in front of a user's turn."""
+    start: Slots = ()
+    """Once, in front of a dialogue."""
 
-    user_suffix: str = "\n[bot]:"
-    """Text between a user's turn and the answer."""
+    system: Slots = (CONTENT, *texts("\n"))
+    """Around a system turn; () where the family's template has no place for one, and such a turn is refused."""
 
-    bos: bool = True
-    """Put the tokenizer's BOS in front of each exchange. EOS always ends it."""
+    system_in: str = "first_question"
+    """Where `system` stands: a turn of its own, or in front of the content of the first or the last question."""
+
+    default_system: str | None = None
+    """The system turn of a dialogue that has none; None for none."""
+
+    user: Slots = (BOS, *texts(PREFIX), CONTENT)
+    """Around a question."""
+
+    assistant: Slots = (*texts(SUFFIX), CONTENT, EOS)
+    """Around an answer. It ends with the id that ends an answer; what precedes `generation` is the prompt."""
+
+    after_answer: Slots = ()
+    """Between an answer and the next question; never trained."""
+
+    thinking: Slots = ()
+    """Around what the assistant thought, where the answer is generated and in front of its text; () for no place."""
+
+    empty_thinking: bool = False
+    """Whether an answer without thinking has an empty block of `thinking`, which is part of its prompt."""
+
+    think: bool = False
+    """Whether a prompt leaves the thinking to the model where nobody says so; else it has the empty block."""
+
+    history: Slots = ()
+    """Around an answer that stands in front of a later question, without its thinking; () for `assistant`."""
+
+    apart: bool = True
+    """Encode each answer, and each prompt of an exchange, as a text of its own, as in the released model; False encodes
+    as transformers does, a text between two ids as one, whichever turns it is made of."""
 
     def __post_init__(self):
-        if not (self.user_prefix + self.user_suffix).strip():
-            raise InputError(f"template {self.name!r}: user_prefix and user_suffix are blank; give at least one text")
+        """Raises InputError."""
+        counts = [("user", self.user, 1), ("assistant", self.assistant, 1), ("start", self.start, 0)]
+        counts += [("after_answer", self.after_answer, 0), ("system", self.system, 1)]
+        counts += [("thinking", self.thinking, 1), ("history", self.history, 1)]
+        for key, value, expected in counts:
+            if slots.count(value, "content") != expected and (value or key in ("user", "assistant")):
+                raise InputError(f"template {self.name!r}: {key} has not {expected or 'no'} content")
+            if slots.count(value, "generation") > (key == "assistant"):
+                raise InputError(f"template {self.name!r}: generation stands in {key}; it is once in assistant, or not")
+        for key, value in (("assistant", self.assistant), ("history", self.history)):
+            if value and value[-1] != self.assistant[-1] or self.assistant[-1].kind not in ("eos", "token"):
+                raise InputError(f"template {self.name!r}: {key} must end with what ends an answer, eos or a token")
+        if not any(slot.kind == "content" for slot in self._split_assistant()[1]):
+            raise InputError(f"template {self.name!r}: generation stands behind content; put it in front")
+        if not slots.as_text((*self.user, *self.assistant[:-1]), bos="x").strip():
+            raise InputError(f"template {self.name!r}: nothing stands around a question; give it a text or a token")
+        if self.system_in not in SYSTEM_PLACES:
+            raise InputError(
+                f"template {self.name!r}: system_in is {self.system_in!r}; expected one of {', '.join(SYSTEM_PLACES)}"
+            )
+        if self.default_system is not None and not self.system:
+            raise InputError(f"template {self.name!r}: default_system needs system, the slots around it")
+
+    def _split_assistant(self) -> tuple[Slots, Slots]:
+        """Split the slots of an answer into those of its prompt and those that are generated."""
+        kind = "generation" if slots.count(self.assistant, "generation") else "content"
+        return slots.split_at(self.assistant, kind)
+
+    @property
+    def lead(self) -> Slots:
+        """The slots of an answer that belong to its prompt."""
+        return self._split_assistant()[0]
+
+    @property
+    def answer(self) -> Slots:
+        """The slots of an answer that are generated."""
+        return self._split_assistant()[1]
+
+    @property
+    def bos(self) -> bool:
+        """Whether a dialogue starts with BOS."""
+        return (*self.start, *self.user)[0] == BOS
+
+    @property
+    def all_slots(self) -> Slots:
+        """Every slot of the template."""
+        return tuple(slot for f in fields(self) if isinstance(value := getattr(self, f.name), tuple) for slot in value)
 
     @staticmethod
-    def load(path: str | Path | None = None) -> "Template":
-        """The template of a YAML file, or chimed without one; see `load_template`.
+    def load(given: str | Path | None = None, tokenizer: str | Path | None = None) -> "Template":
+        """The template of a name or a YAML file, or chimed without one; see `load_template`.
 
         >>> import megatron_chimed as mc
-        >>> mc.Template.load().user_prefix
-        '[human]:'
+        >>> mc.Template.load("chatml").name
+        'chatml'
         """
-        return load_template(path)
+        return load_template(given, tokenizer)
 
-    def plain(self, texts: Sequence[str]) -> str:
+    def plain(self, given: Sequence[str]) -> str:
         """A dialogue that ends with a question as plain text, a line for each turn, for models without a chat template.
 
         >>> Template().plain(["头痛怎么办？"])
         '[human]:头痛怎么办？\\n[bot]:'
         """
-        marks = (self.user_prefix, f"{self.user_suffix.strip()} ")
-        turns = "".join(f"{marks[number % 2]}{text}\n" for number, text in enumerate(texts))
-        return turns + self.user_suffix.strip()
-
-    def jinja(self, user_space: str = "", answer_space: str = "") -> str:
-        """The template as a chat template of transformers. A system message is a line in front of the next question.
-
-        The spaces stand for the dummy prefix of SentencePiece, which some tokenizers put only in front of a whole text.
-        """
-        prefix, suffix = (json.dumps(text, ensure_ascii=False) for text in (self.user_prefix, self.user_suffix))
-        bos = "bos_token + " if self.bos else ""
-        return (
-            "{%- set seen = namespace(system='') -%}"
-            "{%- for message in messages -%}"
-            "{%- if message['role'] == 'system' -%}{%- set seen.system = message['content'] + '\\n' -%}"
-            "{%- elif message['role'] == 'user' -%}"
-            f"{{{{- {bos}'{user_space}' + {prefix} + seen.system + message['content'] + {suffix} -}}}}"
-            "{%- set seen.system = '' -%}"
-            f"{{%- else -%}}{{{{- '{answer_space}' + message['content'] + eos_token -}}}}"
-            "{%- endif -%}{%- endfor -%}"
+        mark = slots.as_text(self.lead).strip()
+        turns = (
+            f"{mark} {text}" if number % 2 else slots.as_text(self.user, text) for number, text in enumerate(given)
         )
+        return "\n".join([*turns, mark])
+
+    def shown(self, turns: Sequence[Turn]) -> str:
+        """Turns as text for people: tokens by their names, BOS and EOS left out."""
+        system, turns = split_system(turns)
+        text = slots.as_text(self.system, system.text) if system else ""
+        for turn in turns:
+            if turn.role == "user":
+                text += slots.as_text(self.user, turn.text) + slots.as_text(self.lead)
+            else:
+                text += f" {turn.text}\n"
+        return text
+
+    def to_row(self) -> dict[str, Any]:
+        """Write the template as JSON; one that the older form can tell is written so, as its hash is in manifests."""
+        if plain := as_plain(self):
+            return asdict(plain)
+        return {
+            f.name: slots.slots_to_row(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in fields(self)
+        }
+
+    @classmethod
+    def from_row(cls, row: Any, where: str = "a template") -> "Template":
+        """Read what `to_row` wrote. Raises InputError as ``WHERE: reason``."""
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected a JSON object with a template")
+        return _parse({str(key): Located(value, where) for key, value in row.items()}, where)
 
     @property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over all that decides the ids."""
-        return sha256_json(asdict(self))
+        return sha256_json(self.to_row())
 
 
-def load_template(path: str | Path | None = None) -> Template:
-    """The template of a YAML file, or chimed without one.
+def as_plain(template: Template) -> PlainTexts | None:
+    """Tell a template in the older form, plain texts; None where it cannot tell it."""
+    prefix, suffix = (
+        "".join(slot.value for slot in some if slot.kind == "text") for some in (template.user, template.assistant)
+    )
+    if not (prefix + suffix).strip():
+        return None
+    plain = PlainTexts(template.name, prefix, suffix, BOS in template.user)
+    return plain if plain.template() == template else None
 
-    Raises InputError with file and line: an unknown key, a key given twice, a wrong type, blank texts.
+
+def load_template(given: str | Path | None = None, tokenizer: str | Path | None = None) -> Template:
+    """Load a template: one of `shipped_names`, or that of a YAML file; chimed for None.
+
+    tokenizer: a folder, of which the name ``tokenizer`` takes the chat template.
+
+    Raises InputError with file and line: an unknown name or key, a key given twice, a wrong type, slots that make no
+    template.
     """
-    if path is None:
+    if given is None or str(given) == DEFAULT:
         return Template()
-    settings = read_mapping(path)
-    try:
-        fields = {str(key): value for key, value in settings.items()}
-        return parse_dataclass(fields, Template, block=" in a template")[0]
-    except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    path = SHIPPED / f"{given}.yaml" if str(given) in shipped_names() else Path(given)
+    if not path.suffix and not path.exists():
+        raise InputError(f"template {given}: no such name or file; shipped are {', '.join(shipped_names())}")
+    settings = {str(key): value for key, value in read_mapping(path).items()}
+    return _parse(settings, str(path))
 
 
-class Exchange(NamedTuple):
-    """A user's turn and its answer as int32 ids: prompt [P] with BOS in front, response [R] with EOS at its end."""
-
-    prompt: np.ndarray
-    response: np.ndarray
-
-
-class Rendered(NamedTuple):
-    """tokens [n] int32; loss_mask [n] uint8: 1 for a token to be learnt, which are those of a response and its EOS."""
-
-    tokens: np.ndarray
-    loss_mask: np.ndarray
+@functools.cache
+def shipped_names() -> tuple[str, ...]:
+    """List the names of the shipped templates, the default first."""
+    return (DEFAULT, *sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 
 
-class Renderer:
-    """A template together with a tokenizer. Instances can be pickled, and so be sent to worker processes."""
-
-    def __init__(self, template: Template, tokenizer: Tokenizer):
-        """Raises InputError if the tokenizer has no EOS, or no BOS where the template wants one."""
-        if tokenizer.eos_id is None:
-            raise InputError("the tokenizer has no EOS, which must end every answer; choose one that has")
-        if template.bos and tokenizer.bos_id is None:
+def _parse(settings: dict[str, Located], path: str) -> Template:
+    """Parse a template of {key: Located}. Raises InputError."""
+    kinds = {f.name: f.type for f in fields(Template)}
+    older = {f.name for f in fields(PlainTexts)}
+    for key, setting in settings.items():
+        if key not in kinds and key not in older:
             raise InputError(
-                f"template {template.name!r} starts exchanges with BOS, and the tokenizer has none; "
-                "give a template with bos: false"
+                f"{setting.where}: unknown key {key!r} in a template; known here: {', '.join(sorted(older))}, "
+                f"or in place of these name, {', '.join(sorted(kinds.keys() - older))}"
             )
-        self.template, self.tokenizer = template, tokenizer
-        self._bos = np.array([tokenizer.bos_id] if template.bos else [], np.int32)
-        self._eos = np.array([tokenizer.eos_id], np.int32)
-        self._boundaries = {tokenizer.eos_id} | ({tokenizer.bos_id} - {None})
-        prefix, suffix = self._encode([template.user_prefix, template.user_suffix])
-        self._head, self._tail = np.concatenate([self._bos, prefix]), suffix
-
-    def encode_exchanges(self, dialogues: Sequence[Sequence[Turn]]) -> list[list[Exchange]]:
-        """The exchanges of each dialogue; its turns alternate and end with an assistant's. One call of the tokenizer.
-
-        Raises InputError if a text holds an unpaired surrogate, or if the tokenizer makes a boundary id of text.
-        """
-        texts = [self._text(turn) for turns in dialogues for turn in turns]
-        pieces = iter(self._encode(texts))
-        rendered = []
-        for turns in dialogues:
-            pairs = [(next(pieces), next(pieces)) for _ in range(len(turns) // 2)]
-            rendered.append(
-                [
-                    Exchange(np.concatenate([self._bos, prompt]), np.concatenate([response, self._eos]))
-                    for prompt, response in pairs
-                ]
-            )
-        return rendered
-
-    def render(self, dialogue: Dialogue) -> Rendered:
-        """A whole dialogue, every answer of it to be learnt. Raises InputError as `encode_exchanges`."""
-        return join(self.encode_exchanges([dialogue.turns])[0])
-
-    def render_prompt(self, turns: Sequence[Turn]) -> np.ndarray:
-        """The ids, int32 [n], after which the answer to the last turn is generated; it is a user's.
-
-        They are what stands before that answer in `render` of the longer dialogue. Raises InputError as there.
-        """
-        if len(turns) % 2 != 1:
-            raise InputError(f"a prompt of {len(turns)} turns; expected one that ends with the user's turn")
-        history = self.encode_exchanges([turns[:-1]])[0]
-        last = self._encode([self._text(turns[-1])])[0]
-        return np.concatenate([*(ids for exchange in history for ids in exchange), self._bos, last])
-
-    def cut_prompt(self, prompt: np.ndarray, limit: int) -> np.ndarray | None:
-        """Cut an exchange's prompt, int32 [n], to `limit` tokens, by leaving out the oldest tokens of the user's text.
-
-        BOS and the template's texts around the user's stay whole. None if these alone are more than the limit.
-        """
-        head = _common(prompt, self._head)
-        tail = _common(prompt[head:][::-1], self._tail[::-1])
-        if head + tail > limit:
-            return None
-        return np.concatenate([prompt[:head], prompt[len(prompt) - (limit - head) :]])
-
-    def _text(self, turn: Turn) -> str:
-        """What is encoded of a turn."""
-        return (
-            turn.text if turn.role == "assistant" else self.template.user_prefix + turn.text + self.template.user_suffix
-        )
-
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 ids, [n], of each text, among which is no boundary id. Raises InputError."""
-        pieces = [np.asarray(ids, dtype=np.int32) for ids in self.tokenizer.encode_batch(texts)]
-        flat = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-        for number in self._boundaries:
-            if (flat == number).any():
-                raise InputError(f"the tokenizer makes id {number}, its own BOS or EOS, of plain text; choose another")
-        return pieces
+    try:
+        if not settings.keys() - older:
+            found = parse_dataclass(settings, PlainTexts, block=" in a template")[0].template()
+            if settings.keys() - {"name"} and path.endswith((".yaml", ".yml")):
+                _say_new_form(path)
+            return found
+        if mixed := settings.keys() & (older - {"name"}):
+            key = min(mixed)
+            raise InputError(f"{settings[key].where}: {key} is of the older form, beside slots; write it as slots")
+        missing = [key for key in ("user", "assistant") if key not in settings]
+        if missing:
+            raise InputError(f"no {' and '.join(missing)} is given; expected the slots of a question and of an answer")
+        neutral = {"name": Path(path).stem, "system": (), "system_in": "turn", "apart": False}
+        return Template(**neutral | {key: _value(key, setting) for key, setting in settings.items()})
+    except InputError as error:
+        raise InputError(str(error) if path in str(error) else f"{path}: {error}") from None
 
 
-def join(exchanges: Sequence[Exchange], first_trained: int = 0) -> Rendered:
-    """Exchanges end to end; the responses from exchange `first_trained` on are to be learnt."""
-    tokens = np.concatenate([ids for exchange in exchanges for ids in exchange])
-    sizes = [len(ids) for exchange in exchanges for ids in exchange]
-    learnt = [number % 2 == 1 and number // 2 >= first_trained for number in range(len(sizes))]
-    return Rendered(tokens, np.repeat(np.array(learnt, np.uint8), sizes))
+def _value(key: str, setting: Located) -> Any:
+    """Read one field of a template. Raises InputError."""
+    expected, value = {f.name: f.type for f in fields(Template)}[key], setting.value
+    if expected is Slots:
+        return slots.parse_slots(value, f"{setting.where}: {key}")
+    if expected is bool and type(value) is not bool:
+        raise InputError(f"{setting.where}: {key}: expected true or false, found {value!r}")
+    if expected is not bool and not isinstance(value, str) and not (value is None and key == "default_system"):
+        raise InputError(f"{setting.where}: {key}: expected a text, found {value!r}")
+    return value
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many ids two arrays, [n] and [m], have in common at their start."""
-    length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    return int(different[0]) if len(different) else length
+@functools.cache
+def _say_new_form(path: str) -> None:
+    """Tell once how the older form is written now; it goes on working."""
+    print(
+        f"megatron_chimed: {path}: user_prefix, user_suffix and bos are the older form of a template, which works; "
+        'the newer one is user: [bos, "[human]:", content] and assistant: ["\\n[bot]:", content, eos]',
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+__all__ = ["PlainTexts", "Slot", "Template", "load_template", "shipped_names"]

@@ -9,7 +9,10 @@ and nothing is added. `parse_special=True, add_special=True` gives Megatron's id
 Tokenizer libraries are imported inside the functions, so that this module costs nothing to import.
 """
 
+import copy
 import hashlib
+import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from megatron_chimed.jsonl import sha256_file
 
 # The files of a Hugging Face folder that decide which ids a text becomes; one of the first three must be there.
 HF_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+BRACKETED = re.compile(r"<\S+>|\[\S+\]")
 HF_OPTIONAL_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -81,6 +85,20 @@ class Tokenizer(ABC):
         """Return the string of one id, such as "</s>"."""
 
     @abstractmethod
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token's string, such as "</s>"; None where there is no such token."""
+
+    def between(self, markers: Iterable[str]) -> "Tokenizer":
+        """Return a tokenizer, of the same ids, for the texts between the markers of a template, given as strings.
+
+        It finds no marker in a text: a Hugging Face folder may have some, such as Qwen3's "<think>", that are tokens
+        but not special ones, and are found in any text. So are words that were added to a vocabulary, which stay; what
+        stands in angle or square brackets is taken for a marker, also if the template has it not. And no text is taken
+        for the start of a whole one, so that a dummy prefix stands only where there is one behind a special token.
+        """
+        return self
+
+    @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids; BOS, EOS and padding leave no trace in it."""
 
@@ -125,6 +143,11 @@ class SentencePieceTokenizer(Tokenizer):
     def id_to_token(self, number: int) -> str:
         """Return the string of one id."""
         return self._processor.id_to_piece(int(number))
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token's string."""
+        number = self._processor.piece_to_id(token)
+        return number if self._processor.id_to_piece(number) == token else None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids. Raises IndexError for an id that is not below vocab_size."""
@@ -183,9 +206,44 @@ class HuggingFaceTokenizer(Tokenizer):
         """Return the string of one id."""
         return self._backend.id_to_token(int(number))
 
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token's string."""
+        return self._backend.token_to_id(token)
+
+    def between(self, markers: Iterable[str]) -> Tokenizer:
+        """Return the tokenizer of texts between markers: a copy with these as special tokens, if it must differ."""
+        added, markers = self._backend.get_added_tokens_decoder().values(), set(markers)
+        found = [
+            token
+            for token in added
+            if not token.special and (token.content in markers or BRACKETED.fullmatch(token.content))
+        ]
+        before = self._backend.pre_tokenizer
+        settings = json.loads(before.__getstate__()) if before is not None else {}
+        if not found and not _set_prepend_scheme(settings):
+            return self
+        other = copy.copy(self)
+        other._backend = copy.deepcopy(self._backend)
+        for token in found:
+            token.special = True
+        other._backend.add_special_tokens(found)
+        if settings:
+            content = json.loads(other._backend.to_str()) | {"pre_tokenizer": settings}
+            other._backend = type(self._backend).from_str(json.dumps(content))
+        return other
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids; an id that is not below vocab_size leaves no trace."""
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True)
+
+
+def _set_prepend_scheme(settings: dict) -> bool:
+    """Let a pre-tokenizer's settings put no dummy prefix in front of a whole text; whether they did so before."""
+    parts = [settings, *settings.get("pretokenizers", ())]
+    found = [part for part in parts if part.get("prepend_scheme") == "first"]
+    for part in found:
+        part["prepend_scheme"] = "never"
+    return bool(found)
 
 
 def _complete_special_tokens(loaded) -> None:

@@ -4,10 +4,12 @@ import io
 import json
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.chatml import chatml_renderer, write_chatml
 from support.dialogues import KINDS, make_tokenizer
 
 from megatron_chimed.chat import terminal
@@ -16,7 +18,8 @@ from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 LONG = "".join(f"{number}头痛" for number in range(150))
@@ -89,7 +92,9 @@ class Scripted:
     def stream(self, request, stop):
         """The next answer, cut to the request's limit; EOS behind it. `during` is called before each token."""
         self.asked.append(request)
-        tokens = [*self.renderer.tokenizer.encode(self.answers.pop(0)), self.renderer.tokenizer.eos_id]
+        said = self.renderer.tokenizer.encode(self.answers.pop(0), parse_special=True)
+        tokens = [*said, self.renderer.end_id]
+        assert self.renderer.end_id in stop
         for number, token in enumerate(tokens[: request.params.max_tokens]):
             self.during(number)
             self.drawn += 1
@@ -111,6 +116,49 @@ def test_each_prompt_is_that_of_the_training_with_settings_and_seeds(renderer):
         assert request.prompt == renderer.render_prompt(turns[: 2 * number + 1]).tolist()
         assert (request.params.temperature, request.params.top_p, request.params.max_tokens) == (0.5, 0.9, 100)
         assert request.params.seed == 7 + number
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["seen", "hidden"])
+def qwen3(request, tmp_path_factory) -> Renderer:
+    """A template with a system turn and a place for thinking, whose marks decoding shows, or leaves out."""
+    folder = write_chatml(tmp_path_factory.mktemp("qwen3") / "t", think_is_special=request.param, eos="<|endoftext|>")
+    return chatml_renderer(folder, think=True)
+
+
+def test_the_system_text_is_a_turn_where_the_template_has_one_and_else_a_line(renderer, qwen3):
+    for some in (renderer, qwen3, replace_template(renderer, system=())):
+        talk = conversation(some, "建议检查", "三次", system="你是医生")
+        said = ["".join(talk.answer(question)) for question in ("头痛", "血压")]
+        assert said == ["建议检查", "三次"] and not talk.cut
+        turns = [Turn("system", "你是医生"), Turn("user", "头痛"), Turn("assistant", "建议检查"), Turn("user", "血压")]
+        if some is not qwen3:
+            turns = [Turn("user", "你是医生\n头痛"), *turns[2:]]
+        assert talk.engine.asked[1].prompt == some.render_prompt(turns).tolist()
+        room = len(talk.engine.asked[1].prompt) + 5
+        talk.engine.max_positions, talk.engine.answers = min(2 * room, 100 + room), ["服用"]
+        assert "".join(talk.answer("头痛")) == "服用" and talk.left_out == 1
+        turns = [turns[0], Turn("user", "血压"), Turn("assistant", "三次"), Turn("user", "头痛")]
+        if some is not qwen3:
+            turns[:2] = [Turn("user", "你是医生\n血压")]
+        assert talk.engine.asked[2].prompt == some.render_prompt(turns).tolist()
+
+
+def replace_template(renderer: Renderer, **changes) -> Renderer:
+    return Renderer(replace(renderer.template, **changes), renderer.tokenizer)
+
+
+def test_thinking_is_no_part_of_the_answer_nor_of_the_history(qwen3, talked):
+    thought = "<think>\n头痛三次\n</think>\n\n建议检查血压"
+    talk = conversation(qwen3, thought, "血压", "<think>\n头")
+    pieces = list(talk.answer("头痛"))
+    assert "".join(pieces) == "建议检查血压" and talk.thinking == "头痛三次" and sum(map(bool, pieces)) > 1
+    assert list(talk.answer("服用")) and not talk.thinking
+    turns = [Turn("user", "头痛"), Turn("assistant", "建议检查血压"), Turn("user", "服用")]
+    assert talk.engine.asked[1].prompt == qwen3.render_prompt(turns).tolist()
+    assert "".join(talk.answer("发热")) == "" and talk.thinking == "头"  # it never came to an answer
+    for person in (True, False):
+        code, out, notes = talked(conversation(qwen3, thought), "头痛\n".encode(), person=person)
+        assert (code, out) == (0, "建议检查血压\n") and ("\n头痛三次\n\n" in notes) == person
 
 
 def test_an_answer_comes_while_it_is_drawn_and_what_was_said_stays_when_it_is_stopped(renderer):

@@ -13,8 +13,9 @@ from support.reward_sources import make_groups, prepare, read_groups, row_of, wr
 
 from megatron_chimed.api.client import CallSettings, ChatError
 from megatron_chimed.api.costs import Prices, estimate_tokens
-from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions
+from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions, messages_of
 from megatron_chimed.errors import InputError
+from megatron_chimed.records import RankedGroup, Turn
 
 pytestmark = pytest.mark.slow
 KEY = "sk-silence_import_warnings-1234567890abcdef"
@@ -78,6 +79,14 @@ def test_a_conversation_is_sent_whole_and_the_instruction_once(tmp_path):
     assert [message["content"] for message in server.requests[1]["messages"]] == ["一", "二", "三"]
     (group,) = read_groups(tmp_path / "out.jsonl")
     assert (group.responses, group.preference_ranks) == (("好", "m 答：三", "坏"), (0, 1, 2))  # the better answer first
+
+
+def test_the_instruction_is_a_line_of_the_first_question_behind_a_system_turn():
+    turns = (Turn("system", "s"), Turn("user", "一"), Turn("assistant", "二"), Turn("user", "三"))
+    sent = messages_of(RankedGroup("a", "s", turns, ("好", "坏"), (0, 1)), "说：")
+    assert [(one["role"], one["content"]) for one in sent] == [
+        ("system", "s"), ("user", "说：\n一"), ("assistant", "二"), ("user", "三"),
+    ]  # fmt: skip
 
 
 def misbehave(body, attempt):

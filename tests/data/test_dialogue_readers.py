@@ -1,6 +1,7 @@
 """Each published format, and what its reader makes of it."""
 
 import json
+import re
 
 import pytest
 from support.sft_sources import NAMES, content_of, expected_turns, make_dialogues, write_source
@@ -9,6 +10,7 @@ from megatron_chimed import jsonl
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered, join_question
 from megatron_chimed.data.json_values import read_json_values
 from megatron_chimed.data.sources import Fault
+from megatron_chimed.data.turns import RawTurn
 from megatron_chimed.errors import InputError
 
 
@@ -114,6 +116,58 @@ def test_sharegpt_knows_both_spellings_and_refuses_unknown_roles():
     for broken in ({}, {"conversations": "x"}, {"conversations": ["x"]}, {"conversations": [{"from": 1, "value": ""}]}):
         with pytest.raises(InputError):
             one("sharegpt", broken)
+
+
+def test_a_system_field_stands_in_front_and_what_stands_beside_an_answer_is_read():
+    rows = [{"role": "user", "content": "q", "weight": 1}, {"role": "assistant", "content": "a"}]
+    assert one("sharegpt", {"system": " s ", "messages": rows})[0] == ("system", "s")
+    for empty in ("", None):
+        assert len(one("sharegpt", {"system": empty, "messages": rows})) == 2
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        rows[1] = {"role": "assistant", "content": "a", field: " x "}
+        assert one("sharegpt", {"messages": rows})[1] == RawTurn("assistant", "a", "x")
+    assert one("cmd", {"instruction": "q", "output": "a", "system": "s"})[0] == ("system", "s")
+    assert one("multi_turn", {"instruction": "<user>: q", "output": "a", "system": "s"})[0] == ("system", "s")
+    assert one("safety", {"prompt": "q", "response": "a", "system": "s"})[0] == ("system", "s")
+
+
+@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}, {"train": 0.0}, {"train": False, "loss": 0}])
+def test_marks_of_three_formats_say_what_is_not_to_be_learnt(mark):
+    def learnt(role, mark):
+        *_, turn = one("sharegpt", {"messages": [{"role": role, "content": "a", **mark}]})
+        return RawTurn(*turn).learn
+
+    assert not learnt("assistant", mark) and learnt("user", mark) and learnt("system", mark)
+    for other in ({}, dict.fromkeys(mark), dict.fromkeys(mark, True), dict.fromkeys(mark, 1)):
+        assert learnt("assistant", other)
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"weight": 0.5}, "not a mark: field 'weight' of turn 1 is 0.5; expected true or false, 1 or 0"),
+        ({"loss": "false"}, "not a mark: field 'loss'"),
+        ({"loss": True, "weight": 0}, "marks that contradict each other: loss and weight of turn 1"),
+        ({"reasoning": "x", "reasoning_content": "y"}, "thinking twice"),
+        ({"role": "user", "reasoning": "x"}, "thinking of the user"),
+        ({"reasoning": ["x"]}, "not a string: field 'reasoning'"),
+        ({"role": "tool"}, "tools: turn 1 has the role 'tool'"),
+        ({"role": "Observation"}, "tools: turn 1 has the role 'Observation'"),
+        ({"role": "function"}, "tools: turn 1 has the role 'function'"),
+        ({"tool_calls": [{"id": "x"}], "content": None}, "tools: turn 1 has the field 'tool_calls'"),
+    ],
+)
+def test_what_beside_a_text_is_not_understood_is_refused_by_name(turn, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        one("sharegpt", {"messages": [{"role": "assistant", "content": "a", **turn}]})
+
+
+def test_tools_that_a_row_offers_are_refused_and_none_are_not():
+    rows = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": []}]
+    for none in (None, "", "[]", []):
+        assert len(one("sharegpt", {"messages": rows, "tools": none})) == 2
+    with pytest.raises(InputError, match="^tools: the row offers some"):
+        one("sharegpt", {"messages": rows, "tools": '[{"name": "search"}]'})
 
 
 def test_the_description_opens_a_meddialog_dialogue_unless_the_patient_says_it():

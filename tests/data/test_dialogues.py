@@ -19,6 +19,7 @@ from support.sft_sources import (
 from megatron_chimed.data.clean import clean, redact
 from megatron_chimed.data.dialogue_worker import Unanswered, arrange
 from megatron_chimed.data.dialogues import format_dialogue_report
+from megatron_chimed.data.turns import RawTurn
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -64,14 +65,13 @@ def test_all_sources_together_give_every_dialogue_once(tmp_path, output):
 
 def test_turns_are_merged_cut_and_left_out():
     changed = [
-        ("assistant", "您好"), ("user", "胃疼"), ("user", ""), ("user", "两天"), ("assistant", "a"), ("system", "s"),
+        ("assistant", "您好"), ("user", "胃疼"), ("user", ""), ("user", "两天"), ("assistant", "a"),
         ("assistant", "b"), ("user", "谢谢"),
     ]  # fmt: skip
-    turns, changes = arrange(changed)
-    assert turns == [("user", "胃疼\n两天"), ("assistant", "a\nb")]
+    turns, changes = arrange([RawTurn(*turn) for turn in changed])
+    assert [turn[:2] for turn in turns] == [("user", "胃疼\n两天"), ("assistant", "a\nb")]
     assert changes == {
-        "turns merged": 2, "empty turns left out": 1, "system turns left out": 1, "leading answers cut": 1,
-        "trailing questions cut": 1,
+        "turns merged": 2, "empty turns left out": 1, "leading answers cut": 1, "trailing questions cut": 1,
     }  # fmt: skip
     assert arrange(turns) == (turns, {})
     for bad, reason in [
@@ -84,8 +84,66 @@ def test_turns_are_merged_cut_and_left_out():
         ([("assistant", "a"), ("user", "b")], "no doctor's answer (the patient has the last word)"),
     ]:
         with pytest.raises(Unanswered) as refusal:
-            arrange(bad)
+            arrange([RawTurn(*turn) for turn in bad])
         assert str(refusal.value) == reason
+
+
+def write_messages(path, *dialogues):
+    """Rows of messages; a turn is (role, content) or (role, content, other fields)."""
+    rows = [[{"role": turn[0], "content": turn[1], **(turn[2:] or ({},))[0]} for turn in turns] for turns in dialogues]
+    path.write_text("".join(json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_system_turns_thinking_and_marks_are_in_the_output_and_counted(tmp_path, output):
+    model = write_model(tmp_path)
+    dialogue = [
+        ("system", "你是医生。电话13812345678"), ("user", "胃疼"), ("assistant", "<think>先问病史</think>多久了？"),
+        ("user", "两天"), ("assistant", "休息。", {"reasoning_content": "微信号：abc12345，像胃炎。。", "weight": 0}),
+    ]  # fmt: skip
+    unlearnt = [("user", "头疼"), ("assistant", "休息", {"loss": False})]
+    unclosed, tool = [("user", "问"), ("assistant", "<think>先问")], [("user", "问"), ("tool", "{}")]
+    path = write_messages(tmp_path / "a.jsonl", dialogue, unlearnt, unclosed, tool)
+    content = prepare([f"sharegpt={path}"], output, max_rejected_share=0.5, tokenizer_path=str(model))
+    check_report(content, output)
+    (row,) = read_lines(output)
+    assert row["turns"] == [
+        {"role": "system", "text": "你是医生。电话[电话]"},
+        {"role": "user", "text": "胃疼"},
+        {"role": "assistant", "text": "多久了？", "thinking": "先问病史"},
+        {"role": "user", "text": "两天"},
+        {"role": "assistant", "text": "休息。", "thinking": "微信号：[微信号]，像胃炎。", "learn": False},
+    ]
+    found = content["sources"]["sharegpt"]
+    assert found["redacted"] == {"mobile": 1, "wechat": 1} and found["malformed"] == 2
+    assert found["dropped"] == {"nothing to learn": 1, "unclosed <think>": 1, "tools": 1}
+    texts = [turn[name] for turn in row["turns"] for name in ("text", "thinking") if name in turn]
+    tokenizer = load_tokenizer(model)
+    assert found["characters"] == sum(map(len, texts)) and len(texts) == 7 and found["turns"] == 5
+    assert found["tokens"] == sum(len(tokenizer.encode(text)) for text in texts)
+
+
+def test_a_long_system_turn_makes_no_duplicates_of_other_dialogues(tmp_path, output):
+    long = "".join(f"第{n}条：回答之前先问清病史，再给建议。" for n in range(99))
+    told = [[("system", long), *turns] for turns in make_dialogues(9)]
+    other = [("system", "请用英文回答。"), *told[0][1:]]
+    path = write_messages(tmp_path / "a.jsonl", *told, told[1], other)
+    for dedup, dropped in [("near", {"exact duplicate": 1, "near duplicate": 1}), ("exact", {"exact duplicate": 1})]:
+        assert prepare([f"sharegpt={path}"], output, dedup=dedup)["dropped"] == dropped
+
+
+@pytest.mark.parametrize("place", ["system", "thinking", "block"])
+def test_an_evaluation_text_is_found_in_a_system_turn_and_in_thinking(tmp_path, output, place):
+    leaked = "天地玄黄宇宙洪荒日月盈昃辰宿列张"
+    (tmp_path / "test.txt").write_text(leaked, encoding="utf-8")
+    for text, dropped in ((leaked, {"overlaps evaluation set": 1}), (leaked[:9], {})):
+        system = [("system", text)] if place == "system" else []
+        field = {"reasoning": text} if place == "thinking" else {}
+        answer = f"<think>{text}</think>休息" if place == "block" else "休息"
+        talk = [*system, ("user", "胃疼"), ("assistant", answer, field)]
+        path = write_messages(tmp_path / "a.jsonl", talk, [("user", "头疼"), ("assistant", "睡觉")])
+        content = prepare([f"sharegpt={path}"], output, exclude=[str(tmp_path / "test.txt")])
+        assert content["dropped"] == dropped
 
 
 def test_every_dropped_row_has_its_reason(tmp_path, output):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 NUM_MUTANTS = 500  # of each format
 TOKENS = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b'"', b"\\", b"\t", b",", b":", b"{", b"}"]
 TOKENS += [b"[", b"]", b"null", b"NaN", b"1e999", b"\\ud800", b"\\u0000", b"[" * 3000, b"9" * 5000, b"</s>"]
-TOKENS += [b"id=1\n", b"Dialogue\n", b"id\t1\n", b"P\t", b"SUM1\n", b"<nurse>: ", b"<user>: ", b"<bot>:"]
+TOKENS += [b"id=1\n", b"Dialogue\n", b"id\t1\n", b"P\t", b"SUM1\n", b"<nurse>: ", b"<user>: ", b"<bot>:", b"<think>"]
 TOKENS += [mark.encode() for mark in "\u2028\x85\u200b\ufeff"] + [
     "医生：".encode(),
     "护士：\n".encode(),
@@ -40,7 +40,7 @@ VALUES = [
     "</s>",
 ]
 VALUES += ["[bot]:", "\x1b[2J", "１３８" * 9, "\ud800", "以上是我对“胃炎”这个问题的建议，谢谢！"]
-ROLES = ["nurse", "", "User", "system", "护士", "gpt", "human", "D", "P"]
+ROLES = ["nurse", "", "User", "system", "tool", "护士", "gpt", "human", "D", "P"]
 FIELDS = ["instruction", "input", "output", "from", "value", "conversations", "answers", "adopted", "answer", "title"]
 FIELDS += ["question_content", "prompt", "response", "Insult", "ask", "id"]
 

@@ -26,6 +26,7 @@ from megatron_chimed.data.ranking_worker import settle_answers
 from megatron_chimed.data.rankings import format_ranking_report
 from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
 from megatron_chimed.errors import InputError, one_line
+from megatron_chimed.records import Turn
 from megatron_chimed.text.normalise import normalise
 
 
@@ -140,6 +141,40 @@ def test_what_cannot_be_compared_is_dropped_with_its_reason(tmp_path, output):
         (("好", None, "坏", "中", None), (0, -1, 3, 3, -1)),
     ]
     assert content["sources"]["ranked"]["changes"] == {"empty answers": 1, "equal answers": 1}
+
+
+def test_a_system_turn_stays_and_thinking_is_no_part_of_what_is_compared(tmp_path, output):
+    asked = [{"role": "user", "content": "一"}, {"role": "assistant", "content": "<think>x</think>二"}]
+    asked += [{"role": "user", "content": "三"}]
+    rows = [
+        {"system": "问：13812345678", "messages": asked, "chosen": {"content": "好", "reasoning": "a"},
+         "rejected": "<think>b</think>坏"},
+        {"messages": asked, "chosen": "<think>a</think>好", "rejected": "<think>b</think>好"},
+        {"messages": [*asked[:2], {"role": "system", "content": "t"}, asked[2]], "chosen": "好", "rejected": "坏"},
+        {"messages": asked, "chosen": "<think>好", "rejected": "坏"},
+        {"question": "四", "system": "s", "responses": ["好", "坏"], "ranks": [0, 1]},
+        {"question": "五", "system": "s", "response_chosen": "好", "response_rejected": "坏"},
+    ]  # fmt: skip
+    parts = {"x:preference": rows[:4], "ranked": rows[4:5], "cmd": rows[5:]}
+    specs = [f"{name}={write_rows(tmp_path / f'{name}.jsonl', part)}" for name, part in parts.items()]
+    content = prepare(specs, output, max_rejected_share=0.5)
+    check(content, output)
+    groups = read_groups(output)
+    turns = (Turn("system", "问：[电话]"), Turn("user", "一"), Turn("assistant", "二"), Turn("user", "三"))
+    assert groups[0].turns == turns and groups[0].responses == ("好", "坏")
+    assert [group.turns for group in groups[1:]] == [(Turn("system", "s"), Turn("user", text)) for text in "四五"]
+    assert content["dropped"] == {"answers are equal": 1, "a system turn behind an answer": 1, "unclosed <think>": 1}
+    found = content["sources"]["x"]
+    assert found["changes"] == {"thoughts of answers left out": 2, "thoughts of the history left out": 1}
+    assert found["malformed"] == 1 and found["redacted"] == {"mobile": 1}
+
+
+def test_a_question_under_two_system_turns_is_two_groups_in_one_part(tmp_path, output):
+    rows = [row_of("cmd", *group) | {"system": told} for group in make_groups(30) for told in ("甲", "乙")]
+    content = prepare([f"cmd={write_rows(tmp_path / 'a.jsonl', rows)}"], output, dedup="exact", split="10,10,10")
+    check(content, output)
+    assert content["parts"] == {"train": 20, "valid": 20, "test": 20}
+    assert all(len(set(questions_of(path))) == 10 for path in parts_of(output).values())
 
 
 def test_of_equal_answers_the_best_stays_wherever_it_stands():

@@ -32,7 +32,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import open_engine, split_name, tokenizer_of
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import PlainTexts, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,7 +216,7 @@ def dummy_prefix(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("fields", [{}, {"user_prefix": "问：\"'{{", "user_suffix": "\n\n答：\\n", "bos": False}])
 @pytest.mark.parametrize("kind", ["ours", "dummy_prefix"])
 def test_a_served_prompt_is_that_of_the_training(folder, dummy_prefix, kind, fields):
-    place, template = folder / "hf" if kind == "ours" else dummy_prefix, Template(**fields)
+    place, template = folder / "hf" if kind == "ours" else dummy_prefix, PlainTexts(**fields).template()
     text = serve.chat_template(place, template)
     renderer, theirs = Renderer(template, load_tokenizer(place)), AutoTokenizer.from_pretrained(place)
     for start in (0, 2):

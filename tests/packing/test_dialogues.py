@@ -20,7 +20,8 @@ from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.packing import chunks
 from megatron_chimed.packing.dialogues import DialogueRowOptions, format_dialogue_rows, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import PlainTexts, Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 from megatron_chimed.text.tokenizer_training import train_sentencepiece
 
@@ -84,7 +85,7 @@ def test_an_unchanged_dataset_is_reused_and_any_change_builds_it_again(tmp_path,
     assert run(source, output, renderer, workers=1) == first
     assert "up to date" in capsys.readouterr().err and (output / "tokens.npy").stat().st_mtime_ns == stamp
 
-    other = Renderer(Template(user_suffix="\n\n[bot]:"), renderer.tokenizer)
+    other = Renderer(PlainTexts(user_suffix="\n\n[bot]:").template(), renderer.tokenizer)
     tokenizer = Renderer(Template(), load_tokenizer(write_other_model(tmp_path)))
     changes = [(renderer, {"length": 255}), (renderer, {"seed": 1}), (renderer, {"mode": "per-turn"})]
     for changed, options in [*changes, (other, {}), (tokenizer, {})]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer
 
 from megatron_chimed.packing.examples import NO_ANSWER, NO_QUESTION, TOO_LONG, Example, fit_example, make_examples
-from megatron_chimed.text.template import Exchange
+from megatron_chimed.text.exchange import Exchange
 
 PLENTY = 10**6
 
@@ -72,7 +72,7 @@ BOS, EOS, PREFIX, SUFFIX = 1, 2, 3, 4
 class BareRenderer:
     """Cuts prompts as the real one does, for a template of one token at each end."""
 
-    def cut_prompt(self, prompt, limit):
+    def cut_prompt(self, prompt, limit, system):
         return np.concatenate([prompt[:2], prompt[len(prompt) - (limit - 2) :]]) if limit >= 3 else None
 
 

@@ -17,7 +17,8 @@ from megatron_chimed.packing.bin_packing import Packing
 from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows, row_arrays
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 LENGTH = 256

@@ -20,7 +20,7 @@ from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.ranking_worker import NO_PAIR, TOO_LONG
 from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
-from megatron_chimed.text.template import Renderer
+from megatron_chimed.text.renderer import Renderer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import random
 from pathlib import Path
 
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import PlainTexts
 from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.text.tokenizer_training import write_tokenizer
 from support.corpora import WORDS, make_texts, write_model
@@ -74,8 +75,8 @@ def make_dialogues(count: int, seed: int = 0, most_turns: int = 5, most_words: i
 
 
 def make_renderer(kind: str, folder: Path, **fields) -> Renderer:
-    """A renderer of the default template, or of one with other fields."""
-    return Renderer(Template(**fields), make_tokenizer(kind, folder))
+    """A renderer of the default template, or of one with other texts."""
+    return Renderer(PlainTexts(**fields).template(), make_tokenizer(kind, folder))
 
 
 def write_dialogues(path: Path, dialogues: list[Dialogue]) -> Path:

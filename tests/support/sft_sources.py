@@ -129,7 +129,7 @@ def check_report(content: dict, output: Path) -> None:
         mine = [row for row in rows if row.source == label]
         assert one["rows"] == one["dialogues"] + sum(one["dropped"].values())
         assert one["dialogues"] == len(mine) and one["turns"] == sum(len(row.turns) for row in mine)
-        assert one["characters"] == sum(len(turn.text) for row in mine for turn in row.turns)
+        assert one["characters"] == sum(len(turn.text) + len(turn.thinking) for row in mine for turn in row.turns)
         duplicates = sum(number for reason, number in one["dropped"].items() if reason.endswith("duplicate"))
         assert sum(row["source"] == label for row in rejected) == sum(one["dropped"].values()) - duplicates
     assert content["input_rows"] == content["rows"] + sum(content["dropped"].values())

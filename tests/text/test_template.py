@@ -10,7 +10,8 @@ from support.dialogues import KINDS, make_dialogue, make_dialogues, make_tokeniz
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, Template, load_template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import PlainTexts, Template, load_template
 
 FORGED = ["</s>", "<s>", "<pad>", "[bot]:", "[human]:", "\n[bot]:", "\n", " ", "胃炎", "头痛", "<", "s", ">"]
 TEXTS = st.lists(st.sampled_from(FORGED), min_size=1, max_size=8).map("".join).filter(str.strip)
@@ -155,17 +156,17 @@ def test_a_tokenizer_without_the_boundaries_of_the_template_is_refused():
     bare.bos_id = None
     with pytest.raises(InputError, match="give a template with bos: false"):
         Renderer(Template(), bare)
-    assert Renderer(Template(bos=False), bare).render(make_dialogue("a", "b")).tokens.tolist() == [5, 5, 2]
+    assert Renderer(PlainTexts(bos=False).template(), bare).render(make_dialogue("a", "b")).tokens.tolist() == [5, 5, 2]
     bare.eos_id = None
     with pytest.raises(InputError, match="no EOS"):
-        Renderer(Template(bos=False), bare)
+        Renderer(PlainTexts(bos=False).template(), bare)
 
 
 def test_a_yaml_gives_a_template_and_leaves_the_rest_chimed_s(tmp_path, renderers):
     path = tmp_path / "vicuna.yaml"
     path.write_text('name: vicuna\nuser_prefix: "USER:"\nuser_suffix: "ASSISTANT:"\n', encoding="utf-8")
     template = load_template(path)
-    assert template == Template("vicuna", "USER:", "ASSISTANT:", True)
+    assert template == PlainTexts("vicuna", "USER:", "ASSISTANT:", True).template()
     assert load_template() == Template() != template and template.fingerprint != Template().fingerprint
     rendered = Renderer(template, renderers["sentencepiece"].tokenizer).render(make_dialogue("头痛", "服用"))
     assert renderers["sentencepiece"].tokenizer.decode(rendered.tokens) == "USER:头痛ASSISTANT:服用"

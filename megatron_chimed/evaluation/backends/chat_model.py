@@ -5,8 +5,10 @@ from lm_eval.api.model import LM
 
 from megatron_chimed.api.client import ChatError, ChatRequest
 from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.backends.encoding import answer_marks
 from megatron_chimed.evaluation.backends.engine_model import until
 from megatron_chimed.inference.openai_engine import OpenAIEngine
+from megatron_chimed.text.template import Template
 
 MAX_TOKENS = 256
 
@@ -16,8 +18,9 @@ class ChatModel(LM):
     knows how long a prompt is; fault: why an answer is missing. A refusal of the server (content filter) is an empty
     answer, and so counted as one."""
 
-    def __init__(self, engine: OpenAIEngine):
+    def __init__(self, engine: OpenAIEngine, template: Template):
         super().__init__()
+        self.marks = answer_marks(template)
         self.api, self.seed, self.cut, self.fault = engine.api, 0, {}, ""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -40,7 +43,9 @@ class ChatModel(LM):
                 if completion.failed:
                     self.fault = f"a request failed at all attempts ({completion.reason}); run the command again"
                 else:
-                    texts[number] = until(completion.text or "", requests[number].args[1].get("until", ()))
+                    texts[number] = until(
+                        completion.text or "", requests[number].args[1].get("until", ()), self.marks
+                    )
         except ChatError as error:
             self.fault = str(error)
         return texts

@@ -1,6 +1,6 @@
 """Prompts to token ids, the same for every model that we run ourselves.
 
-A prompt with turns is rendered as in training (`template.Renderer`). A plain text, which likelihoods are taken of, is
+A prompt with turns is rendered as in training (`renderer.Renderer`). A plain text, which likelihoods are taken of, is
 the template's BOS and the ids of the text; no special token is ever made of its characters.
 """
 
@@ -8,22 +8,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_chimed.data.turns import CLOSING, OPENING
 from megatron_chimed.errors import InputError
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.inference.thinking import Marks, marks_of
+from megatron_chimed.records import split_system
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
+
+
+def answer_marks(template: Template) -> Marks:
+    """What is around the thinking in an answer: the template's marks, or the common ones where it has none."""
+    return marks_of(template) or Marks(OPENING, CLOSING)
 
 
 class Encoder:
     """Encodes prompts, makes those fit that are too long, and remembers them.
 
-    cut: prompt -> [its tokens, tokens kept]. Left out are the oldest exchanges, then the oldest tokens of the user's
-    text; of a plain text the oldest tokens behind BOS.
+    cut: prompt -> [its tokens, tokens kept]. Left out are the oldest exchanges, but no system turn, then the oldest
+    tokens of the user's text; of a plain text the oldest tokens behind BOS.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: Template):
         self.renderer = Renderer(template, tokenizer)
         self.tokenizer, self.template = tokenizer, template
         self.cut: dict[str, list[int]] = {}
+        self.marks = answer_marks(template)
 
     def text(self, text: str, *, bos: bool | None = None) -> list[int]:
         """The ids of a plain text; bos None puts BOS in front where the template does."""
@@ -47,12 +57,15 @@ class Encoder:
         return ids[:head] + ids[len(ids) - max(0, limit - head) :]
 
     def _shorten(self, turns: Sequence, limit: int) -> list[int]:
-        """The newest exchanges of a prompt that fit, or what fits of the last question."""
+        """The newest exchanges of a prompt that fit behind its system turn, or what fits of the last question."""
+        system, turns = split_system(turns)
+        told = [] if system is None else [system]
         for start in range(2, len(turns), 2):
-            ids = self.renderer.render_prompt(turns[start:])
+            ids = self.renderer.render_prompt([*told, *turns[start:]])
             if len(ids) <= limit:
                 return ids.tolist()
-        ids = self.renderer.cut_prompt(self.renderer.render_prompt(turns[-1:]), limit)
+        ids = self.renderer.render_prompt([*told, turns[-1]])
+        ids = self.renderer.cut_prompt(ids, limit, system.text if system else self.template.default_system or "")
         if ids is None:
             raise InputError(
                 f"{limit} tokens are left for a prompt, fewer than the template takes; make answers shorter"

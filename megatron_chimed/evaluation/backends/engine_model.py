@@ -8,6 +8,7 @@ from lm_eval.api.model import TemplateLM
 from megatron_chimed.evaluation.backends.encoding import Encoder
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Request, SamplingParams
+from megatron_chimed.inference.thinking import Marks, spell, split_thinking
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
@@ -53,13 +54,13 @@ class EngineModel(TemplateLM):
         raise NotImplementedError("no perplexity here")
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """As in lm-eval. EOS ends an answer; another stop string cuts it afterwards."""
+        """As in lm-eval. The ids that end an answer end it; another stop string cuts it afterwards."""
         asked = [self._request(*request.args, number) for number, request in enumerate(requests)]
-        texts = [""] * len(requests)
-        for batch in self.engine.generate(asked, [self.eot_token_id]):
+        texts, renderer = [""] * len(requests), self.encoder.renderer
+        for batch in self.engine.generate(asked, list(renderer.stop_ids)):
             for index, answer in batch:
-                tokens = [token for token in answer.tokens if token != self.eot_token_id]
-                texts[index] = until(self.encoder.tokenizer.decode(tokens), requests[index].args[1].get("until", ()))
+                text = spell(answer.tokens, renderer)
+                texts[index] = until(text, requests[index].args[1].get("until", ()), self.encoder.marks)
         return texts
 
     def _request(self, prompt: str, settings: dict, number: int) -> Request:
@@ -80,12 +81,14 @@ class EngineModel(TemplateLM):
         self.engine.close()
 
 
-def until(text: str, stops: Sequence[str]) -> str:
-    """The text in front of the first of the stop strings.
+def until(text: str, stops: Sequence[str], marks: Marks) -> str:
+    """The text in front of the first of the stop strings; those do not count in its thinking, which stays.
 
-    >>> until("A\\n\\nB", ["\\n\\n"])
+    >>> until("A\\n\\nB", ["\\n\\n"], Marks("<think>", "</think>"))
     'A'
     """
+    answer = split_thinking(text, marks).text
+    thinking, text = text[: len(text) - len(answer)], answer
     for stop in stops:
         text = text.split(stop)[0] if stop else text
-    return text
+    return thinking + text

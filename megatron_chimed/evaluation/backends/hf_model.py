@@ -1,11 +1,15 @@
 """The model of an engine over a Hugging Face folder in lm-eval's own backend, with prompts encoded as in training."""
 
+from collections.abc import Iterable
+
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from megatron_chimed.evaluation.backends.encoding import Encoder
+from megatron_chimed.evaluation.backends.engine_model import until
 from megatron_chimed.inference.hf_engine import HuggingFaceEngine
+from megatron_chimed.inference.thinking import spell
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
@@ -62,7 +66,28 @@ class HuggingFaceModel(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """As in lm-eval, without a bar of its own; samples depend on `seed` and the requests of the call."""
         torch.manual_seed(self.seed)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        if not self.encoder.template.thinking:
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        settings = [request.args[1] for request in requests]  # a stop string may stand in the thinking
+        open_ended = [
+            Instance(request.request_type, request.doc, (request.args[0], {**one, "until": []}), request.idx)
+            for request, one in zip(requests, settings, strict=True)
+        ]
+        texts = super().generate_until(open_ended, disable_tqdm=disable_tqdm)
+        stops = [one.get("until", ()) for one in settings]
+        return [until(text, some, self.encoder.marks) for text, some in zip(texts, stops, strict=True)]
+
+    def tok_decode(self, tokens: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of an answer, tokens around its thinking by their names; or lm-eval's, with special tokens."""
+        if skip_special_tokens and self.encoder.template.thinking:
+            return spell(tokens, self.encoder.renderer)
+        return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings) -> torch.Tensor:
+        """As in lm-eval; where the template ends an answer with another id than EOS, both end it."""
+        ends = list(self.encoder.renderer.stop_ids)
+        more = {"eos_token_id": ends} if len(ends) > 1 else {}
+        return super()._model_generate(context=context, max_length=max_length, stop=stop, **settings, **more)
 
     def close(self) -> None:
         """End the engine."""

@@ -70,7 +70,7 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
         if kind == "openai":
             from megatron_chimed.evaluation.backends.chat_model import ChatModel
 
-            return ChatModel(engine)
+            return ChatModel(engine, template)
         if kind == "hf":
             from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
 

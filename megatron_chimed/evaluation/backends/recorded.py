@@ -15,6 +15,8 @@ from lm_eval.api.model import LM
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.answers_log import AnswersLog
+from megatron_chimed.evaluation.backends.encoding import answer_marks
+from megatron_chimed.inference.thinking import split_thinking
 from megatron_chimed.records import Turn
 from megatron_chimed.text.template import Template
 from megatron_chimed.workers import Bar
@@ -28,11 +30,7 @@ class ChatPrompt(str):
     @classmethod
     def of(cls, turns: Sequence[Turn], template: Template) -> "ChatPrompt":
         """The prompt of these turns; BOS and EOS are ids and have no place in its text."""
-        texts = (
-            template.user_prefix + turn.text + template.user_suffix if turn.role == "user" else f" {turn.text}\n"
-            for turn in turns
-        )
-        prompt = cls("".join(texts))
+        prompt = cls(template.shown(turns))
         prompt.turns = tuple(turns)
         return prompt
 
@@ -72,6 +70,7 @@ class RecordedLM(LM):
     ):
         super().__init__()
         self.make, self.log, self.template, self.name = make, log, template, name
+        self.marks = answer_marks(template)
         self.batch, self.progress = batch, progress
         self.sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
         self.seed = 0
@@ -83,12 +82,16 @@ class RecordedLM(LM):
         return ""
 
     def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> ChatPrompt:
-        """The prompt of a conversation; a system's message is put in front of the user's that follows."""
+        """The prompt of a conversation; a system's message is put in front of the user's that follows, or is a turn of
+        its own where the template has one."""
         turns: list[Turn] = []
         system = ""
         for message in chat_history:
             if message["role"] == "system":
                 system += message["content"]
+            elif system and not turns and self.template.system and self.template.system_in == "turn":
+                turns = [Turn("system", system.strip()), Turn(message["role"], message["content"])]
+                system = ""
             else:
                 turns.append(Turn(message["role"], system + message["content"]))
                 system = ""
@@ -104,10 +107,17 @@ class RecordedLM(LM):
         raise NotImplementedError("no perplexity here")
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """As in lm-eval, with this model's temperature and top_p in place of a task's."""
+        """As in lm-eval, with this model's temperature and top_p in place of a task's; an answer without its thinking,
+        which is not scored."""
         for request in requests:
             request.arguments = (request.args[0], {**request.args[1], **self.sampling})
-        return [row["answer"] for row in self._answer("generate_until", requests)]
+        rows = self._answer("generate_until", requests)
+        return [split_thinking(row["answer"], self.marks).text for row in rows]
+
+    def thinking_of(self, request_type: str, arguments: Sequence[Any]) -> str:
+        """What stood in a request's answer as thinking; "" for nothing."""
+        answer = self.log.answers[self._key(request_type, arguments)]["answer"]
+        return split_thinking(answer, self.marks).thinking if isinstance(answer, str) else ""
 
     def cut_of(self, request_type: str, arguments: Sequence[Any]) -> list[int] | None:
         """[tokens, tokens kept] of the request's prompt where it was too long, else None."""

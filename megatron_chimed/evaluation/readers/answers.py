@@ -5,6 +5,7 @@ from typing import Any
 
 from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import arrange
+from megatron_chimed.data.turns import RawTurn
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.readers.items import Loaded, load
 
@@ -51,6 +52,6 @@ def _answers(turns: list[tuple[str, str]]) -> list[dict]:
             text.encode()
         except UnicodeEncodeError:
             raise InputError("bytes that are no characters of the file's encoding") from None
-    arranged, _ = arrange([(role, text.strip()) for role, text in turns])
-    texts = [text for _, text in arranged]
+    arranged, _ = arrange([RawTurn(role, text.strip()) for role, text in turns])
+    texts = [turn.text for turn in arranged]
     return [{"history": texts[:end], "reference": texts[end]} for end in range(1, len(texts), 2)]

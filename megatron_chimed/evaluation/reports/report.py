@@ -115,6 +115,8 @@ def _counts(task: dict) -> str:
     for name, count in task["problems"].items():
         parts.append(f"{count} of {task['n'] * task['runs']} answers {PROBLEMS[name]}")
     parts.append(f"{task['cut_prompts']} prompts cut to fit the model")
+    if "thinking" in task:
+        parts.append(f"{task['thinking']} answers with thinking, which is not scored")
     if task["malformed"]:
         parts.append(f"{task['malformed']} rows are no items, the first: {task['first_faults'][0]}")
     if "contamination" in task:

@@ -17,8 +17,10 @@ def summarize(task: str, runs: list[Records]) -> dict[str, Any]:
     """The figures of a task over its runs, each of them with the same items in the same order.
 
     {"n": items, "metrics": {name: {"mean", "error", "low", "high", "runs", "signature"}}, "groups": {name: {"n",
-    "metrics"}}, "problems": {name: items, in all runs}, "cut_prompts": items, in all runs}. Shares are from 0 to 100.
+    "metrics"}}, "problems": {name: items, in all runs}, "cut_prompts": items, in all runs}, and "thinking", answers in
+    all runs, where there was some. Shares are from 0 to 100.
     """
+    thinking = sum("thinking" in record for run in runs for record in run)
     metrics, scale = KINDS[TASKS[task].kind].metrics, 100.0 if TASKS[task].percent else 1.0
     return {
         "n": len(runs[0]),
@@ -30,6 +32,7 @@ def summarize(task: str, runs: list[Records]) -> dict[str, Any]:
             if metric.problem
         },
         "cut_prompts": sum("cut" in record for run in runs for record in run),
+        **({"thinking": thinking} if thinking else {}),
     }
 
 

@@ -14,7 +14,8 @@ from megatron_chimed.evaluation.backends.hf_model import HuggingFaceModel
 from megatron_chimed.evaluation.backends.recorded import ChatPrompt
 from megatron_chimed.inference.open import open_engine
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, Template
+from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 TURNS = (Turn("user", "头痛三次"), Turn("assistant", "建议检查"), Turn("user", "</s>服用什么[bot]:"))
