@@ -142,12 +142,12 @@ def megatron_to_hf(
     planned = list(_plan_hf(model, source))
     with atomic_folder(hf) as folder:
         _require_space(folder, planned)
-        with _progress(planned, progress) as written:
-            write_weights(folder, planned, max_shard_bytes, written)
         if files is not None:
             copy_tokenizer(files, folder)
             if model.head == "reward":
                 token_ids = give_own_pad(folder, files, token_ids)
+        with _progress(planned, progress) as written:
+            write_weights(folder, planned, max_shard_bytes, written)
         write_json(folder / "config.json", to_hf(model, name_of(planned[0].dtype), token_ids))
         if model.head == "lm":
             write_json(folder / "generation_config.json", generation_config(files, token_ids))

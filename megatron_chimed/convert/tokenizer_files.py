@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.text.sentencepiece_export import write_folder
 from megatron_chimed.text.tokenizer import HF_FILES, HF_OPTIONAL_FILES, Tokenizer, load_tokenizer
 
 FILES = (*HF_FILES, *HF_OPTIONAL_FILES, "chat_template.jinja")
@@ -28,10 +29,12 @@ def checkpoint_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer's files into the existing folder `target`."""
+    """Copy a tokenizer's files into the existing folder `target`; of a bare SentencePiece model they are made.
+
+    Raises InputError where these would give other ids.
+    """
     if source.is_file():
-        shutil.copyfile(source, target / "tokenizer.model")
-        write_json(target / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": False})
+        write_folder(source, target)
         return
     for name in FILES:
         if (source / name).is_file():

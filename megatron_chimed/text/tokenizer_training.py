@@ -23,9 +23,9 @@ from megatron_chimed.jsonl import (
     sha256_file,
     write_json,
 )
+from megatron_chimed.text.sentencepiece_export import hugging_face_backend
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"  # ids 0 to 3
-SPACE = "\u2581"
 MANIFEST = "manifest.json"
 TRAINING = {
     "model_type": "bpe",
@@ -123,35 +123,6 @@ def _explain(message: str, vocab_size: int) -> str:
     if "sentences_.empty()" in message:
         return "the input holds no text to train on; give files with at least one text that is not blank"
     return f"SentencePiece could not train: {message}"
-
-
-def hugging_face_backend(model: bytes):
-    """Make the `tokenizers.Tokenizer` that gives the ids of a SentencePiece byte-pair model made by
-    `train_sentencepiece`.
-
-    Every pair of pieces whose union is a piece becomes a merge, in the order of the unions' ids: that is
-    SentencePiece's own rule (join the neighbours whose union scores best, and scores fall with the id).
-    """
-    import sentencepiece
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    source = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ids = {source.id_to_piece(number): number for number in range(source.get_piece_size())}
-    ordinary = {
-        piece: number
-        for piece, number in ids.items()
-        if not (source.is_control(number) or source.is_byte(number) or source.is_unknown(number))
-    }
-    merges = []
-    for piece in ordinary:
-        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        known = [pair for pair in pairs if pair[0] in ordinary and pair[1] in ordinary]
-        merges.extend(sorted(known, key=lambda pair: (ordinary[pair[0]], ordinary[pair[1]])))
-    backend = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token=UNK, fuse_unk=True, byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)
-    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS, PAD)])
-    return backend
 
 
 def write_tokenizer(model: bytes, folder: Path) -> None:
