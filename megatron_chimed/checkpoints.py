@@ -7,6 +7,7 @@ written after all of them. A checkpoint of another tool has none, and is taken a
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,25 +55,56 @@ def latest_iteration(folder: str | Path) -> int:
 
 
 def resolve(folder: str | Path, iteration: int | None = None) -> Path:
-    """The folder of one checkpoint in a run's folder: the newest one, or that of an iteration.
+    """The folder of one checkpoint: the newest one of a run's folder, or that of an iteration, or the folder itself.
 
-    Raises InputError when there is none, with the iterations that there are.
+    Without a tracker file the only checkpoint there is taken. Raises InputError when there is none, with those that
+    there are, and for Megatron's older format.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a folder of Megatron checkpoints")
+    if iteration is None and re.fullmatch(r"release|iter_\d{7,}", folder.name) and not (folder / TRACKER).exists():
+        return _in_our_format(folder)
     there = sorted(path.name for path in (*folder.glob("iter_*"), folder / "release") if path.is_dir())
-    if iteration is None:
-        tracker = folder / TRACKER
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else ""
-        name = "release" if text == "release" else path_of(folder, int(text)).name if text.isdecimal() else None
-        if name is None:
-            raise InputError(f"{tracker}: holds no iteration; give --iteration, one of {', '.join(there) or 'none'}")
-    else:
-        name = path_of(folder, iteration).name
+    name = _newest(folder, there) if iteration is None else path_of(folder, iteration).name
     if name not in there:
         raise InputError(f"{folder}: has no {name}; there is {', '.join(there) or 'no checkpoint'}")
-    return folder / name
+    return _in_our_format(folder / name)
+
+
+def _newest(folder: Path, there: list[str]) -> str:
+    """The name of the checkpoint that the tracker file names, or the only one. Raises InputError."""
+    tracker = folder / TRACKER
+    text = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else ""
+    if text == "release":
+        return text
+    if text.isdecimal():
+        return path_of(folder, int(text)).name
+    if not there:
+        raise InputError(f"{folder}: holds no checkpoint (no iter_..., no release); give a run's folder")
+    if len(there) == 1 and not text:
+        return there[0]
+    state = f"holds {text[:40]!r}, no iteration" if tracker.is_file() else "is missing"
+    paths = " or ".join(str(folder / name) for name in there)
+    raise InputError(f"{tracker}: {state}; give one of its checkpoints: {paths}")
+
+
+def _in_our_format(folder: Path) -> Path:
+    """The folder of one checkpoint. Raises InputError for Megatron's older format, of one file for each rank."""
+    older = next(folder.glob("mp_rank_*/*.pt"), None)
+    if older is not None and not (folder / "metadata.json").is_file():
+        raise InputError(f"{older}: Megatron's older format (torch); save it with --ckpt-format torch_dist")
+    return folder
+
+
+def require_loadable(folder: str | Path, advice: str = "give a run's --save") -> None:
+    """Raise InputError unless the trainer can --load from a folder: it has a tracker file."""
+    folder = Path(folder)
+    if (folder / TRACKER).is_file():
+        return
+    if match := re.fullmatch(r"iter_(\d{7,})", folder.name):
+        advice = f"give --load {folder.parent} --ckpt-step {int(match[1])}"
+    raise InputError(f"--load {folder}: no checkpoint there ({TRACKER} is missing); {advice}")
 
 
 def write_tracker(folder: str | Path, text: str) -> None:

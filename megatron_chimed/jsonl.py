@@ -121,12 +121,32 @@ def expand(patterns: Iterable[str], flag: str = "") -> list[str]:
     return found
 
 
+LFS_POINTER = b"version https://git-lfs"
+
+
+def is_lfs_pointer(path: str | Path) -> bool:
+    """Whether a file is a Git LFS pointer: what a clone without git-lfs has in the place of a large file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
+def require_content(path: str | Path) -> None:
+    """Raise InputError for a Git LFS pointer."""
+    if is_lfs_pointer(path):
+        raise InputError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull")
+
+
 @contextlib.contextmanager
 def open_input(path: str | Path) -> Iterator[IO[bytes]]:
     """Open an input in binary, through gzip if its name ends in .gz.
 
-    Raises InputError if there is no such file, and within the block if the gzip file proves damaged.
+    Raises InputError if there is no such file or it is a Git LFS pointer, and within the block if the gzip file proves
+    damaged.
     """
+    require_content(path)
     try:
         file = gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:

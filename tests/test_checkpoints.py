@@ -156,3 +156,45 @@ def test_no_checkpoint_is_ever_seen_half_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda folder, **_: None)  # a kill before the first file is gone
     checkpoints.discard(path)
     assert not path.exists() and not checkpoints.iterations(tmp_path)
+
+
+def test_a_checkpoint_is_found_from_its_run_by_itself_or_alone(tmp_path):
+    checkpoint(tmp_path, 250)
+    path = checkpoints.path_of(tmp_path, 250)
+    assert checkpoints.resolve(tmp_path) == checkpoints.resolve(path) == checkpoints.resolve(tmp_path, 250) == path
+    (tmp_path / "other" / "release").mkdir(parents=True)
+    assert checkpoints.resolve(tmp_path / "other") == checkpoints.resolve(tmp_path / "other" / "release")
+
+
+def test_what_is_no_checkpoint_is_said_with_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"holds no checkpoint \(no iter_\.\.\., no release\); give a run's folder"):
+        checkpoints.resolve(tmp_path)
+    checkpoint(tmp_path, 5)
+    (tmp_path / "release").mkdir()
+    with pytest.raises(InputError, match=r"iteration\.txt: is missing; give one of .*/iter_0000005 or .*"):
+        checkpoints.resolve(tmp_path)
+    (tmp_path / TRACKER).write_text("ten")
+    with pytest.raises(InputError, match=r"holds 'ten', no iteration; give one of its checkpoints: .*/release"):
+        checkpoints.resolve(tmp_path)
+    with pytest.raises(InputError, match=r"has no iter_0000007; there is iter_0000005, release"):
+        checkpoints.resolve(tmp_path, 7)
+
+
+@pytest.mark.parametrize("name", ["iter_0000010", "release"])
+def test_megatrons_older_format_is_named(tmp_path, name):
+    (tmp_path / name / "mp_rank_00").mkdir(parents=True)
+    (tmp_path / name / "mp_rank_00" / "model_optim_rng.pt").write_bytes(b"weights")
+    for place in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=r"model_optim_rng\.pt: Megatron's older format .* torch_dist"):
+            checkpoints.resolve(place)
+
+
+def test_the_trainer_is_told_how_to_load_one_of_several(tmp_path):
+    checkpoint(tmp_path, 250)
+    path = checkpoints.path_of(tmp_path, 250)
+    with pytest.raises(InputError, match=f"--load {path}: no .*; give --load {tmp_path} --ckpt-step 250"):
+        checkpoints.require_loadable(path)
+    with pytest.raises(InputError, match="give a run's --save"):
+        checkpoints.require_loadable(tmp_path)
+    (tmp_path / TRACKER).write_text("250")
+    checkpoints.require_loadable(tmp_path)

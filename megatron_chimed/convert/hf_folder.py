@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from megatron_chimed.convert.plan import Planned
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.jsonl import is_lfs_pointer, read_json, write_json
 
 FORMATS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 """(a single file, the index of several), in the order in which they are looked for."""
@@ -43,7 +43,8 @@ class HuggingFaceFolder:
     """The weights in a folder, by name.
 
     `problems` lists what is wrong with its files: a missing, damaged or truncated shard, an index that does not agree
-    with the shards, a tensor stored twice. Tensors that could be found are in `tensors` nevertheless.
+    with the shards, a tensor stored twice. Tensors that could be found are in `tensors` nevertheless; `unreadable` names
+    the files that could not be read, in which others may be.
     """
 
     def __init__(self, folder: str | Path):
@@ -51,9 +52,12 @@ class HuggingFaceFolder:
         self.folder = Path(folder)
         self.tensors: dict[str, Stored] = {}
         self.problems: list[str] = []
+        self.unreadable: set[str] = set()
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder; give a Hugging Face model folder")
         for single, index in FORMATS:
+            if (self.folder / index).is_file() and (self.folder / single).is_file():
+                raise InputError(f"{folder}: two sets of weights, {single} and that of {index}; remove the older one")
             if (self.folder / index).is_file():
                 self._open_indexed(self.folder / index)
                 return
@@ -77,7 +81,7 @@ class HuggingFaceFolder:
                 self._open(name)
         for tensor, file in weight_map.items():
             found = self.tensors.get(tensor)
-            if found is None and (self.folder / file).is_file():
+            if found is None and file not in self.unreadable and (self.folder / file).is_file():
                 self.problems.append(f"{path.name}: {tensor} is not in {file}")
             elif found is not None and found.file != file:
                 self.problems.append(f"{path.name}: {tensor} is in {found.file}, not in {file}")
@@ -89,12 +93,18 @@ class HuggingFaceFolder:
         path = self.folder / name
         if not path.is_file():
             self.problems.append(f"{name}: missing")
+            self.unreadable.add(name)
+            return
+        if is_lfs_pointer(path):
+            self.problems.append(f"{name}: is a Git LFS pointer, not the file; run git lfs pull")
+            self.unreadable.add(name)
             return
         try:
             stored = _open_safetensors(path) if name.endswith(".safetensors") else _open_bin(path)
         except Exception as error:  # a damaged file raises nearly anything
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             self.problems.append(f"{name}: damaged or truncated ({reason})")
+            self.unreadable.add(name)
             return
         for tensor, found in stored.items():
             if tensor in self.tensors:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from megatron_chimed.checkpoints import TRACKER
+from megatron_chimed.checkpoints import require_loadable
 from megatron_chimed.config import RunConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import memory
@@ -60,8 +60,8 @@ def dry_run(
 def _check_files(settings: RunConfig, skip_load: bool) -> None:
     """Raise InputError for a checkpoint or a tokenizer that is not there; of data the trainer tells more."""
     load, tokenizer = settings.megatron.get("load"), settings.megatron.get("tokenizer-model")
-    if load and not skip_load and not (Path(str(load.value)) / TRACKER).is_file():
-        raise InputError(f"--load {load.value}: no checkpoint there ({TRACKER} is missing); or give --skip-load")
+    if load and not skip_load:
+        require_loadable(str(load.value), "or give --skip-load")
     name = str(tokenizer.value) if tokenizer else ""
     is_path = name.count("/") > 1 or name.endswith(".model")  # else it may be the name of one that is published
     kind = settings.megatron.get("tokenizer-type")

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import sha256_file
+from megatron_chimed.jsonl import require_content, sha256_file
 
 # The files of a Hugging Face folder that decide which ids a text becomes; one of the first three must be there.
 HF_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
@@ -127,6 +127,7 @@ class SentencePieceTokenizer(Tokenizer):
 
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; expected a SentencePiece model")
+        require_content(path)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):
@@ -161,6 +162,8 @@ class HuggingFaceTokenizer(Tokenizer):
         """Raises InputError if transformers cannot read the folder, or reads it into a slow (Python) tokenizer."""
         from transformers import AutoTokenizer
 
+        for name in (*HF_FILES, *HF_OPTIONAL_FILES):
+            require_content(Path(folder) / name)
         try:
             loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # transformers raises nearly anything on a broken folder

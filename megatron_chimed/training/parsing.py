@@ -4,7 +4,6 @@ import argparse
 import inspect
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from megatron.training import get_tokenizer
@@ -74,10 +73,8 @@ def _refuse(parsed: argparse.Namespace) -> None:
     if parsed.eval_iters and not parsed.eval_interval:
         raise InputError("no --eval-interval is given; give the iterations between evaluations, or --eval-iters 0")
     for folder in (parsed.load, parsed.pretrained_checkpoint):
-        if folder and folder != parsed.save and not (Path(folder) / checkpoints.TRACKER).is_file():
-            raise InputError(
-                f"--load {folder}: no checkpoint there ({checkpoints.TRACKER} is missing); give a run's --save"
-            )
+        if folder and folder != parsed.save:
+            checkpoints.require_loadable(folder)
 
 
 def _resume(settings: dict[str, Located]) -> dict[str, Located]:

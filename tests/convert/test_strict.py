@@ -186,7 +186,7 @@ def test_a_megatron_checkpoint_with_other_tensors_is_refused_with_all_of_them(tm
         ("none", "out", None, "none: no such folder"),
         ("empty", "out", None, "no weights here; expected model.safetensors"),
         ("out", "none", {}, "none: no such folder"),
-        ("out", "empty", {}, "holds no iteration; give --iteration"),
+        ("out", "empty", {}, "empty: holds no checkpoint (no iter_..., no release)"),
         ("out", "run", {"iteration": 9}, "has no iter_0000009; there is release"),
         ("out", "run", {"tokenizer": "/none"}, "/none: no such file or folder; give a tokenizer"),
         ("run", "run", {}, "exists already; remove it or name another folder"),
