@@ -43,8 +43,8 @@ class HuggingFaceFolder:
     """The weights in a folder, by name.
 
     `problems` lists what is wrong with its files: a missing, damaged or truncated shard, an index that does not agree
-    with the shards, a tensor stored twice. Tensors that could be found are in `tensors` nevertheless; `unreadable` names
-    the files that could not be read, in which others may be.
+    with the shards, a tensor stored twice. Tensors that could be found are in `tensors` nevertheless; `unreadable`
+    names the files that could not be read, in which others may be.
     """
 
     def __init__(self, folder: str | Path):
