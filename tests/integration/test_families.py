@@ -1,0 +1,108 @@
+"""Every family at work: logits, texts and gradients of transformers in every layout, and controls that differ."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.checkpoints import same_bits, weights
+from support.families import CASES, expected, make_batch, write_case
+from support.ranks import start
+
+from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
+
+LAYOUTS = {
+    "TP 1": {},
+    "TP 2": {"tp": 2},
+    "TP 2 with sequence parallelism": {"tp": 2, "sequence_parallel": True},
+    "PP 3": {"pp": 3},
+}
+CONTROLS = {
+    "qwen2 tied": ["biases left out", "tied forgotten"],
+    "qwen2 one group, yarn": ["positions not scaled"],
+    "qwen2 reward": ["biases left out"],
+    "qwen3 head size of its own": ["norms of q and k swapped"],
+    "qwen3 tied, yarn": ["positions not scaled", "attention factor ignored", "tied forgotten"],
+    "qwen3 reward": ["norms of q and k swapped"],
+    "llama yarn of other constants": ["positions not scaled", "attention factor ignored"],
+    "llama llama3 of other constants": ["positions not scaled", "Megatron's constants of llama3"],
+    "llama linear": ["positions not scaled"],
+}
+LOGITS, GRADIENTS, DIFFERENT = 1e-4, 1e-5, 1e-2
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, one_thread):
+    """A folder with a checkpoint and a batch of every case, and what transformers makes of it."""
+    folder, answers = tmp_path_factory.mktemp("families"), {}
+    for name in CASES:
+        model = write_case(folder / name / "hf", name)
+        hf_to_megatron(folder / name / "hf", folder / name / "megatron", progress=False)
+        batch = make_batch(model.config.vocab_size)
+        save_file(batch, folder / name / "batch.safetensors")
+        answers[name] = expected(model, batch)
+    return folder, answers
+
+
+@pytest.fixture(scope="module")
+def found(world):
+    """What Megatron computes, {(layout, case): tensors}: three sessions of ranks go through all cases."""
+    folder, _ = world
+    for ranks in (1, 2, 3):
+        wanted = [{"name": name} | how for name, how in LAYOUTS.items() if how.get("tp", how.get("pp", 1)) == ranks]
+        words = [folder, json.dumps(wanted), json.dumps(CONTROLS)]
+        session = start(words, ranks, folder / "output.txt", "support.family_worker")
+        assert session.wait(240) == 0, (folder / "output.txt").read_text()[-4000:]
+    results = {}
+    for layout, name in itertools.product(LAYOUTS, CASES):
+        gradients = folder / name / f"{layout} gradients"
+        megatron_to_hf(folder / name / layout, gradients, progress=False)
+        exported = {f"gradient of {one}": tensor for one, tensor in weights(gradients).items()}
+        results[layout, name] = load_file(folder / name / f"{layout}.safetensors") | exported
+    return results
+
+
+def largest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_round_trip_is_exact_to_the_bit(world, name):
+    folder, _ = world
+    megatron_to_hf(folder / name / "megatron", folder / name / "again", progress=False)
+    assert same_bits(weights(folder / name / "hf"), weights(folder / name / "again"))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_and_gradients_are_those_of_transformers(world, found, layout, name):
+    wanted, results = world[1][name], found[layout, name]
+    gradients = [key for key in wanted if key.startswith("gradient")]
+    assert {key for key in results if key.startswith("gradient")} == set(gradients)
+    apart = largest(wanted["outputs"], results["outputs"])
+    steps = {key: largest(wanted[key], results[key]) for key in gradients}
+    worst = max(steps, key=steps.get)
+    least = min(wanted[key].abs().max() for key in gradients)
+    print(
+        f"{name}, {layout}: outputs differ by {apart:.1e}, gradients by {steps[worst]:.1e}; the least has {least:.1e}"
+    )
+    assert apart <= LOGITS and steps[worst] <= GRADIENTS, worst
+    assert wanted["outputs"].std() > 0.1 and least > 10 * GRADIENTS
+    assert ("generated" in results) == ("reward" not in name and layout in ("TP 1", "TP 2"))
+    if "generated" in results:
+        assert torch.equal(wanted["generated"], results["generated"])
+
+
+@pytest.mark.parametrize(("name", "control"), [(name, one) for name, some in CONTROLS.items() for one in some])
+def test_a_model_without_its_quirk_is_another_one(world, found, name, control):
+    apart = largest(world[1][name]["outputs"], found["TP 1", name][f"control: {control}"])
+    print(f"{name}, {control}: outputs differ by {apart:.1e}")
+    assert apart > DIFFERENT
+
+
+@pytest.mark.parametrize("layout", ["TP 2", "TP 2 with sequence parallelism"])
+def test_gradients_of_norms_that_are_not_added_up_over_the_ranks_differ(world, found, layout):
+    name = "qwen3 head size of its own"
+    wanted = world[1][name]["gradient of model.layers.0.self_attn.q_norm.weight"]
+    assert largest(wanted, found[layout, name]["control: gradient of q_norm on one rank"]) > 100 * GRADIENTS
