@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import same_bits, weights
-from support.families import CASES, expected, make_batch, write_case
+from support.families import CASES, expected, make_batch, reference_loss, write_case
+from support.job import Job, figures, write_corpus
 from support.ranks import start
 
+from megatron_chimed.convert.architecture import read_hf
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 
 LAYOUTS = {
@@ -61,6 +63,31 @@ def found(world):
         exported = {f"gradient of {one}": tensor for one, tensor in weights(gradients).items()}
         results[layout, name] = load_file(folder / name / f"{layout}.safetensors") | exported
     return results
+
+
+TRAINED = {
+    "qwen2 tied": (2, ["--tensor-model-parallel-size", 2, "--sequence-parallel"]),
+    "qwen3 tied, yarn": (2, ["--tensor-model-parallel-size", 2, "--sequence-parallel"]),
+    "mistral odd head size": (1, []),
+    "llama llama3 of other constants": (3, ["--pipeline-model-parallel-size", 3]),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_training_starts_at_the_loss_of_transformers_and_is_exported_as_its_family(world, tmp_path, name):
+    folder, (ranks, layout) = world[0] / name, TRAINED[name]
+    before = read_hf(folder / "hf")
+    prefix = write_corpus(tmp_path, ids=before.sizes.vocab)
+    job = Job(tmp_path, stage={"data-path": str(prefix), "eval-iters": 0})
+    job.model = folder / "megatron/model.yaml"
+    start = ["--load", folder / "megatron", "--finetune", "--tokenizer-type", "NullTokenizer", "--train-iters", 1]
+    job.run(*start, "--save", tmp_path / "run", *layout, ranks=ranks)
+    first = float(figures(tmp_path / "run")[0][1])
+    assert first == pytest.approx(reference_loss(folder / "hf", prefix), abs=1e-5)
+    megatron_to_hf(tmp_path / "run", tmp_path / "hf", progress=False)
+    assert read_hf(tmp_path / "hf") == before
+    moved = weights(tmp_path / "hf")
+    assert all(not torch.equal(tensor, moved[name]) for name, tensor in weights(folder / "hf").items())
 
 
 def largest(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
 
 CONFIG = {
     "vocab_size": 103,  # a prime: every tensor-parallel size needs padding
@@ -98,6 +101,22 @@ def continue_greedily(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Ten
     for _ in range(NEW):
         tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
     return tokens[:, PROMPT:]
+
+
+def reference_loss(hf, prefix) -> float:
+    """Loss by transformers on the first batch of a training."""
+    from transformers import AutoModelForCausalLM
+
+    config = PretrainDatasetConfig(random_seed=7, sequence_length=64, blend=([str(prefix)], None), split="80,20,0")
+    dataset = build_pretrain_datasets(config, (4, 0, 0))[0]
+    samples = [dataset[number] for number in range(4)]
+    tokens, labels, mask = (
+        torch.from_numpy(np.stack([np.asarray(s[k]) for s in samples])) for k in ("tokens", "labels", "loss_mask")
+    )
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(hf)(tokens.long()).logits
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
+    return (nll * mask.flatten()).sum().item() / mask.sum().item()
 
 
 def write_case(folder: Path, name: str) -> torch.nn.Module:
