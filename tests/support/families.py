@@ -43,6 +43,14 @@ LEARNT = 0.6
 PROMPT, NEW = 24, 8
 
 
+def config_of(name: str) -> dict:
+    """The config.json of a case, as little of it as there can be."""
+    kind, changes = CASES[name]
+    changes = dict(changes)
+    head = "ForSequenceClassification" if changes.pop("reward", False) else "ForCausalLM"
+    return CONFIG | {"architectures": [kind + head], "model_type": kind.lower()} | changes
+
+
 def make_model(name: str, changes: dict, seed: int = 0) -> torch.nn.Module:
     """A random model of transformers, float32; weights large enough for logits that tell models apart."""
     import transformers
