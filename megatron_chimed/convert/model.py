@@ -24,10 +24,13 @@ from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.reward import build_reward
 
 
-def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerConfig:
-    """Make Megatron's configuration of the layers, for evaluation on any device without Transformer Engine."""
+def transformer_config(model: Architecture, dtype: torch.dtype, **changes: Any) -> TransformerConfig:
+    """Make Megatron's configuration of the layers, for evaluation on any device without Transformer Engine.
+
+    changes: further fields, or others.
+    """
     sizes = model.sizes
-    config = TransformerConfig(
+    settings = dict(
         num_layers=sizes.layers,
         hidden_size=sizes.hidden,
         ffn_hidden_size=sizes.ffn,
@@ -51,6 +54,7 @@ def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerCo
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
     )
+    config = TransformerConfig(**settings | changes)
     if model.rope.kind == "yarn":
         set_yarn(config, model.rope)
     return config
@@ -72,18 +76,11 @@ def set_yarn(config: TransformerConfig, rope: Rope) -> None:
     config.yarn_correction_range_round_to_int = rope.truncate
 
 
-def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
-    """Build this rank's part of the model, its weights not set yet.
-
-    Logits are [batch, sequence, padded vocabulary], or without gather_logits this rank's slice of them, as a loss wants
-    it; a reward model gives rewards [batch, sequence]. Starts Megatron's parallel state with all ranks as one
-    tensor-parallel group.
-    """
-    ranks, rope = torch.distributed.get_world_size(), model.rope
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
-    tensor_parallel.model_parallel_cuda_manual_seed(1)
-    config = SimpleNamespace(
-        transformer=transformer_config(model, dtype),
+def gpt_config(model: Architecture, dtype: torch.dtype, gather_logits: bool, **changes: Any) -> SimpleNamespace:
+    """Make what `build_gpt` takes of Megatron's model configuration; changes: of the layers' configuration."""
+    rope = model.rope
+    return SimpleNamespace(
+        transformer=transformer_config(model, dtype, **changes),
         seq_length=model.max_positions,
         fp16_lm_cross_entropy=False,
         parallel_output=not gather_logits,
@@ -97,15 +94,31 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
         scatter_embedding_sequence_parallel=True,
         num_ids=model.sizes.vocab,
     )
+
+
+def build_part(model: Architecture, config: SimpleNamespace, **placement: Any) -> GPTModel:
+    """Build this rank's part of the model, its weights not set yet, from `gpt_config`; placement: see `build_gpt`."""
     build = build_reward if model.head == "reward" else build_gpt
     return build(
         ModelOptions(**to_options(model)),
         config,
-        vocab_size=pad_vocab(model.sizes.vocab, ranks),
-        pre_process=True,
-        post_process=True,
+        vocab_size=pad_vocab(model.sizes.vocab, parallel_state.get_tensor_model_parallel_world_size()),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-    ).eval()
+        **placement,
+    )
+
+
+def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
+    """Build this rank's part of the model, its weights not set yet.
+
+    Logits are [batch, sequence, padded vocabulary], or without gather_logits this rank's slice of them, as a loss wants
+    it; a reward model gives rewards [batch, sequence]. Starts Megatron's parallel state with all ranks as one
+    tensor-parallel group.
+    """
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=torch.distributed.get_world_size())
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    config = gpt_config(model, dtype, gather_logits)
+    return build_part(model, config, pre_process=True, post_process=True).eval()
 
 
 def load_weights(gpt: GPTModel, folder: Path) -> None:

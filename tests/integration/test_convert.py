@@ -3,20 +3,18 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 from support.checkpoints import CONFIG, KINDS, same_bits, weights, write_hf
 from support.corpora import write_model
+from support.families import reference_loss
 from support.job import MODEL, ROOT, VOCAB, Job, figures, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.convert.verify import verify
-from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
-from megatron_chimed.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -81,40 +79,6 @@ def test_a_trained_model_comes_with_its_tokenizer(tmp_path):
     assert loaded.config.vocab_size == ours.vocab_size and loaded.config.eos_token_id == ours.eos_id
     text = loaded.generate(torch.tensor([ours.encode("慢性")]), max_new_tokens=4, do_sample=False)
     assert text.size(1) > 1
-
-
-def reference_loss(hf, prefix, ids: int | None = None) -> float:
-    """Loss by transformers on the first batch of a training; ids: as if the model had so many."""
-    config = PretrainDatasetConfig(random_seed=7, sequence_length=64, blend=([str(prefix)], None), split="80,20,0")
-    dataset = build_pretrain_datasets(config, (4, 0, 0))[0]
-    samples = [dataset[number] for number in range(4)]
-    tokens, labels, mask = (
-        torch.from_numpy(np.stack([np.asarray(s[k]) for s in samples])) for k in ("tokens", "labels", "loss_mask")
-    )
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(hf)(tokens.long()).logits
-    nll = torch.nn.functional.cross_entropy(logits[..., :ids].flatten(0, 1), labels.flatten().long(), reduction="none")
-    return (nll * mask.flatten()).sum().item() / mask.sum().item()
-
-
-def test_a_model_with_more_rows_than_its_tokenizer_has_ids_keeps_them_and_all_count(tmp_path):
-    """The tokenizer alone would be padded to 512 rows, fewer than the model has."""
-    prefix, rows = write_corpus(tmp_path), 600
-    hf = write_hf(tmp_path / "hf", vocab_size=rows)
-    hf_to_megatron(hf, tmp_path / "megatron", progress=False)
-    tokenizer = write_model(tmp_path)
-    job = Job(tmp_path, stage={"data-path": str(prefix)})
-    job.model = tmp_path / "megatron/model.yaml"
-    job.run(
-        "--load", tmp_path / "megatron", "--finetune", "--tokenizer-type", "SentencePieceTokenizer",
-        "--tokenizer-model", tokenizer, "--save", tmp_path / "run", "--train-iters", 1,
-        "--tensor-model-parallel-size", 2,
-    )  # fmt: skip
-    first = float(figures(tmp_path / "run")[0][1])
-    assert first == pytest.approx(reference_loss(hf, prefix), abs=1e-5)
-    assert abs(first - reference_loss(hf, prefix, ids=load_tokenizer(tokenizer).vocab_size)) > 1e-2
-    megatron_to_hf(tmp_path / "run", tmp_path / "back", progress=False)
-    assert weights(tmp_path / "back")["lm_head.weight"].shape == (rows, CONFIG["hidden_size"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from support.paths import TESTS
 from support.ranks import ON_CPU
 
 from megatron_chimed.convert.families import FAMILIES
+from megatron_chimed.convert.family import Family
 from megatron_chimed.plan import memory
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
@@ -48,16 +49,19 @@ CASES += [
     CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
     for tp, recompute in ((1, "none"), (2, "none"), (1, "core_attn"), (2, "mlp"), (1, "full"), (2, "full"))
 ]
+CASES += [
+    CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": "none", "family": family}
+    for tp, family in itertools.product((1, 2), ("qwen2", "qwen3"))
+]
+CASES.append(CASE | HALF | {"sizes": WIDE | {"num_query_groups": 8}, "recompute": "none", "family": "qwen3"})
 
 
 def planned(case: dict) -> dict[str, int]:
     """The same figures by arithmetic."""
     if "recompute" in case:
         return {"kept": layer_kept(case)}
-    family = next(one for one in FAMILIES if one.name == case["family"])
-    names = ("tied", "head")
-    more = {name: case[name] for name in names}
-    model = Model(**case["sizes"], vocab_multiple=case["multiple"], family=family, **more)
+    more = {"family": family_of(case), "tied": case["tied"], "head": case["head"]}
+    model = Model(**case["sizes"], vocab_multiple=case["multiple"], **more)
     tp, pp, stage = case["tp"], case["pp"], case["pp"] - 1 if case["last"] else 0
     layout = Layout(
         tp * pp * case["dp"], tp, pp, 1, 1, 64, half=case["half"], distributed_optimizer=case["distributed_optimizer"]
@@ -68,12 +72,17 @@ def planned(case: dict) -> dict[str, int]:
     }
 
 
+def family_of(case: dict) -> Family:
+    return next(family for family in FAMILIES if family.name == case["family"])
+
+
 def layer_kept(case: dict) -> int:
     """What a layer keeps of a row of 128 tokens."""
     recompute = case["recompute"] if case["recompute"] in ("none", "full") else "selective"
     split = case["tp"] > 1
     layout = Layout(case["tp"], case["tp"], 1, 1, 1, 128, split, half=True, recompute=recompute)
-    return memory.layer_kept(Model(**case["sizes"]), replace(layout, recomputed=(case["recompute"],)))
+    model = Model(**case["sizes"], family=family_of(case))
+    return memory.layer_kept(model, replace(layout, recomputed=(case["recompute"],)))
 
 
 @pytest.fixture(scope="module")
