@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.convert.verify import verify
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize(
