@@ -30,8 +30,8 @@ def run_tasks(
 
     names: of `catalog.TASKS`; paths: {source: path}; seed: of few-shot examples and samples; limit: the first so many
     items of each data set; max_new_tokens: in place of each task's own. A record has id, group, prompt, answer (a text,
-    or {letter: log-likelihood}), parsed, gold, scores, cut ([tokens, tokens kept] of a prompt that was too long), thinking
-    (what stood in front of the answer, which is not scored).
+    or {letter: log-likelihood}), parsed, gold, scores, cut ([tokens, tokens kept] of a prompt that was too long),
+    thinking (what stood in front of the answer, which is not scored).
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=paths)

@@ -43,9 +43,7 @@ class ChatModel(LM):
                 if completion.failed:
                     self.fault = f"a request failed at all attempts ({completion.reason}); run the command again"
                 else:
-                    texts[number] = until(
-                        completion.text or "", requests[number].args[1].get("until", ()), self.marks
-                    )
+                    texts[number] = until(completion.text or "", requests[number].args[1].get("until", ()), self.marks)
         except ChatError as error:
             self.fault = str(error)
         return texts

@@ -34,7 +34,7 @@ def run(ctx: RoundContext, inputs_hash: str) -> StepResult:
     with CandidateStore(_store(ctx), inputs_hash) as store:
         if len(store.candidates) < len(requests):
             with open_generator(options, ctx.previous.checkpoint, ctx.file("hf")) as generator:
-                generate_into(store, requests, generator, sampling, ctx.renderer.tokenizer, options.batch_size)
+                generate_into(store, requests, generator, sampling, ctx.renderer, options.batch_size)
         return StepResult(store.publish(ctx.file("candidates.jsonl")))
 
 
