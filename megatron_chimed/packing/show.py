@@ -1,7 +1,7 @@
 """Show a packed row: its segments as text, with boundaries and targets marked, for terminal or HTML.
 
-Where colours are not to be had, ``<BOS>``, ``<EOS>`` and the names of the template's tokens stand for boundary ids, such
-as those around a system turn or thinking, and « » enclose what is to be learnt.
+Where colours are not to be had, ``<BOS>``, ``<EOS>`` and the names of the template's tokens stand for boundary ids, as
+around a system turn or thinking, and « » enclose what is to be learnt.
 What a text holds can disturb neither: control characters are spelled out, and HTML is escaped.
 """
 

@@ -24,7 +24,7 @@ PROMPT = Prompt("p0", "test", TURNS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_chatml(tmp_path_factory.mktemp("chatml") / "tokenizer", think_is_special=True)
+    return write_chatml(tmp_path_factory.mktemp("chatml") / "tokenizer", special=True)
 
 
 @pytest.fixture
