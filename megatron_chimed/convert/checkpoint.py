@@ -21,9 +21,10 @@ from megatron_chimed.checkpoints import check_whole, has_manifest, resolve
 from megatron_chimed.convert.architecture import Architecture, read_hf, to_hf
 from megatron_chimed.convert.family import Entry
 from megatron_chimed.convert.hf_folder import HuggingFaceFolder, write_weights
-from megatron_chimed.convert.megatron_args import read_megatron, to_megatron, to_megatron_args
+from megatron_chimed.convert.megatron_args import read_megatron, to_megatron, to_megatron_args, to_options
 from megatron_chimed.convert.plan import DTYPES, Planned, name_of, total_bytes
 from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tensors
+from megatron_chimed.convert.tensors import merge, split
 from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     generation_config,
@@ -58,8 +59,8 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)
-        settings = to_megatron(model)
-        args = to_megatron_args(settings)
+        settings, options = to_megatron(model), to_options(model)
+        args = to_megatron_args(settings, options)
         if has_tokenizer(hf):
             (folder / "tokenizer").mkdir()
             copy_tokenizer(hf, folder / "tokenizer")
@@ -71,7 +72,8 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
             write_checkpoint(folder, model.sizes.layers, planned, model.family.stateful, args, written)
         with atomic_output(folder / "model.yaml") as file:
             file.write(f"# Megatron's arguments of the model in {hf.name}.\n")
-            yaml.safe_dump({"megatron": settings}, file, sort_keys=False, allow_unicode=True)
+            blocks = {"megatron": settings} | ({"chimed": options} if options else {})
+            yaml.safe_dump(blocks, file, sort_keys=False, allow_unicode=True)
     return model
 
 
@@ -93,7 +95,7 @@ def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.
     """Plan Megatron's tensors, checked against those that are there. Raises InputError."""
     check_hf_tensors(model, source, dtype)
     for entry in model.family.entries(model.head, model.tied):
-        wanted = dtype or source.tensors[entry.hf[0].format(0)].dtype
+        wanted = dtype or source.tensors[entry.hf[0].format(layer=0)].dtype
         for layer in range(model.sizes.layers) if entry.per_layer else (None,):
             make = functools.partial(_join, entry, model, source, layer, wanted)
             yield Planned(entry.megatron, entry.megatron_shape(model.sizes), wanted, make, layer)
@@ -101,8 +103,8 @@ def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.
 
 def _join(entry: Entry, model: Architecture, source: HuggingFaceFolder, layer: int | None, dtype) -> torch.Tensor:
     """Read and merge the parts of one Megatron tensor: [rows, ...] of type `dtype`."""
-    parts = [source.tensors[name.format(layer)].read() for name in entry.hf]
-    return entry.merge(parts, model.sizes).to(dtype)
+    parts = [source.tensors[name.format(layer=layer)].read() for name in entry.hf]
+    return merge(entry, parts, model.sizes).to(dtype)
 
 
 def megatron_to_hf(
@@ -184,7 +186,7 @@ def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Plann
         make = _one_by_one(functools.partial(_split, entry, model, source, layer))
         dtype = source.tensors[entry.megatron].properties.dtype
         for name, shape in zip(entry.hf, entry.hf_shapes(model.sizes), strict=True):
-            yield Planned(name.format(layer), shape, dtype, make)
+            yield Planned(name.format(layer=layer), shape, dtype, make)
 
 
 def _one_by_one(read: Callable[[], list[torch.Tensor]]) -> Callable[[], torch.Tensor]:
@@ -213,7 +215,7 @@ def _split(entry: Entry, model: Architecture, source: TorchDistCheckpoint, layer
         tensor = source.read(entry.megatron, (0,) * len(shape), shape)
     else:
         tensor = source.read(entry.megatron, (layer, *(0 for _ in shape)), (1, *shape))[0]
-    return entry.split(tensor, model.sizes)
+    return split(entry, tensor, model.sizes)
 
 
 def _require_space(folder: Path, planned: list[Planned]) -> None:

@@ -1,13 +1,16 @@
-"""A model family as data: which Hugging Face tensors make which of Megatron's, and what its settings must be."""
+"""A model family as data: which Hugging Face tensors make which of Megatron's, and what its settings must be.
+
+No torch here: the plan reads these tables too. What is done to the tensors of an entry stands in `tensors`.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from megatron_chimed.convert.sizes import Head, Sizes
+
+LAYER = "decoder.layers."
 
 
 @dataclass(frozen=True)
@@ -18,19 +21,21 @@ class Entry:
     """Megatron's name; a layer's tensors are stacked on a leading axis [layers, ...]."""
 
     hf: tuple[str, ...]
-    """Names, with {} for the number of the layer."""
+    """Names, with {layer} for the number of the layer."""
 
     shapes: tuple[tuple[str | int, ...], ...]
     """Of each Hugging Face tensor, by the names of `Sizes`."""
 
-    merge_fn: Callable
-    split_fn: Callable
-    """Its inverse; both are of `tensors`."""
+    merge: Literal["one", "rows", "qkv"] = "one"
+    """How they become Megatron's: as it is, one below the other, or interleaved by query group (`tensors.MERGES`)."""
+
+    split_axis: int | None = None
+    """Axis of Megatron's tensor that tensor-parallel ranks share out; None where each has all of it."""
 
     @property
     def per_layer(self) -> bool:
         """Whether every layer has its own."""
-        return "{}" in self.hf[0]
+        return "{layer}" in self.hf[0]
 
     @property
     def has_vocabulary(self) -> bool:
@@ -46,18 +51,6 @@ class Entry:
         shapes = self.hf_shapes(sizes)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def merge(self, parts: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
-        """Merge the Hugging Face tensors of one layer, of shapes `hf_shapes`, into Megatron's, of `megatron_shape`.
-
-        All have one dtype, which stays. Query [heads * d, H], key and value [groups * d, H] make
-        [(heads + 2 * groups) * d, H]; gate and up [F, H] make [2F, H].
-        """
-        return self.merge_fn(parts, sizes.num_query_groups)
-
-    def split(self, tensor: torch.Tensor, sizes: Sizes) -> list[torch.Tensor]:
-        """Split Megatron's tensor of one layer [rows, ...] into the Hugging Face tensors: the inverse of `merge`."""
-        return self.split_fn(tensor, [shape[0] for shape in self.hf_shapes(sizes)], sizes.num_query_groups)
-
 
 @dataclass(frozen=True)
 class Family:
@@ -66,27 +59,37 @@ class Family:
     name: str
     """Hugging Face's model_type."""
 
+    title: str
+    """The name for people."""
+
     architectures: dict[str, Head]
     """Hugging Face's class names, the first of each head being the one that is written."""
-
-    fixed_hf_keys: dict[str, Any]
-    """Keys of config.json with the only value that is supported; a key that is absent or null stands for it."""
-
-    known_hf_keys: frozenset[str]
-    """Further keys that this family's config.json may have beside those of every family (`hf_keys`): they change no
-    result of the model."""
-
-    fixed_args: dict[str, Any]
-    """Arguments of Megatron for which config.json has no words, with the only value that it knows."""
 
     body: tuple[Entry, ...]
     heads: dict[Head, Entry]
     """What stands behind the body; a language model with tied embeddings has nothing there."""
 
-    stateful: tuple[str, ...]
+    fixed_args: dict[str, Any]
+    """Arguments of Megatron that config.json has no words for, with the only value that this family has."""
+
+    fixed_hf_keys: dict[str, Any]
+    """Keys of config.json with the only value that is supported; a key that is null stands for it, and one that is
+    absent unless `hf_defaults` has it. A list stands for lists of any length with these elements alone."""
+
+    known_hf_keys: frozenset[str] = frozenset()
+    """Further keys that this family's config.json may have beside those of every family (`hf_keys`): they change no
+    result of the model."""
+
+    hf_defaults: dict[str, Any] = field(default_factory=dict)
+    """What transformers' class takes for keys that are absent, where that is not what LLaMA's takes."""
+
+    written_hf_keys: tuple[str, ...] = ()
+    """Those of `fixed_hf_keys` that an export states."""
+
+    stateful: tuple[str, ...] = ()
     """Megatron's modules of a layer that look for an extra state (FP8 scales of Transformer Engine) when they load."""
 
-    buffers: str
+    buffers: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
     """Pattern of tensors in old checkpoints that are computed anew and hold no weights."""
 
     def entries(self, head: Head, tied: bool) -> tuple[Entry, ...]:
@@ -101,8 +104,19 @@ class Family:
         """(name, shape) of every Hugging Face tensor of a model."""
         for entry in self.entries(head, tied):
             for layer in range(sizes.layers) if entry.per_layer else (0,):
-                yield from zip((name.format(layer) for name in entry.hf), entry.hf_shapes(sizes), strict=True)
+                yield from zip((name.format(layer=layer) for name in entry.hf), entry.hf_shapes(sizes), strict=True)
 
     def count(self, head: Head, tied: bool, sizes: Sizes) -> int:
         """Count the weights of a model."""
         return sum(math.prod(shape) for _, shape in self.hf_tensors(head, tied, sizes))
+
+    def unlike(self, args: dict[str, Any]) -> list[str]:
+        """List the arguments of Megatron, by their names in its namespace, that no model of this family has.
+
+        One that is absent or None stands for what the family has.
+        """
+        return [
+            f"{name} is {args[name]!r}; Hugging Face's {self.title} has {value!r}"
+            for name, value in self.fixed_args.items()
+            if args.get(name, value) not in (value, None)
+        ]

@@ -5,6 +5,7 @@ Every other key is refused: it may turn the model into another one, and a conver
 
 from typing import Any
 
+from megatron_chimed.convert.families import refused
 from megatron_chimed.convert.family import Family
 
 SIZE_KEYS = {
@@ -22,11 +23,12 @@ READ = frozenset(SIZE_KEYS.values()) | {
     "architectures", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
     "tie_word_embeddings",
 }  # fmt: skip
-"""What `architecture.from_hf` reads."""
+"""What `architecture.from_hf` and `rope.read_hf` read."""
 
-ROPE_READ = {"rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor",
-             "original_max_position_embeddings"}  # fmt: skip
-"""What it reads in rope_parameters or rope_scaling; Megatron's constants for some are checked there."""
+ROPE_READ = {"attention_factor", "beta_fast", "beta_slow", "factor", "high_freq_factor", "low_freq_factor", "mscale",
+             "mscale_all_dim", "original_max_position_embeddings", "rope_theta", "rope_type", "truncate",
+             "type"}  # fmt: skip
+"""What `rope.read_hf` reads in rope_parameters or rope_scaling."""
 
 FIXED = {
     "add_cross_attention": False,
@@ -70,12 +72,15 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
     """
     fixed = FIXED | {"model_type": family.name} | family.fixed_hf_keys
     found = [
-        f"{key} is {_short(config[key])}; only {value!r} is supported"
+        f"{key} is {_short(config[key])}; only {value!r} is supported{refused.bracketed(refused.KEYS, key)}"
         for key, value in fixed.items()
-        if config.get(key, value) not in (value, None)
+        if not _is(config.get(key), value)
     ]
     if rope.get("partial_rotary_factor", 1.0) not in (1.0, None):
-        found.append(f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported")
+        found.append(
+            f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported"
+            + refused.bracketed(refused.KEYS, "partial_rotary_factor")
+        )
     known = READ | HARMLESS | family.known_hf_keys | fixed.keys()
     unknown = {key: value for key, value in config.items() if key not in known and not key.startswith("_")}
     unknown |= {
@@ -85,6 +90,13 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
         f"{key} is {_short(value)}, a key that is not known and may change the model; remove it if it changes nothing"
         for key, value in unknown.items()
     ]
+
+
+def _is(given: Any, fixed: Any) -> bool:
+    """Whether a value stands for the only one that is supported; see `Family.fixed_hf_keys`."""
+    if isinstance(fixed, list) and isinstance(given, list):
+        return all(one in fixed for one in given)
+    return given is None or given == fixed
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from megatron_chimed.convert.family import Entry
 from megatron_chimed.convert.megatron_args import read_megatron
 from megatron_chimed.convert.model import build_model, load_weights
 from megatron_chimed.convert.plan import DTYPES
-from megatron_chimed.convert.tensors import merge_qkv
+from megatron_chimed.convert.tensors import split
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.jsonl import read_json
 
@@ -44,7 +44,7 @@ def undo_interleaving(gpt: torch.nn.Module, entry: Entry, model: Architecture, s
     shape = entry.megatron_shape(model.sizes)
     for number, layer in enumerate(gpt.decoder.layers):
         fused = source.read(entry.megatron, (number, 0, 0), (1, *shape))[0]
-        query, key, value = entry.split(fused, model.sizes)
+        query, key, value = split(entry, fused, model.sizes)
         wrong = torch.cat([query, key, value] if model.sizes.num_query_groups > 1 else [query, value, key])
         layer.self_attention.linear_qkv.weight.data.copy_(wrong.chunk(ranks)[rank])
 
@@ -67,7 +67,7 @@ def answer(folder: Path) -> None:
     results = {"outputs": outputs()}
     if request["generate"]:
         results["generated"] = continue_greedily(gpt, tokens["prompts"], request["generate"], vocab)
-    fused = next(entry for entry in model.family.body if entry.merge_fn is merge_qkv)
+    fused = next(entry for entry in model.family.body if entry.merge == "qkv")
     undo_interleaving(gpt, fused, model, source)
     results["control"] = outputs()
     if torch.distributed.get_rank() == 0:

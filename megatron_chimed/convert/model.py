@@ -3,8 +3,10 @@
 One tensor-parallel group of all ranks, no pipeline. The caller has initialised torch.distributed.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +16,29 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.megatron_args import to_options
+from megatron_chimed.convert.rope import Rope, yarn_mscale
 from megatron_chimed.convert.sizes import pad_vocab
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.reward import build_reward
 
 
-def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerConfig:
-    """Make Megatron's configuration of the layers, for evaluation on any device without Transformer Engine."""
+def transformer_config(model: Architecture, dtype: torch.dtype, **changes: Any) -> TransformerConfig:
+    """Make Megatron's configuration of the layers, for evaluation on any device without Transformer Engine.
+
+    changes: further fields, or others.
+    """
     sizes = model.sizes
-    return TransformerConfig(
+    settings = dict(
         num_layers=sizes.layers,
         hidden_size=sizes.hidden,
         ffn_hidden_size=sizes.ffn,
         num_attention_heads=sizes.heads,
         num_query_groups=sizes.num_query_groups,
         kv_channels=sizes.head_dim,
-        normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
+        **_family_fields(model.family.fixed_args),
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=dtype,
@@ -50,6 +54,58 @@ def transformer_config(model: Architecture, dtype: torch.dtype) -> TransformerCo
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
     )
+    config = TransformerConfig(**settings | changes)
+    if model.rope.kind == "yarn":
+        set_yarn(config, model.rope)
+    return config
+
+
+def _family_fields(fixed_args: dict[str, Any]) -> dict[str, Any]:
+    """Megatron's configuration of what a family's arguments fix: they have the names of its fields, but for SwiGLU."""
+    known = {field.name for field in fields(TransformerConfig)}
+    swiglu = {"gated_linear_unit": True, "activation_func": F.silu} if fixed_args["swiglu"] else {}
+    return {name: value for name, value in fixed_args.items() if name in known} | swiglu
+
+
+def set_yarn(config: TransformerConfig, rope: Rope) -> None:
+    """Tell Megatron's layers of YaRN as its trainer does; the configuration has no fields for it."""
+    config.yarn_rotary_scaling_factor = rope.factor
+    config.yarn_original_max_position_embeddings = rope.original_positions
+    config.yarn_beta_fast, config.yarn_beta_slow = rope.beta_fast, rope.beta_slow
+    config.yarn_mscale, config.yarn_mscale_all_dim = yarn_mscale(rope), 0.0
+    config.yarn_correction_range_round_to_int = rope.truncate
+
+
+def gpt_config(model: Architecture, dtype: torch.dtype, gather_logits: bool, **changes: Any) -> SimpleNamespace:
+    """Make what `build_gpt` takes of Megatron's model configuration; changes: of the layers' configuration."""
+    rope = model.rope
+    return SimpleNamespace(
+        transformer=transformer_config(model, dtype, **changes),
+        seq_length=model.max_positions,
+        fp16_lm_cross_entropy=False,
+        parallel_output=not gather_logits,
+        share_embeddings_and_output_weights=model.tied,
+        position_embedding_type="yarn" if rope.kind == "yarn" else "rope",
+        rotary_percent=1.0,
+        rotary_base=rope.base,
+        rope_scaling=rope.kind == "llama3",
+        rope_scaling_factor=rope.factor,
+        seq_len_interpolation_factor=rope.factor if rope.kind == "linear" else None,
+        scatter_embedding_sequence_parallel=True,
+        num_ids=model.sizes.vocab,
+    )
+
+
+def build_part(model: Architecture, config: SimpleNamespace, **placement: Any) -> GPTModel:
+    """Build this rank's part of the model, its weights not set yet, from `gpt_config`; placement: see `build_gpt`."""
+    build = build_reward if model.head == "reward" else build_gpt
+    return build(
+        ModelOptions(**to_options(model)),
+        config,
+        vocab_size=pad_vocab(model.sizes.vocab, parallel_state.get_tensor_model_parallel_world_size()),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+        **placement,
+    )
 
 
 def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
@@ -59,33 +115,10 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
     it; a reward model gives rewards [batch, sequence]. Starts Megatron's parallel state with all ranks as one
     tensor-parallel group.
     """
-    ranks = torch.distributed.get_world_size()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=torch.distributed.get_world_size())
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    config = SimpleNamespace(
-        transformer=transformer_config(model, dtype),
-        seq_length=model.max_positions,
-        fp16_lm_cross_entropy=False,
-        parallel_output=not gather_logits,
-        share_embeddings_and_output_weights=model.tied,
-        position_embedding_type="rope",
-        rotary_percent=1.0,
-        rotary_base=model.rope_base,
-        rope_scaling=model.rope_type == "llama3",
-        rope_scaling_factor=model.rope_factor,
-        seq_len_interpolation_factor=model.rope_factor if model.rope_type == "linear" else None,
-        scatter_embedding_sequence_parallel=True,
-        num_ids=model.sizes.vocab,
-    )
-    build = build_reward if model.head == "reward" else build_gpt
-    return build(
-        ModelOptions(),
-        config,
-        vocab_size=pad_vocab(model.sizes.vocab, ranks),
-        pre_process=True,
-        post_process=True,
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-    ).eval()
+    config = gpt_config(model, dtype, gather_logits)
+    return build_part(model, config, pre_process=True, post_process=True).eval()
 
 
 def load_weights(gpt: GPTModel, folder: Path) -> None:

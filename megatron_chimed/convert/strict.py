@@ -55,7 +55,7 @@ def _mixed_types(model: Architecture, source: HuggingFaceFolder) -> list[str]:
     problems = []
     for entry in model.family.entries(model.head, model.tied):
         layers = range(model.sizes.layers if entry.per_layer else 1)
-        types = {str(source.tensors[name.format(layer)].dtype) for name in entry.hf for layer in layers}
+        types = {str(source.tensors[name.format(layer=layer)].dtype) for name in entry.hf for layer in layers}
         if len(types) > 1:
             problems.append(f"{', '.join(entry.hf)} have {' and '.join(sorted(types))}; give --dtype to make them one")
     return problems

@@ -1,12 +1,16 @@
 """Merge the weights of one Hugging Face layer into Megatron's fused ones, and split them: pure functions and inverses.
 
 A merge function takes the Hugging Face tensors of a name-table entry and gives Megatron's one tensor, of the same
-dtype; the split function is its inverse. Both only move rows, so that a round trip is exact to the bit.
+dtype; the split function is its inverse. Both only move rows, so that a round trip is exact to the bit. A bias [rows]
+is moved as its weight [rows, H] is.
 """
 
 from collections.abc import Sequence
 
 import torch
+
+from megatron_chimed.convert.family import Entry
+from megatron_chimed.convert.sizes import Sizes
 
 
 def merge_one(parts: Sequence[torch.Tensor], num_query_groups: int) -> torch.Tensor:
@@ -50,3 +54,21 @@ def split_qkv(tensor: torch.Tensor, rows: Sequence[int], num_query_groups: int) 
     """
     by_group = tensor.unflatten(0, (num_query_groups, -1))
     return [part.flatten(0, 1) for part in by_group.split([count // num_query_groups for count in rows], dim=1)]
+
+
+MERGES = {"one": (merge_one, split_one), "rows": (merge_rows, split_rows), "qkv": (merge_qkv, split_qkv)}
+"""(merge, its inverse) by the names in `Entry.merge`."""
+
+
+def merge(entry: Entry, parts: Sequence[torch.Tensor], sizes: Sizes) -> torch.Tensor:
+    """Merge the Hugging Face tensors of one layer, of shapes `entry.hf_shapes`, into Megatron's, of `megatron_shape`.
+
+    All have one dtype, which stays. Query [heads * d, H], key and value [groups * d, H] make
+    [(heads + 2 * groups) * d, H]; gate and up [F, H] make [2F, H].
+    """
+    return MERGES[entry.merge][0](parts, sizes.num_query_groups)
+
+
+def split(entry: Entry, tensor: torch.Tensor, sizes: Sizes) -> list[torch.Tensor]:
+    """Split Megatron's tensor of one layer [rows, ...] into the Hugging Face tensors: the inverse of `merge`."""
+    return MERGES[entry.merge][1](tensor, [shape[0] for shape in entry.hf_shapes(sizes)], sizes.num_query_groups)

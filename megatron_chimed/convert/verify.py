@@ -104,7 +104,9 @@ def _same_architecture(hf: Path, place: Path) -> Architecture:
     ours, theirs = read_hf(hf), read_megatron(TorchDistCheckpoint(place))
     if ours.head != theirs.head:
         raise InputError(f"{hf} and {place}: one is a reward model, the other is not; give two of a kind")
-    one, other = (dataclasses.asdict(model) for model in (ours, theirs))
+    if ours.family.body == theirs.family.body and ours.family.fixed_args == theirs.family.fixed_args:
+        theirs = dataclasses.replace(theirs, family=ours.family)  # they differ in their names alone
+    one, other = (vars(model) | {"family": model.family.title} for model in (ours, theirs))
     differences = [f"{key} is {one[key]}, and {other[key]}" for key in one if one[key] != other[key]]
     if differences:
         raise InputError(f"{hf} and {place} are different models: " + "; ".join(differences))

@@ -17,6 +17,7 @@ from megatron_chimed.inference.batching import passes
 from megatron_chimed.inference.cache import Cache
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
+from megatron_chimed.models.rotary import angles
 
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a forward pass over whole sequences, padding included (one sequence may have more). On a CPU more of them
@@ -172,8 +173,8 @@ def hidden_states(model: GPTModel, tokens: torch.Tensor, positions: torch.Tensor
 
     GPTModel.forward would count positions from 0 in all rows alike.
     """
-    angles = model.rotary_pos_emb(end)[:, 0, 0]
-    return model.decoder(model.embedding(tokens, positions), None, rotary_pos_emb=angles[positions.T][:, :, None])
+    table = angles(model, end)[:, 0, 0]
+    return model.decoder(model.embedding(tokens, positions), None, rotary_pos_emb=table[positions.T][:, :, None])
 
 
 def logits_of(model: GPTModel, states: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The LLaMA-shaped GPTModel: RoPE, RMSNorm, SwiGLU, no biases; MHA or GQA, tied or untied embeddings.
+"""The GPTModel of LLaMA's shape and its relatives: RoPE, RMSNorm, SwiGLU; MHA or GQA, tied or untied embeddings.
 
 The one place that constructs a language model. `config` is Megatron's GPTModelConfig; it is taken by its attributes,
 because this package does not import megatron.training.
@@ -21,22 +21,17 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_chimed.models import norm
 from megatron_chimed.models.attention import CoreAttention, choose_kernel
 from megatron_chimed.models.options import ModelOptions
-from megatron_chimed.models.rotary import take_packed_positions
+from megatron_chimed.models.rotary import set_llama3_constants, take_packed_positions
 
 
-def check_llama_shape(config: TransformerConfig, position_embedding_type: str) -> None:
-    """Raise ValueError listing what in a Megatron configuration is not LLaMA-shaped, or not in our layers."""
+def check_layers(config: TransformerConfig) -> None:
+    """Raise ValueError listing what of a Megatron configuration the chosen layers cannot do.
+
+    That a family has the model at all `convert.megatron_args.unexportable` tells.
+    """
     wrong = []
-    if config.normalization != "RMSNorm":
-        wrong.append("--normalization must be RMSNorm")
-    if position_embedding_type != "rope":
-        wrong.append("--position-embedding-type must be rope")
-    if not config.gated_linear_unit:
-        wrong.append("--swiglu must be given")
-    if config.add_bias_linear:
-        wrong.append("--disable-bias-linear must be given")
-    if config.num_moe_experts is not None:
-        wrong.append("--num-experts is not supported")
+    if getattr(config, "yarn_rotary_scaling_factor", None) is not None and config.apply_rope_fusion:
+        wrong.append("--position-embedding-type yarn needs --no-rope-fusion, which leaves out its attention factor")
     if config.transformer_impl == "local":
         if config.window_size is not None:
             wrong.append("--window-size needs --transformer-impl transformer_engine")
@@ -47,7 +42,7 @@ def check_llama_shape(config: TransformerConfig, position_embedding_type: str) -
         if config.context_parallel_size > 1:
             wrong.append("--context-parallel-size needs --transformer-impl transformer_engine")
     if wrong:
-        raise ValueError("the model is not LLaMA-shaped: " + "; ".join(wrong))
+        raise ValueError("the layers cannot do this: " + "; ".join(wrong))
 
 
 def layer_spec(config: TransformerConfig, attention: str) -> ModuleSpec | TransformerBlockSubmodules:
@@ -60,6 +55,8 @@ def layer_spec(config: TransformerConfig, attention: str) -> ModuleSpec | Transf
     layer.input_layernorm = layer.pre_mlp_layernorm = norm.RMSNorm
     core_attention = CoreAttention if kernel == "sdpa" else type("CoreAttention", (CoreAttention,), {"kernel": kernel})
     layer.self_attention.submodules.core_attention = core_attention
+    if config.qk_layernorm:
+        layer.self_attention.submodules.q_layernorm = layer.self_attention.submodules.k_layernorm = norm.RMSNorm
     # A bare layer specification would leave the final norm to a default that refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[spec] * _layers_here(config), layer_norm=norm.RMSNorm)
 
@@ -86,7 +83,7 @@ def build_gpt(
 
     config: Megatron's GPTModelConfig; vocab_size: padded, divisible by the tensor-parallel size; pre_process and
     post_process: whether this rank holds the embedding and the output layer; model_class: one with another output. The
-    configuration has passed `check_llama_shape`.
+    configuration has passed `check_layers`.
     """
     model = model_class(
         config=config.transformer,
@@ -109,6 +106,8 @@ def build_gpt(
         vp_stage=vp_stage,
     )
     take_packed_positions(model)
+    if config.rope_scaling:
+        set_llama3_constants(model.rotary_pos_emb, config.rotary_base, config.rope_scaling_factor, options)
     if post_process and config.num_ids is not None and model_class is GPTModel:
         mask_padded_vocab(model, config.num_ids, vocab_size, pg_collection.tp.rank())
     return model

@@ -158,13 +158,18 @@ def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
     # After the rotary embedding; before it, because the values are a view into all of it; and the result.
     attention = model.q_dim + model.kv_dim + (model.q_dim + 2 * model.kv_dim) + model.q_dim
     log_sum_exp = 4 * model.heads
+    scales = 0
+    if model.family.fixed_args["qk_layernorm"]:
+        scales = 4 * (model.heads + model.num_query_groups)
+        # What they normalise: keys are a view too, and queries where each has a key of its own.
+        attention += model.q_dim if model.heads > model.num_query_groups else 0
     mlp = 3 * model.ffn  # gate and up, and their product
     if recompute == "selective":
         mlp = 0 if "mlp" in layout.recomputed else mlp
         log_sum_exp = 0 if "core_attn" in layout.recomputed else log_sum_exp
     inputs = 4 * model.hidden * size + 2 * 4  # of two norms, with their scales, and of the projections behind them
     rotary = 4 * size * model.head_dim * layout.sequence  # sine and cosine, for queries and for keys
-    return tokens * (inputs // whole + (size * (attention + mlp) + log_sum_exp) // layout.tp) + rotary
+    return tokens * (inputs // whole + (size * (attention + mlp) + log_sum_exp + scales) // layout.tp) + rotary
 
 
 def logits(model: Model, layout: Layout) -> int:

@@ -1,9 +1,24 @@
-"""Weights of a LLaMA-shaped model, rank by rank, by arithmetic: the same list that the built model has."""
+"""Weights of a model, rank by rank, by arithmetic on its family's table: the same list that the built model has."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_chimed.convert.families import LLAMA
+from megatron_chimed.convert.family import LAYER, Entry, Family
 from megatron_chimed.convert.sizes import Head, Sizes, pad_vocab
+
+ORDER = (
+    "self_attention.linear_qkv.layer_norm_weight",
+    "self_attention.linear_proj",
+    "self_attention.linear_qkv",
+    "self_attention.q_layernorm",
+    "self_attention.k_layernorm",
+    "mlp.linear_fc1.layer_norm_weight",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+"""Parameters of Megatron's layer by the beginnings of their names, as they come in its module."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +41,33 @@ class Model(Sizes):
     """--make-vocab-size-divisible-by."""
 
     tied: bool = False
-    qk_norm: bool = False
     head: Head = "lm"
+    family: Family = LLAMA
 
     def padded_vocab(self, tp: int) -> int:
         """Rows of the embedding: the vocabulary rounded up to vocab_multiple * tp, as Megatron does."""
         return pad_vocab(self.vocab, tp, self.vocab_multiple)
 
+    def layer_entries(self) -> list[Entry]:
+        """The weights of one layer, in the order of the module's parameters."""
+
+        def place(entry: Entry) -> int:
+            name = entry.megatron.removeprefix(LAYER)
+            return next(number for number, start in enumerate(ORDER) if name.startswith(start))
+
+        return sorted((entry for entry in self.family.body if entry.per_layer), key=place)
+
     def layer(self, tp: int) -> list[int]:
-        """Elements of each weight of one layer on one of `tp` ranks: norm, projections, norm, MLP; only sizes count."""
-        norms = [self.head_dim] * 2 if self.qk_norm else []
-        qkv_dim = self.q_dim + 2 * self.kv_dim
-        attention = [self.hidden, self.q_dim * self.hidden // tp, qkv_dim * self.hidden // tp, *norms]
-        return [*attention, self.hidden, 2 * self.ffn * self.hidden // tp, self.ffn * self.hidden // tp]
+        """Elements of each weight of one layer on one of `tp` ranks."""
+        return [
+            math.prod(entry.megatron_shape(self)) // (1 if entry.split_axis is None else tp)
+            for entry in self.layer_entries()
+        ]
+
+    def layer_matrices(self) -> int:
+        """Elements of the matrices of one layer, which are multiplied with every token."""
+        shapes = (entry.megatron_shape(self) for entry in self.layer_entries())
+        return sum(math.prod(shape) for shape in shapes if len(shape) > 1)
 
     def weights(self, tp: int = 1, pp: int = 1, stage: int = 0) -> list[Weight]:
         """All weights of a rank of pipeline stage `stage`, in the order of the module's parameters."""

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.config import Located, RunConfig, whole_number
+from megatron_chimed.convert.families import of_args
+from megatron_chimed.convert.families.blocks import ABSENT
+from megatron_chimed.convert.family import Family
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
@@ -83,9 +86,18 @@ def read_model(stage: str, given: dict[str, Located]) -> Model:
         vocab=whole_number(given, "vocab-size") if "vocab-size" in given else _tokenizer_size(given),
         vocab_multiple=whole_number(given, "make-vocab-size-divisible-by", 128),
         tied=not flag(given, "untie-embeddings-and-output-weights"),
-        qk_norm=flag(given, "qk-layernorm"),
         head="reward" if stage == "reward" else "lm",
+        family=_family(given),
     )
+
+
+def _family(given: dict[str, Located]) -> Family:
+    """The family with the layers that the arguments ask for; what none has the trainer refuses."""
+    args = dict(ABSENT)
+    for key, setting in given.items():
+        if (name := key.replace("-", "_")) in args:
+            args[name] = {"true": True, "false": False}.get(str(setting.value).lower(), setting.value)
+    return of_args(args)[0]
 
 
 def _layout(given: dict[str, Located], gpus: int) -> Layout:

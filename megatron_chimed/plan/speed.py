@@ -25,10 +25,9 @@ def flops_per_token(model: Model, sequence: int) -> int:
     for attention, as a token sees half of the row on average. Source: Chowdhery et al., 2022, arXiv 2204.02311,
     appendix B, whose 12 counts the whole row.
     """
-    per_layer = sum(model.layer(1)) - 2 * model.hidden - (2 * model.head_dim if model.qk_norm else 0)
     output = model.hidden * (model.padded_vocab(1) if model.head == "lm" else 1)
     attention = 6 * model.layers * model.heads * model.head_dim * sequence
-    return 6 * (model.layers * per_layer + output) + attention
+    return 6 * (model.layers * model.layer_matrices() + output) + attention
 
 
 def step_seconds(model: Model, layout: Layout, peak: float, mfu: float) -> float:

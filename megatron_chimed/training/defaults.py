@@ -25,6 +25,9 @@ def defaults(settings: dict[str, Located]) -> dict[str, Any]:
         }
         if not has("fused_weight_gradient_mlp_cuda"):
             chosen["no-gradient-accumulation-fusion"] = True
+    kind = settings.get("position-embedding-type")
+    if kind and kind.value == "yarn":
+        chosen["no-rope-fusion"] = True  # upstream's fused kernel of packed rows leaves out YaRN's attention factor
     dropout = (settings.get(key, Located(0.1, "Megatron's default")) for key in ("attention-dropout", "hidden-dropout"))
     if any(str(rate.value) not in ("0", "0.0") for rate in dropout):
         # Otherwise every data-parallel rank resumes with the dropout generator of rank 0, and packed rows draw apart.

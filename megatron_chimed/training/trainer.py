@@ -18,11 +18,11 @@ from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writ
 
 from megatron_chimed import checkpoints, config
 from megatron_chimed.backend import cpu
-from megatron_chimed.convert.megatron_args import unexportable
+from megatron_chimed.convert.megatron_args import OPTIONS, unexportable
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.attention import choose_kernel
-from megatron_chimed.models.gpt import backends, check_llama_shape
-from megatron_chimed.models.options import ModelOptions
+from megatron_chimed.models.gpt import backends, check_layers
+from megatron_chimed.models.options import ModelOptions, stated
 from megatron_chimed.stages import options as stage_options
 from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
@@ -133,18 +133,21 @@ def _run_log(args: argparse.Namespace, stage: Stage, start: int, total: int) -> 
 def model_config(args: argparse.Namespace, stage: Stage, options: ModelOptions) -> patches.StageModelConfig:
     """Megatron's model config from its arguments, with the stage's model.
 
-    Raises InputError when the model is not LLaMA-shaped, or its attention kernel cannot run here.
+    What belongs to the weights of the model's options is added to the arguments, which every checkpoint keeps. Raises
+    InputError when no family has such a model, or its layers or attention kernel cannot run here.
     """
     made = gpt_config_from_args(args, model_config_cls=patches.StageModelConfig)
     made.rope_scaling_factor = args.rope_scaling_factor  # forgotten upstream
     made.num_ids = args.vocab_size
     try:
-        check_llama_shape(made.transformer, made.position_embedding_type)
-        if problems := unexportable(args):
+        check_layers(made.transformer)
+        if problems := unexportable(args, options):
             raise ValueError(f"the model could not be exported: {'; '.join(problems)}. Leave these arguments out")
         choose_kernel(options.attention)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if belongs := stated(options):
+        setattr(args, OPTIONS, belongs)
     made.build = functools.partial(stage.build_model, options)
     return made
 

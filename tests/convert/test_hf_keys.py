@@ -6,8 +6,8 @@ import pytest
 from support.checkpoints import CONFIG, KINDS
 
 from megatron_chimed.convert import architecture as arch
+from megatron_chimed.convert.families.llama import LLAMA
 from megatron_chimed.convert.hf_keys import HARMLESS, READ
-from megatron_chimed.convert.llama import LLAMA
 from megatron_chimed.errors import InputError
 
 BASE = CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -141,7 +141,7 @@ def test_a_key_that_must_have_one_value_is_refused_with_another(key):
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_keys_inside_the_rope_settings_are_held_to_the_same(name):
     good = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-    assert arch.from_hf(BASE | {name: good}, "config.json").rope_factor == 2.0
+    assert arch.from_hf(BASE | {name: good}, "config.json").rope.factor == 2.0
     for bad, message in (
         ({"partial_rotary_factor": 0.5}, "rope has partial_rotary_factor 0.5; only 1.0 is supported"),
         ({"mrope_section": [16, 24]}, "rope's mrope_section is [16, 24], a key that is not known"),
@@ -155,7 +155,7 @@ def test_rope_settings_that_contradict_each_other_or_are_none_are_refused():
     one, other = {"rope_type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.0}
     with pytest.raises(InputError, match="rope_parameters and rope_scaling are both given, and differ; keep one"):
         arch.from_hf(BASE | {"rope_parameters": one, "rope_scaling": other}, "config.json")
-    assert arch.from_hf(BASE | {"rope_parameters": one, "rope_scaling": one}, "config.json").rope_factor == 2.0
+    assert arch.from_hf(BASE | {"rope_parameters": one, "rope_scaling": one}, "config.json").rope.factor == 2.0
     with pytest.raises(InputError, match=r"rope_scaling is \[1\]; expected an object"):
         arch.from_hf(BASE | {"rope_scaling": [1]}, "config.json")
 

@@ -3,19 +3,18 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 from support.checkpoints import CONFIG, KINDS, same_bits, weights, write_hf
 from support.corpora import write_model
+from support.families import reference_loss
 from support.job import MODEL, ROOT, VOCAB, Job, figures, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.convert.verify import verify
-from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
 
 
 @pytest.mark.parametrize(
@@ -81,20 +80,6 @@ def test_a_trained_model_comes_with_its_tokenizer(tmp_path):
     assert loaded.config.vocab_size == ours.vocab_size and loaded.config.eos_token_id == ours.eos_id
     text = loaded.generate(torch.tensor([ours.encode("慢性")]), max_new_tokens=4, do_sample=False)
     assert text.size(1) > 1
-
-
-def reference_loss(hf, prefix) -> float:
-    """Loss by transformers on the first batch of a training."""
-    config = PretrainDatasetConfig(random_seed=7, sequence_length=64, blend=([str(prefix)], None), split="80,20,0")
-    dataset = build_pretrain_datasets(config, (4, 0, 0))[0]
-    samples = [dataset[number] for number in range(4)]
-    tokens, labels, mask = (
-        torch.from_numpy(np.stack([np.asarray(s[k]) for s in samples])) for k in ("tokens", "labels", "loss_mask")
-    )
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(hf)(tokens.long()).logits
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
-    return (nll * mask.flatten()).sum().item() / mask.sum().item()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from support.job import ROOT, write_corpus
 from support.paths import TESTS
 from support.ranks import ON_CPU
 
+from megatron_chimed.convert.families import FAMILIES
+from megatron_chimed.convert.family import Family
 from megatron_chimed.plan import memory
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
@@ -21,19 +23,21 @@ WORKER = TESTS / "support" / "plan_worker.py"
 
 PLAIN = {"layers": 2, "hidden": 64, "ffn": 160, "heads": 4, "num_query_groups": 4, "head_dim": 16, "vocab": 250}
 GROUPED = PLAIN | {"num_query_groups": 2, "head_dim": 24, "vocab": 300, "ffn": 100}
-CASE = {"sizes": PLAIN, "tied": False, "head": "lm", "qk_norm": False, "multiple": 128, "half": False}
+CASE = {"sizes": PLAIN, "tied": False, "head": "lm", "family": "llama", "multiple": 128, "half": False}
 CASE |= {"tp": 1, "pp": 1, "dp": 1, "last": False, "distributed_optimizer": False}
 HALF = {"half": True, "distributed_optimizer": True}
 
 CASES = [
-    CASE | {"sizes": sizes, "tied": tied, "tp": tp, "qk_norm": sizes is GROUPED}
+    CASE | {"sizes": sizes, "tied": tied, "tp": tp, "family": "qwen3" if sizes is GROUPED else "llama"}
     for sizes, tied, tp in itertools.product((PLAIN, GROUPED), (False, True), (1, 2))
 ]
 CASES += [CASE | {"half": half, "distributed_optimizer": d} for half, d in itertools.product((False, True), repeat=2)]
 CASES += [
     CASE | {"sizes": GROUPED, "dp": 3, "tp": 2, "distributed_optimizer": True},
-    CASE | HALF | {"sizes": GROUPED, "dp": 5, "tp": 2, "multiple": 1, "qk_norm": True},
-    CASE | HALF | {"sizes": GROUPED, "qk_norm": True},
+    CASE | HALF | {"sizes": GROUPED, "dp": 5, "tp": 2, "multiple": 1, "family": "qwen3"},
+    CASE | HALF | {"sizes": GROUPED, "family": "qwen3"},
+    CASE | HALF | {"sizes": GROUPED, "dp": 3, "tp": 2, "family": "qwen2"},
+    CASE | {"sizes": GROUPED, "tp": 2, "family": "qwen2", "tied": True},
     CASE | HALF | {"head": "reward", "dp": 512, "tied": True},
     CASE | HALF | {"pp": 2, "dp": 5, "tied": True, "sizes": GROUPED},
     CASE | HALF | {"pp": 2, "dp": 5, "tied": True, "sizes": GROUPED, "last": True},
@@ -45,14 +49,19 @@ CASES += [
     CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
     for tp, recompute in ((1, "none"), (2, "none"), (1, "core_attn"), (2, "mlp"), (1, "full"), (2, "full"))
 ]
+CASES += [
+    CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": "none", "family": family}
+    for tp, family in itertools.product((1, 2), ("qwen2", "qwen3"))
+]
+CASES.append(CASE | HALF | {"sizes": WIDE | {"num_query_groups": 8}, "recompute": "none", "family": "qwen3"})
 
 
 def planned(case: dict) -> dict[str, int]:
     """The same figures by arithmetic."""
     if "recompute" in case:
         return {"kept": layer_kept(case)}
-    names = ("tied", "head", "qk_norm")
-    model = Model(**case["sizes"], vocab_multiple=case["multiple"], **{name: case[name] for name in names})
+    more = {"family": family_of(case), "tied": case["tied"], "head": case["head"]}
+    model = Model(**case["sizes"], vocab_multiple=case["multiple"], **more)
     tp, pp, stage = case["tp"], case["pp"], case["pp"] - 1 if case["last"] else 0
     layout = Layout(
         tp * pp * case["dp"], tp, pp, 1, 1, 64, half=case["half"], distributed_optimizer=case["distributed_optimizer"]
@@ -63,12 +72,17 @@ def planned(case: dict) -> dict[str, int]:
     }
 
 
+def family_of(case: dict) -> Family:
+    return next(family for family in FAMILIES if family.name == case["family"])
+
+
 def layer_kept(case: dict) -> int:
     """What a layer keeps of a row of 128 tokens."""
     recompute = case["recompute"] if case["recompute"] in ("none", "full") else "selective"
     split = case["tp"] > 1
     layout = Layout(case["tp"], case["tp"], 1, 1, 1, 128, split, half=True, recompute=recompute)
-    return memory.layer_kept(Model(**case["sizes"]), replace(layout, recomputed=(case["recompute"],)))
+    model = Model(**case["sizes"], family=family_of(case))
+    return memory.layer_kept(model, replace(layout, recomputed=(case["recompute"],)))
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,10 @@ def job(tmp_path_factory):
         (["--num-layers", "two"], "command line --num-layers: --num-layers expects int, found 'two'"),
         (["--num-layer", 2], "Megatron has no argument 'num-layer'"),
         (["--micro-batch-size", 3], "Megatron refuses these arguments"),
-        (["--normalization", "LayerNorm"], "the model is not LLaMA-shaped: --normalization must be RMSNorm"),
+        (
+            ["--normalization", "LayerNorm"],
+            "the model could not be exported: normalization is 'LayerNorm'; Hugging Face's LLaMA has 'RMSNorm'",
+        ),
         (["--vocab-size", 100], "was tokenized with 250 ids, but the model has 100"),
         (["--load", "/no/such"], "--load /no/such: no checkpoint there"),
         (["--save", "/proc/none"], "--save /proc/none: cannot be written"),

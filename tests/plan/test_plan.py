@@ -8,6 +8,8 @@ import pytest
 from guards import tree
 
 from megatron_chimed.config import load_settings
+from megatron_chimed.convert.families.qwen2 import QWEN2
+from megatron_chimed.convert.families.qwen3 import QWEN3
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import choices, memory, speed
 from megatron_chimed.plan.layout import Layout, problems
@@ -34,6 +36,9 @@ def test_published_parameter_counts_are_met():
     assert LLAMA2_13B.parameters() == 13_015_864_320  # transformers' LlamaForCausalLM of that config
     assert Model(32, 4096, 11008, 32, 32, 128, 32000).parameters() == 6_738_415_616
     assert Model(80, 8192, 28672, 64, 8, 128, 128256).parameters() == 70_553_706_496  # Llama 3 70B
+
+    assert Model(28, 3584, 18944, 28, 4, 128, 152064, family=QWEN2).parameters() == 7_615_616_512  # Qwen2.5-7B
+    assert Model(36, 4096, 12288, 32, 8, 128, 151936, family=QWEN3).parameters() == 8_190_735_360  # Qwen3-8B
 
 
 def test_the_recipe_is_read_as_it_stands():

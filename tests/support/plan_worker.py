@@ -8,9 +8,7 @@ is about what a layer keeps for its backward pass.
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 from megatron_chimed.backend import cpu
 
@@ -25,8 +23,8 @@ from megatron.core.transformer.module import Float16Module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_chimed.convert.architecture import Architecture
-from megatron_chimed.convert.llama import FAMILIES
-from megatron_chimed.convert.model import transformer_config
+from megatron_chimed.convert.families import FAMILIES
+from megatron_chimed.convert.model import gpt_config
 from megatron_chimed.convert.sizes import Sizes
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
@@ -42,33 +40,20 @@ LENGTH = 128
 
 
 def build(case: dict) -> torch.nn.Module:
-    """This rank's model. case: sizes, tied, head, qk_norm, multiple, half, tp, pp, dp, last (pipeline stage)."""
+    """This rank's model. case: sizes, tied, head, family, multiple, half, tp, pp, dp, last (pipeline stage)."""
     sizes = Sizes(**case["sizes"])
-    architecture = Architecture(FAMILIES[0], case["head"], case["tied"], sizes, 1e-5, 64, 10000)
+    family = next(one for one in FAMILIES if one.name == case["family"])
+    architecture = Architecture(family, case["head"], case["tied"], sizes, 1e-5, 64)
     dtype = torch.bfloat16 if case["half"] else torch.float32
-    layers = replace(
-        transformer_config(architecture, dtype),
+    config = gpt_config(
+        architecture,
+        dtype,
+        gather_logits=False,
         pipeline_model_parallel_size=case["pp"],
-        qk_layernorm=case["qk_norm"],
         calculate_per_token_loss=True,
         sequence_parallel=case["tp"] > 1 and "recompute" in case,
         bias_activation_fusion="recompute" in case,
         **RECOMPUTE.get(case.get("recompute"), {}),
-    )
-    config = SimpleNamespace(
-        transformer=layers,
-        seq_length=64,
-        fp16_lm_cross_entropy=False,
-        parallel_output=True,
-        share_embeddings_and_output_weights=case["tied"],
-        position_embedding_type="rope",
-        rotary_percent=1.0,
-        rotary_base=10000,
-        rope_scaling=False,
-        rope_scaling_factor=1.0,
-        seq_len_interpolation_factor=None,
-        scatter_embedding_sequence_parallel=True,
-        num_ids=sizes.vocab,
     )
     multiple = case["multiple"] * case["tp"]
     return {"lm": build_gpt, "reward": build_reward}[case["head"]](

@@ -48,19 +48,26 @@ class Started:
         return self._process.exitcode
 
 
-def start(words: list[str], ranks: int, output: Path) -> Started:
-    """Start ``python -m megatron_chimed.training.rank WORDS`` as so many ranks on the CPU, output added to a file."""
+TRAINING = "megatron_chimed.training.rank"
+
+
+def start(words: list[str], ranks: int, output: Path, module: str = TRAINING) -> Started:
+    """Start ``python -m megatron_chimed.training.rank WORDS`` as so many ranks on the CPU, output added to a file.
+
+    module: another one with a `main`, which reads its words from sys.argv.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.preloaded"])
     path = {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     with mock.patch.dict(os.environ, ON_CPU | path):  # the environment of the first start is that of the imports
         multiprocessing.forkserver.ensure_running()
-        process = context.Process(target=_lead, args=([str(word) for word in words], dict(os.environ), ranks, output))
+        words = [str(word) for word in words]
+        process = context.Process(target=_lead, args=(module, words, dict(os.environ), ranks, output))
         process.start()
     return Started(process)
 
 
-def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Path) -> None:
+def _lead(module: str, words: list[str], environment: dict[str, str], ranks: int, output: Path) -> None:
     """Fork the ranks; exit with the code of the first that fails, or 0."""
     os.setsid()
     os.environ.clear()  # what the first start had set is not of this one
@@ -76,7 +83,7 @@ def _lead(words: list[str], environment: dict[str, str], ranks: int, output: Pat
     others, code = set(), 0
     for rank in range(ranks):
         if (process := os.fork()) == 0:
-            os._exit(_be_rank(rank, words))
+            os._exit(_be_rank(rank, module, words))
         others.add(process)
     while others:
         process, status = os.wait()
@@ -101,10 +108,9 @@ def _leave_out(where: str) -> None:
     setattr(place, name, lambda *args, **kwargs: None)
 
 
-def _be_rank(rank: int, words: list[str]) -> int:
+def _be_rank(rank: int, module: str, words: list[str]) -> int:
     """Run a rank; its exit code."""
-    from megatron_chimed.training.rank import main
-
+    main = importlib.import_module(module).main
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     for where in filter(None, os.environ.get(WITHOUT, "").split(",")):
         _leave_out(where)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 
 import pytest
 from megatron.training.arguments import add_megatron_arguments
@@ -19,6 +20,7 @@ EXPRESSED = {
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
     *("group_query_attention", "layernorm_epsilon", "max_position_embeddings", "rotary_base", "use_rope_scaling"),
     *("rope_scaling_factor", "rotary_seq_len_interpolation_factor", "untie_embeddings_and_output_weights"),
+    *("add_qkv_bias", "qk_layernorm"),
 }
 """What config.json says too."""
 
@@ -29,7 +31,7 @@ REFUSED_BEFORE = {
     "yaml_cfg",
     "num_experts",
 }
-"""Refused by Megatron's own validation or by check_llama_shape."""
+"""Refused by Megatron's own validation or by check_layers."""
 
 ONLY_WITH_OTHERS = r"""
     moe_|dsa_|linear_|mtp_|mup_|mamba_|hybrid_|yarn_|relative_attention_|window_attn|use_mamba|
@@ -105,11 +107,11 @@ def test_every_argument_of_a_model_is_expressed_refused_or_known_to_leave_it_as_
 
 
 def test_control_an_argument_that_is_not_refused_any_more_is_found_out(actions, monkeypatch):
-    from megatron_chimed.convert import llama as family
+    from megatron_chimed.convert import families
 
-    fixed = {name: value for name, value in family.LLAMA.fixed_args.items() if name != "qk_layernorm"}
-    monkeypatch.setattr("megatron_chimed.convert.megatron_args.FAMILIES", (type("F", (), {"fixed_args": fixed}),))
-    assert accepted_and_unknown(actions) == ["qk_layernorm"]
+    fixed = {name: value for name, value in families.LLAMA.fixed_args.items() if name != "qk_l2_norm"}
+    monkeypatch.setattr(families, "FAMILIES", (replace(families.LLAMA, fixed_args=fixed), *families.FAMILIES[1:]))
+    assert accepted_and_unknown(actions) == ["qk_l2_norm"]
 
 
 def test_control_a_llama_itself_is_exported(actions):
