@@ -136,7 +136,8 @@ class Candidate:
     """A sampled answer of rejection sampling. (round, prompt, sample) is its key.
 
     round: from 1; prompt: id of the `Prompt`; sample: from 0; response: its text, empty if the model said nothing;
-    num_tokens: tokens drawn, EOS included; finished: whether EOS ended it, not the limit; reward: None until scored.
+    num_tokens: tokens drawn, EOS included; finished: whether EOS ended it, not the limit; reward: None until scored;
+    thinking: what the model thought before the response, a field of rows that have some.
 
     As a row: ``{"round": 1, "prompt": "toyhom:a.csv:2", "sample": 0, "response": "...", "num_tokens": 31,
     "finished": true, "reward": null}``.
@@ -149,6 +150,7 @@ class Candidate:
     num_tokens: int
     finished: bool
     reward: float | None = None
+    thinking: str = ""
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -157,7 +159,7 @@ class Candidate:
 
     def to_row(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "thinking" or value}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Candidate":
@@ -172,8 +174,10 @@ class Candidate:
         reward = row.get("reward")
         if reward is not None and (type(reward) not in (int, float) or not math.isfinite(reward)):
             raise InputError(f"field 'reward' holds {_shown(reward)}; expected a number, or null")
+        if not isinstance(thinking := row.get("thinking", ""), str):
+            raise InputError(f"field 'thinking' holds {_shown(thinking)}; expected a string")
         names = ("round", "sample", "response", "num_tokens", "finished", "reward")
-        return cls(prompt=_text(row, "prompt"), **{name: row.get(name) for name in names})
+        return cls(prompt=_text(row, "prompt"), **{name: row.get(name) for name in names}, thinking=thinking)
 
 
 def split_system(turns: Sequence[Turn]) -> tuple[Turn | None, tuple[Turn, ...]]:

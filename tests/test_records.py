@@ -74,6 +74,7 @@ def test_the_other_records_come_back_from_their_rows(record, row):
         (Candidate, CANDIDATE | {"response": None}, "'response' holds nothing"),
         (Candidate, CANDIDATE | {"finished": 1}, "'finished' holds 1"),
         (Candidate, CANDIDATE | {"reward": float("nan")}, "'reward' holds nan"),
+        (Candidate, CANDIDATE | {"thinking": None}, "'thinking' holds nothing"),
     ],
 )
 def test_bad_rows_of_the_other_records_are_refused(record, row, message):

@@ -67,12 +67,19 @@ class AnswerStream:
         return self._show(at_end=True)
 
     def _show(self, at_end: bool) -> str:
-        """The answer's text beyond what was shown. What may become the mark in front of thinking is held back."""
+        """The answer's text beyond what was shown. What may become a mark around thinking is held back."""
         text, begun = self._spelled, self._spelled.lstrip()
         if self.marks and begun.startswith(self.marks.opening):
-            self.thinking, text = split_thinking(self._spelled, self.marks)
+            certain = self._spelled if at_end else _without_start_of(self.marks.closing, self._spelled)
+            self.thinking, text = split_thinking(certain, self.marks)
         elif self.marks and not at_end and self.marks.opening.startswith(begun):
             return ""
         new = text[len(self.shown) :]
         self.shown += new
         return new
+
+
+def _without_start_of(mark: str, text: str) -> str:
+    """A text without its end where that is the beginning of a mark which is not there yet."""
+    lengths = range(0 if mark in text else len(mark) - 1, 0, -1)
+    return next((text[:-length] for length in lengths if text.endswith(mark[:length])), text)

@@ -2,7 +2,11 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
+
+from megatron_chimed.errors import InputError
+from megatron_chimed.text.template import Template, load_template, shipped_names
 
 
 def add_preparation(parser: argparse.ArgumentParser, dedup: str) -> None:
@@ -25,9 +29,37 @@ def add_packing(parser: argparse.ArgumentParser, records: str, packed: str) -> N
     parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face folder")
     parser.add_argument("--sequence-length", type=int, default=4096, help="tokens of a row (4096)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it appears only when it is whole")
-    parser.add_argument("--template", metavar="NAME_OR_YAML", help="chimed, chatml, qwen3, ... or a YAML (chimed)")
+    add_template(parser)
     parser.add_argument("--seed", type=int, default=1234, help=f"which {packed} of a length share a row (1234)")
     add_workers(parser)
+
+
+def add_template(parser: argparse.ArgumentParser) -> None:
+    """Add --template."""
+    names = ", ".join(shipped_names())
+    text = f"prompt format: {names}; a YAML; or tokenizer, the chat template of the tokenizer's folder (chimed)"
+    parser.add_argument("--template", metavar="NAME", help=text)
+
+
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    """Add --template and --think, of commands that let a model answer."""
+    add_template(parser)
+    parser.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="whether the model thinks first, in templates with thinking (as the template says)",
+    )
+
+
+def answering_template(args: argparse.Namespace) -> Template:
+    """The template of `add_answering`'s flags. Raises InputError."""
+    _, _, place = (args.model or "").partition(":")
+    template = load_template(args.template, args.tokenizer or place)
+    if args.think is None:
+        return template
+    if not template.thinking:
+        raise InputError(f"--think: the template {template.name!r} has no place for thinking; leave it out")
+    return replace(template, think=args.think)
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,12 @@ import argparse
 from dataclasses import fields
 
 from megatron_chimed.backend.quiet import work_offline
+from megatron_chimed.commands.common import add_answering, answering_template
 from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
 from megatron_chimed.evaluation.catalog import SOURCES
 from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.inference.open import kinds_text
-from megatron_chimed.text.template import load_template
 
 EXAMPLE = """examples:
   chimed evaluate --model hf:runs/mine/hf --output runs/mine/evaluation --tasks ceval=raw/ceval \\
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, help="of an answer, in place of each task's own")
     parser.add_argument("--limit", type=int, help="the first so many items of each data set, for a trial")
-    parser.add_argument("--template", metavar="YAML", help="in place of the released model's prompt format")
+    add_answering(parser)
     parser.add_argument("--tokenizer", metavar="PATH", help="megatron: SentencePiece model or Hugging Face folder")
     parser.add_argument("--iteration", type=int, help="megatron: in place of the newest checkpoint")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="megatron: ranks (1)")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if bool(args.model) != bool(args.tasks) or not (args.model or args.compare):
         args.usage_error("give --model with --tasks, or --compare alone")
     if args.model:
-        template, given = load_template(args.template), vars(args)
+        template, given = answering_template(args), vars(args)
         options = EngineOptions(**{field.name: given[field.name] for field in fields(EngineOptions)})
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
         model = open_model(args.model, options, template, label=args.name)

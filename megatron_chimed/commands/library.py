@@ -86,7 +86,7 @@ def _packing(
     thinking: str = "train",
 ) -> tuple[list[str], Path, Renderer]:
     """What packing takes, of any kind."""
-    renderer = Renderer(Template.load(template), Tokenizer.load(tokenizer), thinking)
+    renderer = Renderer(Template.load(template, tokenizer), Tokenizer.load(tokenizer), thinking)
     return [str(path) for path in inputs], Path(output), renderer
 
 
@@ -141,7 +141,7 @@ def evaluate(
     from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
     from megatron_chimed.evaluation.run import Settings, evaluate_model
 
-    chosen = Template.load(template)
+    chosen = Template.load(template, options.get("tokenizer") or model.partition(":")[2])
     of_model = {field.name for field in fields(EngineOptions)}
     settings = Settings(**{name: value for name, value in options.items() if name not in of_model})
     opened = open_model(

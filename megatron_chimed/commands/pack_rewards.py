@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    renderer = Renderer(load_template(args.template), load_tokenizer(args.tokenizer))
+    renderer = Renderer(load_template(args.template, args.tokenizer), load_tokenizer(args.tokenizer))
     options = RankingRowOptions(
         args.sequence_length,
         args.seed,

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    renderer = Renderer(load_template(args.template), load_tokenizer(args.tokenizer), args.thinking)
+    renderer = Renderer(load_template(args.template, args.tokenizer), load_tokenizer(args.tokenizer), args.thinking)
     options = DialogueRowOptions(args.sequence_length, args.seed, workers=args.workers, mode=args.mode)
     content = pack_dialogues(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
     print(f"{args.output}\n{format_dialogue_rows(content)}")

@@ -1,4 +1,4 @@
-"""What a model thought, apart from what it answered: sampled tokens, or a text, split by a template's slots."""
+"""What a model thought, apart from what it answered: sampled tokens or a server's text, split by the template."""
 
 from collections.abc import Iterable
 from itertools import groupby

@@ -1,6 +1,7 @@
 """Show a packed row: its segments as text, with boundaries and targets marked, for terminal or HTML.
 
-Where colours are not to be had, ``<BOS>`` and ``<EOS>`` stand for boundary ids and « » enclose what is to be learnt.
+Where colours are not to be had, ``<BOS>``, ``<EOS>`` and the names of the template's tokens stand for boundary ids, as
+around a system turn or thinking, and « » enclose what is to be learnt.
 What a text holds can disturb neither: control characters are spelled out, and HTML is escaped.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.packed_rows import PackedRows
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 
 RESET = "\x1b[0m"
@@ -35,7 +37,7 @@ h2 {{ font-size: 1em }} .learnt {{ background: #c8f0c8 }} .boundary {{ color: #f
 
 
 class Run(NamedTuple):
-    """Run of tokens that are alike, as text. boundary: one BOS or EOS id; learnt: the loss is on them."""
+    """Run of tokens that are alike, as text. boundary: one id of the template's; learnt: the loss is on them."""
 
     text: str
     boundary: bool
@@ -67,7 +69,7 @@ def read_row(packed: PackedRows, row: int, tokenizer: Tokenizer) -> tuple[list[S
     """Read the segments of a row, and its tokens of padding. Raises InputError for a row that is not there."""
     if not 0 <= row < len(packed):
         raise InputError(f"row {row} of {packed.folder}: it has the rows 0 to {len(packed) - 1}")
-    segments, filled = [], 0
+    segments, filled, names = [], 0, boundary_names(packed, tokenizer)
     for place, number in enumerate(packed.segments(row)):
         start, end = (int(bound) for bound in packed.segment_offsets[number : number + 2])
         tokens, learnt = packed.tokens[start:end], packed.loss_mask[start:end] != 0
@@ -76,15 +78,23 @@ def read_row(packed: PackedRows, row: int, tokenizer: Tokenizer) -> tuple[list[S
             title += f", dialogue {int(packed.arrays['segment_dialogue'][number])}"
         if "segment_source" in packed.arrays:
             title += f", source {packed.sources[packed.arrays['segment_source'][number]]}"
-        segments.append(Segment(title, list(_runs(tokens, learnt, tokenizer))))
+        segments.append(Segment(title, list(_runs(tokens, learnt, tokenizer, names))))
         filled += end - start
     return segments, packed.sequence_length - filled
 
 
-def _runs(tokens: np.ndarray, learnt: np.ndarray, tokenizer: Tokenizer) -> Iterator[Run]:
-    """Cut tokens [n] at boundary ids and where learnt [n] changes."""
+def boundary_names(packed: PackedRows, tokenizer: Tokenizer) -> dict[int, str]:
+    """Name the ids that the template puts in by position: BOS, EOS and its tokens. Raises InputError."""
+    template = Template.from_row(packed.manifest.get("template"), f"{packed.folder}: the template of its manifest")
+    tokens = [slot.value for slot in template.all_slots if slot.kind == "token"]
     names = {tokenizer.bos_id: "<BOS>", tokenizer.eos_id: "<EOS>"}
-    boundary = np.isin(tokens, [id for id in names if id is not None])
+    names |= {tokenizer.token_to_id(token): token for token in tokens}
+    return {number: name for number, name in names.items() if number is not None}
+
+
+def _runs(tokens: np.ndarray, learnt: np.ndarray, tokenizer: Tokenizer, names: dict[int, str]) -> Iterator[Run]:
+    """Cut tokens [n] at boundary ids, which names has, and where learnt [n] changes."""
+    boundary = np.isin(tokens, list(names))
     kinds = np.where(boundary, np.arange(len(tokens)) + 2, learnt)  # each boundary id is a run of its own
     starts = np.flatnonzero(np.diff(kinds, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):

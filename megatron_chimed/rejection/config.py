@@ -32,7 +32,14 @@ class Paths:
     """SentencePiece .model or Hugging Face folder."""
 
     template: str | None = None
-    """YAML of a template; chimed without one."""
+    """A template's name, a YAML, or ``tokenizer``, the chat template of the tokenizer's folder; chimed without one."""
+
+    think: bool | None = None
+    """Whether the models think before they answer; without a word as the template says. Thinking is never scored."""
+
+    thinking: Literal["train", "mask", "drop"] = "train"
+    """What fine-tuning does with the thinking of a selected answer: learn it, have it in the row without loss, or leave
+    it out."""
 
     dialogues: list[str] = field(default_factory=list)
     """JSON lines of supervised fine-tuning, from which prompts are drawn."""

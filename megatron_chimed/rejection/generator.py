@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Generated, Request
+from megatron_chimed.inference.thinking import marks_of, read_answer, split_thinking
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.config import Sampling
 from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.text.renderer import Renderer
-from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.workers import Bar
 
 
@@ -29,13 +29,15 @@ class SampleRequest:
     tokens: list[int]
     seed: int
 
-    def candidate(self, sample: Generated, tokenizer: Tokenizer) -> Candidate:
-        """The candidate that a sample is. A refusal of a server is an empty answer, which selection drops."""
-        text, count = sample.text, sample.num_tokens
-        if text is None:
-            text = tokenizer.decode(token for token in sample.tokens if token != tokenizer.eos_id)
-        count = len(sample.tokens) if count is None else count
-        return Candidate(*self.key, response=text, num_tokens=count, finished=sample.finished)
+    def candidate(self, sample: Generated, renderer: Renderer) -> Candidate:
+        """The candidate that a sample is, its thinking apart. A refusal of a server is an empty answer, and so is one
+        whose thinking never ended; selection drops them."""
+        if sample.text is None:
+            thinking, text = read_answer(sample.tokens, renderer)
+        else:
+            thinking, text = split_thinking(sample.text, marks_of(renderer.template))
+        count = len(sample.tokens) if sample.num_tokens is None else sample.num_tokens
+        return Candidate(*self.key, response=text, num_tokens=count, finished=sample.finished, thinking=thinking)
 
 
 def build_requests(
@@ -63,15 +65,15 @@ def batches_left(requests: Sequence[SampleRequest], store: CandidateStore, size:
 
 
 def sample(
-    engine: Engine, requests: Sequence[SampleRequest], sampling: Sampling, tokenizer: Tokenizer
+    engine: Engine, requests: Sequence[SampleRequest], sampling: Sampling, renderer: Renderer
 ) -> list[Candidate]:
     """An answer to each request, in any order; one that could not be had for now is left out.
 
     Raises InputError for a prompt that leaves no room for an answer, and where a server refuses all requests.
     """
     asked = [Request(one.tokens, sampling.params(one.seed), one.prompt.turns) for one in requests]
-    batches = engine.generate(asked, stop=[tokenizer.eos_id])
-    return [requests[place].candidate(answer, tokenizer) for batch in batches for place, answer in batch]
+    batches = engine.generate(asked, stop=list(renderer.stop_ids))
+    return [requests[place].candidate(answer, renderer) for batch in batches for place, answer in batch]
 
 
 def generate_into(
@@ -79,13 +81,13 @@ def generate_into(
     requests: Sequence[SampleRequest],
     engine: Engine,
     sampling: Sampling,
-    tokenizer: Tokenizer,
+    renderer: Renderer,
     batch_size: int,
 ) -> None:
     """Sample all that the store lacks, batch by batch. Raises InputError if answers are missing in the end."""
     with Bar(total=len(requests), initial=len(store.candidates), desc="generate", unit="answer") as bar:
         for batch in batches_left(requests, store, batch_size):
-            answers = sample(engine, batch, sampling, tokenizer)
+            answers = sample(engine, batch, sampling, renderer)
             store.append(answers)
             bar.update(len(answers))
     missing = sum(one.key not in store.candidates for one in requests)

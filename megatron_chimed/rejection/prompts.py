@@ -1,11 +1,13 @@
 """Prompts of a round: drawn from the dialogues of supervised fine-tuning, without duplicates and evaluation questions.
 
-A dialogue gives one prompt: all that stands before its last answer, which for several turns is the history and the
-latest question. The draw depends on the texts and the seed alone, not on the order of files or rows.
+A dialogue gives one prompt: all that stands before its last answer, which for several turns is a system turn, where
+there is one, the history and the latest question. The draw depends on the texts and the seed alone, not on the order of
+files or rows.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from megatron_chimed.data.decontamination import OverlapIndex, read_texts
 from megatron_chimed.data.dedup import NearDeduplicator
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located, read_json_lines
-from megatron_chimed.records import Prompt, Turn
+from megatron_chimed.records import Prompt, Turn, split_system
 from megatron_chimed.rejection.keys import keyed_draw
 from megatron_chimed.text.normalise import normalise
 
@@ -76,11 +78,16 @@ def draw_prompts(
             counts[EVALUATION] += 1
         elif not fits(different[text]):
             counts[TOO_LONG] += 1
-        elif deduplicator and deduplicator.is_duplicate(text):
+        elif deduplicator and deduplicator.is_duplicate(_compared(different[text])):
             counts[NEAR_DUPLICATE] += 1
         else:
             drawn.append(different[text])
     return sorted(drawn, key=lambda prompt: prompt.id), +counts
+
+
+def _compared(prompt: Prompt) -> str:
+    """What near duplicates are found by: no system turn, by which prompts would be alike where it is long."""
+    return normalise("\n".join(turn.text for turn in split_system(prompt.turns)[1]))
 
 
 def read_prompts(paths: Iterable[str | Path]) -> Iterator[Prompt]:
@@ -100,14 +107,15 @@ def read_prompts(paths: Iterable[str | Path]) -> Iterator[Prompt]:
 
 
 def _prompt(row: dict[str, Any], path: Path) -> Prompt:
-    """The prompt of a row. Raises InputError with the reason alone."""
+    """The prompt of a row; its history is without thinking. Raises InputError with the reason alone."""
     question, turns = row.get("question"), row.get("turns")
     if turns is None and isinstance(question, str) and question.strip():
         turns = [{"role": "user", "text": question}]
         row = {"source": path.stem, **row}
-    if isinstance(turns, list) and len(turns) % 2 == 0:
+    if isinstance(turns, list) and turns[1:] and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
         turns = turns[:-1]
-    return Prompt.from_row({**row, "turns": turns})
+    prompt = Prompt.from_row({**row, "turns": turns})
+    return replace(prompt, turns=tuple(Turn(turn.role, turn.text) for turn in prompt.turns))
 
 
 def question_of(prompt: Prompt) -> str:
@@ -115,6 +123,6 @@ def question_of(prompt: Prompt) -> str:
     return prompt.turns[-1].text
 
 
-def answered(prompt: Prompt, response: str) -> tuple[Turn, ...]:
+def answered(prompt: Prompt, response: str, thinking: str = "") -> tuple[Turn, ...]:
     """The turns of a prompt and an answer to it."""
-    return (*prompt.turns, Turn("assistant", response))
+    return (*prompt.turns, Turn("assistant", response, thinking))

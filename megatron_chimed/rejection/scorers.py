@@ -2,9 +2,9 @@
 
 What is scored is the dialogue as the reward model was trained on it: the template's exchanges end to end, history,
 question and answer, with EOS at the end, where the score is read (`renderer.Renderer.encode_exchanges`). The answer is
-encoded from its text, as in training. An answer that the limit on tokens cut off gets the EOS as well, so that its
-reward can be told; selection drops it unless told otherwise. One that does not fit into the reward model's context is
-not scored, and counted.
+encoded from its text, as in training, and without what was thought before it. An answer that the limit on tokens cut
+off gets the EOS as well, so that its reward can be told; selection drops it unless told otherwise. One that does not
+fit into the reward model's context is not scored, and counted.
 """
 
 import math

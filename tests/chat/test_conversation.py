@@ -19,6 +19,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.records import Turn
 from megatron_chimed.text.renderer import Renderer
+from megatron_chimed.text.slots import CONTENT, texts
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
@@ -118,10 +119,17 @@ def test_each_prompt_is_that_of_the_training_with_settings_and_seeds(renderer):
         assert request.params.seed == 7 + number
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["seen", "hidden"])
+@pytest.fixture(scope="module", params=["seen", "hidden", "spelled"])
 def qwen3(request, tmp_path_factory) -> Renderer:
-    """A template with a system turn and a place for thinking, whose marks decoding shows, or leaves out."""
-    folder = write_chatml(tmp_path_factory.mktemp("qwen3") / "t", think_is_special=request.param, eos="<|endoftext|>")
+    """A template with a system turn and a place for thinking, between tokens that decoding shows or leaves out, or
+    between texts of many tokens."""
+    if request.param == "spelled":
+        slots = {"system": (CONTENT, *texts("\n")), "system_in": "turn"}
+        slots["thinking"] = (*texts("<think>\n"), CONTENT, *texts("\n</think>\n\n"))
+        return Renderer(replace(Template(), **slots), make_tokenizer("sentencepiece", tmp_path_factory.mktemp("plain")))
+    folder = write_chatml(
+        tmp_path_factory.mktemp("qwen3") / "t", special=request.param == "hidden", eos="<|endoftext|>"
+    )
     return chatml_renderer(folder, think=True)
 
 

@@ -112,6 +112,26 @@ def test_a_dialogues_history_becomes_turns(perfect):
     assert not (output / "samples/mc.1.jsonl").exists()  # nothing is random in a second greedy zero-shot run
 
 
+def test_thinking_in_front_of_an_answer_is_counted_and_not_scored(perfect, flags, tmp_path):
+    said = oracle().answer
+
+    def answer(item: dict, prompt: str) -> str:
+        return "<think>\nA\n\nB" if item["id"].endswith("2") else f"<think>\nA\n\nB\n</think>\n\n{said(item, prompt)}"
+
+    flags = [flag for flag in flags if flag.startswith(("mcmle", "mc", "scale"))]
+    found, plain = evaluate(Scripted(answer), flags, tmp_path)["tasks"], perfect[0]["tasks"]
+    for name in ("mcmle_letter", "mc", "scale"):
+        records = [row for _, row in read_json_lines(tmp_path / f"samples/{name}.0.jsonl")]
+        unended = [row for row in records if row["id"].endswith("2")]
+        assert found[name]["thinking"] == len(records) == found[name]["n"] and 0 < len(unended) < len(records)
+        assert all(row["thinking"] == "A\n\nB" and "A\n" not in row["answer"] for row in records)
+        assert all(row["answer"] == "" for row in unended)  # what never came to an end is no answer
+        assert list(found[name]["problems"].values()) == [len(unended)]
+        assert "thinking" not in plain[name]
+    write_report([tmp_path], tmp_path)
+    assert "answers with thinking, which is not scored" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_a_record_holds_prompt_answer_parsed_answer_gold_and_scores(perfect):
     _, output = perfect
     for path in (output / "samples").iterdir():

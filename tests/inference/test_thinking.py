@@ -13,8 +13,9 @@ MARKS = Marks("<think>", "</think>")
 
 @pytest.fixture(scope="module", params=[False, True], ids=["seen", "hidden"])
 def renderer(request, tmp_path_factory):
-    """Of Qwen3, with think tokens that decoding shows, and with some that it leaves out."""
-    folder = write_chatml(tmp_path_factory.mktemp("chatml") / "tokenizer", think_is_special=request.param)
+    """Of Qwen3, with tokens around thinking and at an answer's end that decoding shows, and that it leaves out."""
+    folder = tmp_path_factory.mktemp("chatml") / "tokenizer"
+    write_chatml(folder, special=request.param, eos="<|endoftext|>")
     return chatml_renderer(folder)
 
 

@@ -173,10 +173,10 @@ def test_an_answer_follows_from_its_prompt_and_seed_whatever_is_asked_beside_it(
     stored = {one.key: one for one in read_candidates(config.output / "round-01/candidates.jsonl")}
     with open_generator(config.generator, folder / "start", folder / "export", renderer.tokenizer) as engine:
         for one in asked[::7]:
-            assert sample(engine, [one], config.sampling, renderer.tokenizer) == [stored[one.key]]
+            assert sample(engine, [one], config.sampling, renderer) == [stored[one.key]]
         mixed = random.Random(0).sample(asked, 9)
         assert len({len(one.tokens) for one in mixed}) > 3
-        assert {one.key: one for one in sample(engine, mixed, config.sampling, renderer.tokenizer)} == {
+        assert {one.key: one for one in sample(engine, mixed, config.sampling, renderer)} == {
             one.key: stored[one.key] for one in mixed
         }
 

@@ -5,12 +5,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.chatml import chatml_renderer, write_chatml
 from support.corpora import call, call_here
 from support.dialogues import KINDS, make_dialogue, make_dialogues, make_renderer, make_tokenizer, write_dialogues
 
 from megatron_chimed.packing import show
 from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from megatron_chimed.packing.packed_rows import PackedRows
+from megatron_chimed.records import Dialogue, Turn
 
 HOSTILE = make_dialogue("头痛\x1b[2J\u202e<b>&amp;</b>«</s>", "服用<script>x</script>\n检查\x07", number=7)
 
@@ -53,6 +55,26 @@ def test_without_colours_marks_enclose_what_is_learnt(tmp_path):
     text = show.to_terminal(*show.read_row(packed, 0, show.packing_tokenizer(packed)), colour=False)
     body = "<BOS>[human]:头痛\n[bot]:«服用<EOS>»<BOS>[human]:发热\n[bot]:«检查<EOS>»"
     assert body in text and "\x1b" not in text and re.search(r"--- padding: \d+ tokens", text)
+
+
+@pytest.mark.parametrize("thinking", ["train", "mask"])
+def test_system_turn_thinking_and_what_is_not_to_be_learnt_are_seen(tmp_path, thinking):
+    folder = write_chatml(tmp_path / "tokenizer", eos="<|endoftext|>")
+    turns = (Turn("system", "你是<|im_end|>"), Turn("user", "头痛"), Turn("assistant", "检查", learn=False))
+    turns += (Turn("user", "发热"), Turn("assistant", "服用", "三次"))
+    source = write_dialogues(tmp_path / "in.jsonl", [Dialogue("a", "b", turns)])
+    options = DialogueRowOptions(512, progress=False)
+    renderer = chatml_renderer(folder, thinking=thinking)
+    pack_dialogues([str(source)], tmp_path / "packed", renderer, options, tokenizer_path=str(folder))
+    packed = PackedRows(tmp_path / "packed")
+    text = show.to_terminal(*show.read_row(packed, 0, show.packing_tokenizer(packed)), colour=False)
+    thought = "<think>\n三次\n</think>\n\n"
+    learnt = f"«{thought}服用<|im_end|>»" if thinking == "train" else f"{thought}«服用<|im_end|>»"
+    start, end = "<|im_start|>", "<|im_end|>\n"
+    history = f"{start}system\n你是<|im_end|>{end}{start}user\n头痛{end}{start}assistant\n检查{end}"
+    assert f"{history}{start}user\n发热{end}{start}assistant\n{learnt}\n" in text
+    runs = show.read_row(packed, 0, renderer.tokenizer)[0][0].runs
+    assert [run.text for run in runs if run.boundary].count("<|im_end|>") == 5  # not the one that a person wrote
 
 
 def test_colours_say_the_same_as_the_marks(tmp_path):

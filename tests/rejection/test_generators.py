@@ -71,32 +71,32 @@ def test_a_seed_follows_from_round_prompt_and_sample_alone(renderer):
 
 
 def test_an_interrupted_run_computes_the_same_batches_again_and_gives_the_same_answers(tmp_path, renderer):
-    asked, tokenizer = asked_of(renderer), renderer.tokenizer
+    asked = asked_of(renderer)
     whole = Echo()
     with CandidateStore(tmp_path / "whole", "a") as store:
-        generate_into(store, asked, whole, SAMPLING, tokenizer, 4)
+        generate_into(store, asked, whole, SAMPLING, renderer, 4)
         expected = store.candidates
     assert [key for batch in whole.batches for key in batch] == [one.seed for one in asked]
     for end in range(6):
         again, path = Echo(), tmp_path / f"killed{end}"
         with CandidateStore(path, "a") as store:
             for batch in list(batches_left(asked, store, 4))[:end]:
-                store.append(sample(Echo(), batch, SAMPLING, tokenizer))
+                store.append(sample(Echo(), batch, SAMPLING, renderer))
         with CandidateStore(path, "a") as store:
-            generate_into(store, asked, again, SAMPLING, tokenizer, 4)
+            generate_into(store, asked, again, SAMPLING, renderer, 4)
             assert again.batches == whole.batches[end:] and store.candidates == expected
     lengths = [len(one.tokens) for one in asked]
     assert lengths == sorted(lengths)
 
 
 def test_answers_that_could_not_be_had_are_asked_for_again_and_nothing_else(tmp_path, renderer):
-    asked, tokenizer = asked_of(renderer), renderer.tokenizer
+    asked = asked_of(renderer)
     lost = asked[5].seed
     with CandidateStore(tmp_path / "store", "a") as store:
         with pytest.raises(InputError, match="1 of 21 answers could not be had; run the command again"):
-            generate_into(store, asked, Echo(lambda one: one.params.seed == lost), SAMPLING, tokenizer, 4)
+            generate_into(store, asked, Echo(lambda one: one.params.seed == lost), SAMPLING, renderer, 4)
         again = Echo()
-        generate_into(store, asked, again, SAMPLING, tokenizer, 4)
+        generate_into(store, asked, again, SAMPLING, renderer, 4)
     assert again.batches == [[lost]]
 
 
@@ -113,7 +113,7 @@ def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp
     with ChatServer(behave) as server:
         options = GeneratorOptions(engine="openai", base_url=server.url, model="m1", concurrency=4)
         with open_generator(options, tmp_path, tmp_path, renderer.tokenizer) as engine:
-            answers = sample(engine, asked_of(renderer), SAMPLING, renderer.tokenizer)
+            answers = sample(engine, asked_of(renderer), SAMPLING, renderer)
             found = {one.key: one for one in answers}
     assert set(found) == {one.key for one in asked_of(renderer)}
     for number, prompt in enumerate(PROMPTS):
@@ -189,7 +189,7 @@ def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_pat
     options = GeneratorOptions(engine="vllm", tensor_parallel=2, data_parallel=copies, dtype="bfloat16")
     asked = asked_of(renderer)
     with open_generator(options, checkpoint, tmp_path / "hf", renderer.tokenizer) as engine:
-        answers = sample(engine, asked, replace(SAMPLING, top_k=0), renderer.tokenizer)
+        answers = sample(engine, asked, replace(SAMPLING, top_k=0), renderer)
         found = {one.key: one for one in answers}
     assert len(found) == 21
     for one in asked:
@@ -214,7 +214,5 @@ def test_each_copy_of_the_model_gets_gpus_of_its_own(monkeypatch):
 
 def test_a_candidate_is_known_by_what_was_asked(renderer):
     one = asked_of(renderer)[4]
-    assert (
-        one.candidate(Generated([], True, "x", 1), renderer.tokenizer).key == one.key == (1, one.prompt.id, one.key[2])
-    )
+    assert one.candidate(Generated([], True, "x", 1), renderer).key == one.key == (1, one.prompt.id, one.key[2])
     assert make_candidate(one.prompt.id, one.key[2]).key == one.key

@@ -3,13 +3,14 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from support.candidates import make_prompt
 from support.dialogues import make_dialogues, write_dialogues
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.records import Prompt
+from megatron_chimed.records import Dialogue, Prompt, Turn
 from megatron_chimed.rejection import prompts as drawing
 from megatron_chimed.rejection.prompts import EvaluationTexts, draw_prompts, read_prompts
 
@@ -99,6 +100,23 @@ def test_a_dialogue_gives_its_history_and_last_question(tmp_path):
     prompts = list(read_prompts([path]))
     assert [one.turns for one in prompts] == [dialogue.turns[:-1] for dialogue in dialogues]
     assert [one.id for one in prompts] == [dialogue.id for dialogue in dialogues]
+
+
+def test_a_prompt_keeps_the_system_turn_and_its_history_no_thinking(tmp_path):
+    turns = [Turn("system", "s"), Turn("user", "一"), Turn("assistant", "二", "x", False), Turn("user", "三")]
+    path = write_dialogues(tmp_path / "in.jsonl", [Dialogue("a", "b", (*turns, Turn("assistant", "四", "y")))])
+    (prompt,) = read_prompts([path])
+    assert prompt.turns == (*turns[:2], Turn("assistant", "二"), turns[3])
+    path.write_text(json.dumps(prompt.to_row()))
+    assert list(read_prompts([path])) == [prompt]
+
+
+def test_a_long_system_turn_makes_no_near_duplicates_of_other_prompts():
+    system = Turn("system", LONG * 9)
+    prompts = [replace(one, turns=(system, *one.turns)) for one in numbered(9)]
+    assert len(ask(prompts)[0]) == 9
+    others = [replace(one, id=f"{one.id}b", turns=(Turn("system", "s"), *one.turns[1:])) for one in prompts]
+    assert ask([*prompts, *others])[1] == {drawing.NEAR_DUPLICATE: 9}
 
 
 def test_prompts_and_bare_questions_are_read_too(tmp_path):

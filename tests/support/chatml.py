@@ -16,15 +16,15 @@ END, EOS = "<|im_end|>", "<|endoftext|>"
 THINK = ["<think>", "</think>"]
 
 
-def write_chatml(folder: Path, *, think_is_special: bool = False, eos: str = END) -> Path:
-    """Write a Hugging Face folder. think_is_special: decoding leaves no trace of the tokens around thinking; as Qwen3
-    has them it does. eos: EOS, which in a base model is not the token that ends an answer."""
+def write_chatml(folder: Path, *, special: bool = False, eos: str = END) -> Path:
+    """Write a Hugging Face folder. special: decoding leaves no trace of the tokens around thinking, and of the one that
+    ends an answer; else it shows them, as that of Qwen3 shows the first. eos: EOS, which may be another."""
     folder.mkdir(parents=True)
     write_tokenizer(write_model(folder).read_bytes(), folder)
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in ("<|im_start|>", END, EOS)])
-    marks = [AddedToken(token, normalized=False, special=think_is_special) for token in THINK]
-    (backend.add_special_tokens if think_is_special else backend.add_tokens)(marks)
+    for token in ("<|im_start|>", END, EOS, *THINK):
+        added = AddedToken(token, normalized=False, special=special or token in ("<|im_start|>", EOS))
+        (backend.add_special_tokens if added.special else backend.add_tokens)([added])
     backend.save(str(folder / "tokenizer.json"))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         content = json.loads((folder / name).read_text()) | {"eos_token": eos}

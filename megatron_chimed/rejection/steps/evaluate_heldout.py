@@ -58,7 +58,7 @@ def evaluate_model(ctx: RoundContext, name: str, checkpoint: Path, inputs_hash: 
                 # First, so that there is none of another model once the answers are whole.
                 likelihood = reference_nll(config, generator, renderer, ctx.shape.max_positions)
                 write_json(ctx.file(f"drift.{name}.json"), likelihood)
-                generate_into(store, requests, generator, config.sampling, renderer.tokenizer, options.batch_size)
+                generate_into(store, requests, generator, config.sampling, renderer, options.batch_size)
         sampled = list(store.candidates.values())
     with CandidateStore(ctx.file(f"heldout.{name}.scored.store"), inputs_hash) as store:
         if len(store.candidates) < len(sampled):

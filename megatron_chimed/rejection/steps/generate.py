@@ -35,7 +35,7 @@ def run(ctx: RoundContext, inputs_hash: str) -> StepResult:
         if len(store.candidates) < len(requests):
             tokenizer = ctx.renderer.tokenizer
             with open_generator(options, ctx.previous.checkpoint, ctx.file("hf"), tokenizer) as generator:
-                generate_into(store, requests, generator, sampling, tokenizer, options.batch_size)
+                generate_into(store, requests, generator, sampling, ctx.renderer, options.batch_size)
         return StepResult(store.publish(ctx.file("candidates.jsonl")))
 
 

@@ -14,7 +14,8 @@ def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
 
 def settings(ctx: RoundContext) -> dict:
     """What decides the rows."""
-    return {"sequence_length": ctx.shape.sequence_length, "seed": ctx.config.paths.seed, **ctx.rendering}
+    found = {"sequence_length": ctx.shape.sequence_length, "seed": ctx.config.paths.seed, **ctx.rendering}
+    return found | ({"thinking": ctx.renderer.thinking} if ctx.renderer.template.thinking else {})
 
 
 def outputs(ctx: RoundContext) -> list[Path]:

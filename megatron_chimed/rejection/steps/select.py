@@ -54,7 +54,7 @@ def run(ctx: RoundContext, inputs_hash: str) -> StepResult:
 def _dialogue(prompt: Prompt, answer: Candidate) -> Dialogue:
     """What is trained of a selected answer."""
     name = f"{prompt.id}#round-{answer.round}-sample-{answer.sample}"
-    return Dialogue(name, prompt.source, answered(prompt, answer.response))
+    return Dialogue(name, prompt.source, answered(prompt, answer.response, answer.thinking))
 
 
 def _require_prompts(candidates: Sequence[Candidate], questions: Mapping[str, str], path: Path) -> None:
