@@ -52,7 +52,7 @@ def find_sources(
         unknown = reader not in readers
         if unknown and (colon or not detect):
             raise InputError(f"--source {spec}: there is no reader {reader!r}; {expected}")
-        paths = table_files(pattern) if Path(pattern).is_dir() else expand([pattern], f"--source {head}=")
+        paths = (Path(pattern).is_dir() and table_files(pattern)) or expand([pattern], f"--source {head}=")
         found += [(label, detect(path) if unknown else reader, path) for path in paths]
     return [SourceFile(label, reader, path, _name(label, path, found)) for label, reader, path in found]
 

@@ -15,7 +15,7 @@ BATCH = 1024
 def table_files(folder: str | Path) -> list[str]:
     """The files of a folder that datasets' save_to_disk has written, in their order, or its .parquet and .arrow files.
 
-    Raises InputError for a folder of several splits, naming them, and for one without such files.
+    None where it holds no such files. Raises InputError for a folder of several splits, naming them.
     """
     folder = Path(folder)
     try:
@@ -28,8 +28,6 @@ def table_files(folder: str | Path) -> list[str]:
             files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     except (KeyError, TypeError):
         raise InputError(f"{folder}: dataset_dict.json or state.json is none of datasets'; give the files") from None
-    if not files:
-        raise InputError(f"{folder}: a folder without Parquet or Arrow files; give files, or a pattern as {folder}/*")
     return [str(file) for file in files]
 
 

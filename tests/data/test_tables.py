@@ -61,7 +61,7 @@ def test_what_is_no_whole_table_is_said_in_a_line(tmp_path, name, content):
 
 
 def test_folders_that_hold_no_table(tmp_path):
-    with pytest.raises(InputError, match="a folder without Parquet or Arrow files"):
+    with pytest.raises(InputError, match="not a file; give files or a pattern"):
         find_sources([f"cmd={tmp_path}"], READERS)
     (tmp_path / "state.json").write_text("[1]")
     with pytest.raises(InputError, match=r"state\.json is none of datasets'"):
