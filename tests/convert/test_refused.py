@@ -1,6 +1,7 @@
 """Models that are not served: refused by name, each with its reason."""
 
 import pytest
+from guards import tree
 from support.checkpoints import CONFIG
 
 from megatron_chimed.convert import architecture as arch
@@ -97,3 +98,19 @@ def test_a_number_of_yarn_that_is_none_is_named(key, bad):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), True, "8", None, [1]])
 def test_a_base_that_is_no_number_is_named(bad):
     assert f"rope_theta is {bad!r}; Megatron takes a whole number" in refusal(LLAMA | {"rope_theta": bad})
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the first table behind a heading of docs/families.md."""
+    text = tree.read("docs/families.md").partition(f"\n## {heading}\n")[2].partition("|---|")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[1:]]
+
+
+def test_the_page_for_people_lists_what_is_served_and_what_is_not():
+    assert {tuple(row) for row in rows("Refused")} == {(f"`{name}`", why) for name, why in ARCHITECTURES.items()}
+    written = {row[0]: row[1] for row in rows("Served")}
+    classes = {
+        family.title: ", ".join(f"`{name}`" for name in family.architectures if name != "LLaMAForCausalLM")
+        for family in FAMILIES
+    }
+    assert written == classes
