@@ -257,6 +257,11 @@ def _complete_special_tokens(loaded) -> None:
     loaded.add_special_tokens(missing)
 
 
+def fingerprint_of(path: str | Path) -> str:
+    """The fingerprint of the tokenizer at a path, without loading it. Raises InputError for a missing file."""
+    return _folder_fingerprint(path) if Path(path).is_dir() else sha256_file(path)
+
+
 def _folder_fingerprint(folder: str | Path) -> str:
     """Hash (SHA-256) names and contents of a Hugging Face folder's tokenizer files."""
     names = sorted(name for name in (*HF_FILES, *HF_OPTIONAL_FILES) if (Path(folder) / name).is_file())
