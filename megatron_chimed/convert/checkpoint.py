@@ -29,6 +29,7 @@ from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     generation_config,
     give_own_pad,
+    require_rows,
     tokenizer_folder,
     vocabulary,
 )
@@ -56,6 +57,8 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     hf, megatron = Path(hf), Path(megatron)
     source = HuggingFaceFolder(hf)
     model = read_hf(hf)
+    if has_tokenizer(hf):
+        require_rows(hf, model.sizes.vocab)
     planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)

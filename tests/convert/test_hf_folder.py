@@ -6,8 +6,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 from support.checkpoints import write_hf
+from support.dialogues import make_tokenizer
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
+from megatron_chimed.convert.tokenizer_files import copy_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import LFS_POINTER, open_input
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -80,3 +82,9 @@ def test_a_pointer_in_the_place_of_any_input_is_named(tmp_path, name):
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(InputError, match="is a Git LFS pointer"), open_input(tmp_path / name):
         pass
+
+
+def test_a_tokenizer_of_more_ids_than_rows_is_refused_at_once(folder):
+    tokenizer = make_tokenizer("hugging_face", folder.parent)
+    copy_tokenizer(folder.parent / "hugging_face", folder)
+    refuse(folder, rf"hf: the tokenizer has {tokenizer.vocab_size} ids and the embedding 103 rows.*resize_token_emb")
