@@ -29,6 +29,8 @@ _REFUSED = {
     "optimizer_cpu_offload": "leave it out: the optimizer is on the CPU already",
     "profile": "leave it out: it needs nsys and a GPU",
     "async_save": "leave it out",
+    "moe_grouped_gemm": "leave it out: experts are computed one after the other",
+    "overlap_moe_expert_parallel_comm": "leave it out",
 }
 
 
@@ -44,6 +46,8 @@ def refuse(args: argparse.Namespace) -> None:
         wrong.append(f"--transformer-impl {args.transformer_impl} (Transformer Engine cannot run here: use local)")
     if args.distributed_backend != "gloo":
         wrong.append(f"--distributed-backend {args.distributed_backend} (use gloo)")
+    if args.num_experts and args.moe_token_dispatcher_type == "flex":  # noqa: S105
+        wrong.append("--moe-token-dispatcher-type flex (use alltoall or allgather)")
     if args.context_parallel_size > 1:
         wrong.append("--context-parallel-size (use 1)")
     if args.cuda_graph_impl != "none":
@@ -114,6 +118,7 @@ def install() -> None:
     _installed = CudaMeansCpu()
     _installed.__enter__()
     _replace_megatron_generator()
+    _give_sizes_as_numbers()
 
 
 def _leave_out_compiler() -> None:
@@ -161,3 +166,16 @@ def _replace_megatron_generator() -> None:
     import megatron.core.tensor_parallel.random as random
 
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _give_sizes_as_numbers() -> None:
+    """Megatron makes numbers of the sizes of what expert-parallel ranks send each other as it copies them from the GPU;
+    here they would stay tensors, which gloo does not take."""
+    from megatron.core.transformer.moe import token_dispatcher
+
+    original = token_dispatcher.maybe_move_tensor_to_cpu
+
+    def as_numbers(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else original(tensor)
+
+    token_dispatcher.maybe_move_tensor_to_cpu = as_numbers

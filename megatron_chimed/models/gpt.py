@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_chimed.models import norm
 from megatron_chimed.models.attention import CoreAttention, choose_kernel
+from megatron_chimed.models.moe import find_routers, moe_problems, take_router
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.rotary import set_llama3_constants, take_packed_positions
 
@@ -41,20 +42,27 @@ def check_layers(config: TransformerConfig) -> None:
             wrong.append("--softmax-type must be vanilla")
         if config.context_parallel_size > 1:
             wrong.append("--context-parallel-size needs --transformer-impl transformer_engine")
+    wrong += moe_problems(config)
     if wrong:
         raise ValueError("the layers cannot do this: " + "; ".join(wrong))
 
 
 def layer_spec(config: TransformerConfig, attention: str) -> ModuleSpec | TransformerBlockSubmodules:
     """Megatron's layer specification: Transformer Engine's when the configuration asks for it, else our own."""
+    experts = {"num_experts": config.num_moe_experts, "moe_grouped_gemm": config.moe_grouped_gemm}
     if config.transformer_impl == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm, **experts)
+        if config.num_moe_experts is not None:
+            take_router(spec.submodules)
+        return spec
     kernel = choose_kernel(attention)
-    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm", **experts)
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = norm.RMSNorm
     core_attention = CoreAttention if kernel == "sdpa" else type("CoreAttention", (CoreAttention,), {"kernel": kernel})
     layer.self_attention.submodules.core_attention = core_attention
+    if config.num_moe_experts is not None:
+        take_router(layer)
     if config.qk_layernorm:
         layer.self_attention.submodules.q_layernorm = layer.self_attention.submodules.k_layernorm = norm.RMSNorm
     # A bare layer specification would leave the final norm to a default that refuses sequence parallelism.
@@ -108,6 +116,7 @@ def build_gpt(
     take_packed_positions(model)
     if config.rope_scaling:
         set_llama3_constants(model.rotary_pos_emb, config.rotary_base, config.rope_scaling_factor, options)
+    model.routers = find_routers(model)
     if post_process and config.num_ids is not None and model_class is GPTModel:
         mask_padded_vocab(model, config.num_ids, vocab_size, pg_collection.tp.rank())
     return model

@@ -9,6 +9,7 @@ from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.models.moe import MicroBatch, tell_routers
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.losses import masked_nll
 from megatron_chimed.stages.options import PretrainConfig
@@ -51,6 +52,7 @@ def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.
     With isolated documents the rows are joined to one packed row [1, B * S] whose documents are given by cu_seqlens.
     """
     batch, packed = on_device(next(batches), isolated=config.isolate_documents)
+    tell_routers(model, lambda: MicroBatch(batch["loss_mask"].count_nonzero()))
     nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
     return nll, functools.partial(masked_nll, batch["loss_mask"])
 

@@ -8,6 +8,7 @@ import torch
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset, num_ranks_of, pairings_of
 from megatron_chimed.errors import InputError
+from megatron_chimed.models.moe import MicroBatch, tell_routers
 from megatron_chimed.models.reward import HEAD, build_reward
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
 from megatron_chimed.stages.losses import pairwise_ranking, ranked_pairs
@@ -38,9 +39,17 @@ def forward_step(config: RewardConfig, batches: Iterator[Batch], model: torch.nn
     rows = torch.arange(len(batch["group"]))[:, None]
     batch["group"] = batch["group"] + rows * batch["group"].size(1)  # groups of different rows stay apart
     batch, packed = on_device(batch, isolated=True)
+    tell_routers(model, lambda: micro_batch(batch, facts["pairing"]))
     rewards = model(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed)
     num_ranks = None if model.training else facts["num_ranks"]
     return rewards, functools.partial(loss, config, batch, facts["pairing"], num_ranks)
+
+
+def micro_batch(batch: Batch, pairing: str) -> MicroBatch:
+    """The number of pairs of a joined row [1, B * S], and its padding: the segments in which nothing is scored."""
+    scored, segment = batch["rank"] >= 0, (batch["position_ids"] == 0).cumsum(-1)
+    better, _ = ranked_pairs(batch["rank"][scored], batch["group"][scored], pairing)
+    return MicroBatch(torch.tensor(len(better), device=better.device), ~torch.isin(segment, segment[scored]))
 
 
 def loss(config: RewardConfig, batch: Batch, pairing: str, num_ranks: int | None, rewards: torch.Tensor) -> Loss:

@@ -9,6 +9,7 @@ import torch
 from megatron_chimed.datasets.packed_dataset import build_packed_datasets, sources_of
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.models.gpt import build_gpt
+from megatron_chimed.models.moe import MicroBatch, tell_routers
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.prediction import last_predictions, record_argmax
 from megatron_chimed.stages.batch import on_device, refuse_joined_rows_in_a_pipeline
@@ -44,6 +45,7 @@ def build_model(options: ModelOptions, config: Any, **placement: Any) -> torch.n
 def forward_step(config: SftConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:
     """One micro batch of tokens, labels, loss_mask, position_ids, source, all [B, S] -> (NLL per token, loss)."""
     batch, packed = on_device(next(batches), isolated=config.isolate_instances)
+    tell_routers(model, lambda: MicroBatch(batch["loss_mask"].count_nonzero(), batch["source"] < 0))
     nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
     sources = () if model.training else facts["sources"]
     return nll, functools.partial(loss, batch, last_predictions(model), sources)

@@ -6,6 +6,7 @@ import torch
 from megatron.core.dist_checkpointing import ShardedTensor, load_tensors_metadata
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
+from megatron_chimed.convert.strict import OPTIMIZER
 from megatron_chimed.errors import InputError
 
 
@@ -20,7 +21,7 @@ def check_state_dict(
     """
     if folder is None or not (Path(folder) / ".metadata").is_file():
         return False
-    stored = {name for name in load_tensors_metadata(str(folder)) if not name.startswith("optimizer.")}
+    stored = {name for name in load_tensors_metadata(str(folder)) if not OPTIMIZER.match(name)}
     wanted = _wanted(model)
     missing, extra = wanted - stored, stored - wanted
     if missing_keys and missing == set(missing_keys) and extra <= set(unexpected_keys):

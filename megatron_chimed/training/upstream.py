@@ -181,6 +181,13 @@ PATCHES = (
         ("megatron.core.tensor_parallel.random._set_cuda_rng_state",),
         "The RNG tracker queues its states for ever and sets none: tensor-parallel ranks draw apart.",
     ),
+    Patch(
+        "sizes_as_numbers",
+        "cpu",
+        "backend.cpu:_give_sizes_as_numbers",
+        ("megatron.core.transformer.moe.token_dispatcher.maybe_move_tensor_to_cpu",),
+        "Expert parallelism with --moe-token-dispatcher-type alltoall ends: gloo is given tensors for sizes.",
+    ),
 )
 
 

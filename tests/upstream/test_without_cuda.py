@@ -31,6 +31,11 @@ found["no_compiler"] = torch.compile(lambda x: x) is not None and "torch._dynamo
 from megatron.training import initialize, training
 found["allow_no_cuda"] = fails(initialize.initialize_megatron, AssertionError, "CUDA")
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+from megatron.core.transformer.moe import token_dispatcher
+sizes = token_dispatcher.maybe_move_tensor_to_cpu(torch.tensor([1]), as_numpy=True)
+exchange = lambda sizes: torch.distributed.all_to_all_single(torch.zeros(1), torch.zeros(1), sizes, sizes)
+exchange([1])
+found["sizes_as_numbers"] = fails(lambda: exchange(sizes), TypeError)
 from megatron.core.datasets import utils
 found["skip_compilation"] = fails(utils.compile_helpers, SystemExit)  # what _compile_dependencies begins with
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -58,7 +63,7 @@ def found(tmp_path_factory) -> dict[str, bool]:
 
 NAMES = (
     *("cuda_means_cpu", "cuda_generator", "rng_tracker", "no_compiler", "allow_no_cuda", "skip_compilation"),
-    *("save_without_another_process", "keep_model"),
+    *("save_without_another_process", "keep_model", "sizes_as_numbers"),
 )
 
 
