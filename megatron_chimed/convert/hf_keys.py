@@ -5,6 +5,7 @@ Every other key is refused: it may turn the model into another one, and a conver
 
 from typing import Any
 
+from megatron_chimed.convert import routing
 from megatron_chimed.convert.family import Family
 
 SIZE_KEYS = {
@@ -77,7 +78,8 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
     ]
     if rope.get("partial_rotary_factor", 1.0) not in (1.0, None):
         found.append(f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported")
-    known = READ | HARMLESS | family.known_hf_keys | fixed.keys()
+    known = READ | HARMLESS | family.known_hf_keys | fixed.keys() | {*family.size_keys.values()}
+    known |= {*routing.KEYS} if family.has_experts else set()
     unknown = {key: value for key, value in config.items() if key not in known and not key.startswith("_")}
     unknown |= {
         f"rope's {key}": value for key, value in rope.items() if key not in ROPE_READ | {"partial_rotary_factor"}
