@@ -9,6 +9,7 @@ import io
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class TorchDistCheckpoint:
         entries = self._metadata.state_dict_metadata
         self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.objects = sorted(entries.keys() - self.tensors.keys())
+        self._by_place: dict[str, tuple[int, dict]] = {}
         self._reader = FileSystemReader(self.folder)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
@@ -118,7 +120,8 @@ class TorchDistCheckpoint:
         """
         entry = self.tensors[name]
         block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(name, entry, [block])
+        near = replace(entry, chunks=self._chunks_near(name, block))
+        items = create_read_items_for_chunk_list(name, near, [block])
         target = torch.empty(tuple(sizes), dtype=entry.properties.dtype)
         if sum(item.lengths.numel() for item in items) != target.numel():
             raise InputError(f"{self.folder}: {name} is not whole; take another copy")
@@ -127,6 +130,21 @@ class TorchDistCheckpoint:
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError(f"{self.folder}: {name} is damaged ({' '.join(str(error).split())[:160]})") from None
         return target
+
+    def _chunks_near(self, name: str, block: ChunkStorageMetadata) -> list[ChunkStorageMetadata]:
+        """The chunks that a block may lie in: torch compares it with each, and experts have many thousands."""
+        if name not in self._by_place:
+            chunks, axes = self.tensors[name].chunks, 0
+            while chunks and axes < len(chunks[0].sizes) and all(chunk.sizes[axes] == 1 for chunk in chunks):
+                axes += 1
+            places: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
+            for chunk in chunks:
+                places.setdefault(tuple(chunk.offsets[:axes]), []).append(chunk)
+            self._by_place[name] = (axes, places)
+        axes, places = self._by_place[name]
+        if any(size != 1 for size in block.sizes[:axes]):
+            return self.tensors[name].chunks
+        return places.get(tuple(block.offsets[:axes]), [])
 
 
 class _IntoTensor(DefaultLoadPlanner):
