@@ -10,11 +10,11 @@ from megatron_chimed.errors import InputError
 
 EXAMPLE = """examples:
   chimed convert hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2
-  chimed convert hf-to-megatron --hf Ziya2-13B-Base --megatron runs/ziya2-bf16 --dtype bfloat16
+  chimed convert hf-to-megatron --hf Qwen3-8B-Base --megatron runs/qwen3 --dtype bfloat16
   chimed convert megatron-to-hf --megatron runs/sft --hf runs/sft-hf --tokenizer Ziya2-13B-Base
   chimed convert megatron-to-hf --megatron runs/sft --hf runs/sft-hf --iteration 400 \\
       --max-shard-size 2GB
-each command has its own --help
+each command has its own --help; the families of models that are served: docs/families.md
 """
 
 

@@ -5,8 +5,9 @@ import argparse
 from megatron_chimed.backend.quiet import fast_imports
 from megatron_chimed.errors import InputError
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
   chimed verify checkpoint --hf Ziya2-13B-Base --megatron runs/ziya2 --tensor-parallel 2
+  chimed verify checkpoint --hf Qwen3-8B-Base --megatron runs/qwen3 --generate 16
 """
 
 

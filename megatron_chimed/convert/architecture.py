@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_chimed.convert import rope as positions
 from megatron_chimed.convert import routing as routers
-from megatron_chimed.convert.families import FAMILIES, of_architecture
+from megatron_chimed.convert.families import FAMILIES, of_architecture, refused
 from megatron_chimed.convert.family import Family
 from megatron_chimed.convert.hf_keys import SIZE_KEYS, refused_keys
 from megatron_chimed.convert.rope import Rope
@@ -75,13 +75,14 @@ def from_hf(config: dict[str, Any], where: str) -> Architecture:
 
 
 def _family(config: dict[str, Any], where: str) -> tuple[Family, Head]:
-    """Find the family and head of config["architectures"]. Raises InputError naming it and what is supported."""
+    """Find the family and head of config["architectures"]. Raises InputError naming it, why, and what is supported."""
     given = config.get("architectures")
     name = given[0] if isinstance(given, list) and len(given) == 1 else given
     if (found := of_architecture(name)) is not None:
         return found
     supported = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise InputError(f"{where}: architecture {name!r} is not supported; supported are {supported}")
+    reason = refused.bracketed(refused.ARCHITECTURES, name)
+    raise InputError(f"{where}: architecture {name!r} is not supported{reason}; supported are {supported}")
 
 
 def _plain_names(config: dict[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:

@@ -6,6 +6,7 @@ Every other key is refused: it may turn the model into another one, and a conver
 from typing import Any
 
 from megatron_chimed.convert import routing
+from megatron_chimed.convert.families import refused
 from megatron_chimed.convert.family import Family
 
 SIZE_KEYS = {
@@ -72,12 +73,15 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
     """
     fixed = FIXED | {"model_type": family.name} | family.fixed_hf_keys
     found = [
-        f"{key} is {_short(config[key])}; only {value!r} is supported"
+        f"{key} is {_short(config[key])}; only {value!r} is supported{refused.bracketed(refused.KEYS, key)}"
         for key, value in fixed.items()
         if not _is(config.get(key), value)
     ]
     if rope.get("partial_rotary_factor", 1.0) not in (1.0, None):
-        found.append(f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported")
+        found.append(
+            f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported"
+            + refused.bracketed(refused.KEYS, "partial_rotary_factor")
+        )
     known = READ | HARMLESS | family.known_hf_keys | fixed.keys() | {*family.size_keys.values()}
     known |= {*routing.KEYS} if family.has_experts else set()
     unknown = {key: value for key, value in config.items() if key not in known and not key.startswith("_")}

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_chimed.convert.families import refused
 from megatron_chimed.models.options import ModelOptions
 
 KINDS = ("default", "linear", "llama3", "yarn")
@@ -50,12 +51,13 @@ def read_hf(config: dict[str, Any], max_positions: object, problems: list[str]) 
     """
     given = _settings(config, problems)
     base = given.get("rope_theta", config.get("rope_theta", 10000.0))
-    if isinstance(base, bool) or not isinstance(base, int | float) or base != int(base):
+    if not _is_number(base) or base != int(base):
         problems.append(f"rope_theta is {base!r}; Megatron takes a whole number")
         base = 1
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in KINDS:
-        problems.append(f"rope scaling of type {kind!r} is not supported; supported are {', '.join(KINDS)}")
+        reason = refused.bracketed(refused.SCALINGS, kind)
+        problems.append(f"rope scaling of type {kind!r} is not supported{reason}; supported are {', '.join(KINDS)}")
         return Rope(int(base)), given
     if kind == "default":
         return Rope(int(base)), given
@@ -86,6 +88,11 @@ def _settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return {} if wrong else next(iter(given.values()), {})
 
 
+def _is_number(value: object) -> bool:
+    """Whether a value of JSON is a number: no flag, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class _Numbers:
     """Numbers of the settings; what is none is added to the problems, and 1 stands for it."""
 
@@ -95,7 +102,7 @@ class _Numbers:
     def number(self, key: str, default: object = None) -> float:
         """A number above 0; `default` stands for one that is missing or null."""
         value = default if self.given.get(key) is None else self.given[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if not _is_number(value) or value <= 0:
             self.problems.append(f"rope scaling has {key} {self.given.get(key)!r}; expected a number above 0")
             return 1.0
         return float(value)

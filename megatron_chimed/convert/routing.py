@@ -83,10 +83,12 @@ def config_fields(routing: Routing, sizes: Sizes) -> dict[str, Any]:
 def from_args(args: dict[str, Any], sizes: Sizes) -> Routing:
     """Read the router from Megatron's arguments of a model with experts."""
     count = args.get("moe_router_topk") or 2
-    coefficient = (args.get("moe_aux_loss_coeff") or 0.0) * sizes.layers / count
-    return Routing(
-        count,
-        not args.get("moe_router_pre_softmax", False),
-        round(coefficient, DIGITS),
-        args.get("moe_router_load_balancing_type", "aux_loss") == "aux_loss" and coefficient > 0,
-    )
+    coefficient = (_only(args.get("moe_aux_loss_coeff")) or 0.0) * sizes.layers / count
+    balancing = _only(args.get("moe_router_load_balancing_type")) or "aux_loss"
+    normalized = not args.get("moe_router_pre_softmax", False)
+    return Routing(count, normalized, round(coefficient, DIGITS), balancing == "aux_loss" and coefficient > 0)
+
+
+def _only(value: Any) -> Any:
+    """The element of a list of one, which Megatron's parser makes of these two arguments; else the value."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

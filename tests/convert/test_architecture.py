@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import yaml
 from support.checkpoints import CONFIG, KINDS
+from support.families import CASES, config_of
 
 from megatron_chimed.convert import architecture as arch
+from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.megatron_args import from_megatron_args, to_megatron, to_megatron_args, to_options
 from megatron_chimed.convert.rope import Rope
 from megatron_chimed.errors import InputError
@@ -18,9 +20,12 @@ def read(**changes):
     return arch.from_hf(BASE | changes, "config.json")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+MODELS = {kind: BASE | changes for kind, changes in KINDS.items()} | {name: config_of(name) for name in CASES}
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_the_architecture_survives_both_ways(kind):
-    model = read(**KINDS[kind])
+    model = arch.from_hf(MODELS[kind], "config.json")
     config = arch.to_hf(model, "bfloat16", {"eos_token_id": 2})
     assert arch.from_hf(config, "config.json") == model
     assert (
@@ -29,13 +34,13 @@ def test_the_architecture_survives_both_ways(kind):
     assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_transformers_reads_the_config_that_is_written(kind, tmp_path):
     from transformers import AutoConfig
 
     from megatron_chimed.jsonl import write_json
 
-    model = read(**KINDS[kind])
+    model = arch.from_hf(MODELS[kind], "config.json")
     write_json(tmp_path / "config.json", arch.to_hf(model, "float32", {}))
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert arch.from_hf(loaded.to_dict(), "config.json") == model
@@ -58,21 +63,20 @@ def test_megatron_gets_arguments_that_its_own_parser_takes():
     from megatron_chimed.training.arguments import to_argv
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    for kind in KINDS.values():
-        settings = yaml.safe_load(yaml.safe_dump(to_megatron(read(**kind))))
+    for config in MODELS.values():
+        model = arch.from_hf(config, "config.json")
+        settings = yaml.safe_load(yaml.safe_dump(to_megatron(model)))
         words = to_argv({key: Located(value, "model.yaml") for key, value in settings.items()}, parser)
         parsed = parser.parse_args(words)
-        assert parsed.num_layers == CONFIG["num_hidden_layers"] and parsed.layernorm_epsilon == 1e-5
-        again = from_megatron_args(
-            argparse.Namespace(**vars(parsed) | {"padded_vocab_size": parsed.vocab_size}), "lm", "arguments"
-        )
-        assert again == read(**kind)
+        assert parsed.num_layers == config["num_hidden_layers"] and parsed.layernorm_epsilon == model.norm_epsilon
+        values = vars(parsed) | {"padded_vocab_size": parsed.vocab_size, "chimed": to_options(model)}
+        assert from_megatron_args(argparse.Namespace(**values), model.head, "arguments") == model
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is not supported; supported are LlamaForC"),
+        ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported; supported are LlamaForC"),
         ({"architectures": None}, "architecture None is not supported"),
         ({"hidden_size": None}, "hidden_size is None; expected a whole number above 0"),
         ({"vocab_size": "103"}, "vocab_size is '103'"),
@@ -122,3 +126,27 @@ def test_the_reward_head_has_its_own_class():
     assert model.head == "reward"
     config = arch.to_hf(dataclasses.replace(model), "float32", {})
     assert config["architectures"] == ["LlamaForSequenceClassification"] and len(config["id2label"]) == 1
+
+
+def test_a_head_size_that_config_json_leaves_out_is_that_of_transformers_class():
+    """Qwen3's is 128 whatever the hidden size; others divide."""
+    from transformers import Qwen3Config
+
+    plain = config_of("qwen3 head size of its own")
+    del plain["head_dim"]
+    model = arch.from_hf(plain, "config.json")
+    assert model.sizes.head_dim == Qwen3Config(**plain).head_dim == 128 != plain["hidden_size"] // 4
+    assert arch.from_hf(config_of("qwen2 tied"), "config.json").sizes.head_dim == 12
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_transformers_takes_for_an_absent_key_stands_in_the_page(family):
+    from transformers import AutoConfig
+
+    defaults = AutoConfig.for_model(family.name)
+    assert set(family.hf_defaults) >= {
+        key
+        for key, value in {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}.items()
+        if getattr(defaults, key) != value
+    }
+    assert all(getattr(defaults, key) == value for key, value in family.hf_defaults.items())

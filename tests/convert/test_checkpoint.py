@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from megatron_chimed.checkpoints import resolve
 from megatron_chimed.convert import checkpoint, hf_folder
+from megatron_chimed.convert.architecture import read_hf
+from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 
@@ -81,10 +83,13 @@ def test_an_exported_reward_model_scores_a_padded_answer_at_its_eos(tmp_path, ki
 
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 20),
-    st.integers(1, 40), st.booleans(), st.booleans(), st.integers(1, 4000),
+    st.integers(1, 40), st.booleans(), st.booleans(), st.integers(1, 4000), st.sampled_from(FAMILIES),
+    st.sampled_from(["lm", "reward"]),
 )  # fmt: skip
-@settings(max_examples=30)
-def test_any_shape_survives_a_round_trip(layers, groups, per_group, half, hidden, vocab, tied, half_precision, shard):
+@settings(max_examples=60)
+def test_any_shape_survives_a_round_trip(
+    layers, groups, per_group, half, hidden, vocab, tied, half_precision, shard, family, head
+):
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         hf = write_plain(
@@ -98,8 +103,12 @@ def test_any_shape_survives_a_round_trip(layers, groups, per_group, half, hidden
             intermediate_size=hidden + 3,
             vocab_size=vocab,
             tie_word_embeddings=tied,
+            architectures=[next(name for name, one in family.architectures.items() if one == head)],
+            model_type=family.name,
+            sliding_window=None,
         )
-        assert same_bits(weights(hf), weights(there_and_back(hf, work, max_shard_bytes=shard)))
+        again = there_and_back(hf, work, max_shard_bytes=shard)
+        assert same_bits(weights(hf), weights(again)) and read_hf(hf) == read_hf(again)
 
 
 def test_shards_keep_to_their_size_and_are_listed(tmp_path):

@@ -5,14 +5,17 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from support.checkpoints import same_bits, weights
+from support.dialogues import make_tokenizer
 from support.families import (
     CASES,
     expected,
     has_experts,
     has_gradients,
     make_batch,
+    make_model,
     reference_loss,
     write_case,
 )
@@ -21,6 +24,7 @@ from support.ranks import start
 
 from megatron_chimed.convert.architecture import read_hf
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
+from megatron_chimed.convert.tokenizer_files import copy_tokenizer
 
 LAYOUTS = {
     "TP 1": {},
@@ -105,6 +109,34 @@ def test_a_training_starts_at_the_loss_of_transformers_and_is_exported_as_its_fa
     assert read_hf(tmp_path / "hf") == before
     moved = weights(tmp_path / "hf")
     assert all(not torch.equal(tensor, moved[name]) for name, tensor in weights(folder / "hf").items())
+
+
+def test_rows_of_the_embedding_that_the_tokenizer_has_no_ids_for_stay(tmp_path):
+    """Converted, trained at TP 2, which pads further, and exported: as many rows as config.json had."""
+    tokenizer = make_tokenizer("hugging_face", tmp_path)
+    rows = tokenizer.vocab_size + 13
+    model = make_model("Qwen2", {"vocab_size": rows})
+    model.save_pretrained(tmp_path / "hf")
+    copy_tokenizer(tmp_path / "hugging_face", tmp_path / "hf")
+    hf_to_megatron(tmp_path / "hf", tmp_path / "megatron", progress=False)
+    settings = yaml.safe_load((tmp_path / "megatron/model.yaml").read_text())["megatron"]
+    assert settings["vocab-size"] == rows and settings["tokenizer-type"] == "HuggingFaceTokenizer"
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "again", progress=False)
+    assert same_bits(weights(tmp_path / "hf"), weights(tmp_path / "again"))
+
+    prefix = write_corpus(tmp_path, ids=tokenizer.vocab_size)
+    job = Job(tmp_path, stage={"data-path": str(prefix), "eval-iters": 0})
+    job.model = tmp_path / "megatron/model.yaml"
+    start = ["--load", tmp_path / "megatron", "--finetune", "--train-iters", 1, "--save", tmp_path / "run"]
+    job.run(*start, "--tensor-model-parallel-size", 2, ranks=2)
+    first = float(figures(tmp_path / "run")[0][1])
+    assert first == pytest.approx(reference_loss(tmp_path / "hf", prefix), abs=1e-5)
+    megatron_to_hf(tmp_path / "run", tmp_path / "trained", progress=False)
+    assert json.loads((tmp_path / "trained/config.json").read_text())["vocab_size"] == rows
+    before, after = weights(tmp_path / "hf"), weights(tmp_path / "trained")
+    assert all(after[name].shape == tensor.shape for name, tensor in before.items())
+    last = "lm_head.weight"
+    assert not torch.equal(before[last][-13:], after[last][-13:])  # transformers' softmax counts these rows too
 
 
 def largest(one: torch.Tensor, other: torch.Tensor) -> float:

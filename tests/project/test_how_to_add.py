@@ -67,6 +67,64 @@ def write_lines(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+PAGE = """
+\"\"\"Seed-OSS as it was published: biases of query, key and value.\"\"\"
+
+from megatron_chimed.convert.families import blocks
+from megatron_chimed.convert.family import Family
+
+SEED_OSS = Family(
+    name="seed_oss",
+    title="Seed-OSS",
+    architectures={"SeedOssForCausalLM": "lm", "SeedOssForSequenceClassification": "reward"},
+    body=blocks.body(*blocks.attention(qkv_bias=True), *blocks.mlp()),
+    heads=blocks.HEADS,
+    stateful=blocks.STATEFUL,
+    fixed_args=blocks.PLAIN_ARGS | {"add_qkv_bias": True},
+    fixed_hf_keys={
+        "hidden_act": "silu", "attention_bias": True, "attention_out_bias": False, "mlp_bias": False,
+        "attention_dropout": 0.0, "residual_dropout": 0.0, "pretraining_tp": 1,
+    },
+    hf_defaults={"max_position_embeddings": 524288, "num_key_value_heads": 8, "head_dim": 128, "attention_dropout": 0.1,
+                 "residual_dropout": 0.1},
+    written_hf_keys=("attention_bias", "attention_out_bias", "mlp_bias", "residual_dropout"),
+)
+"""
+CASE = """
+    "seed_oss one group": (
+        "SeedOss", {"num_key_value_heads": 1, "head_dim": 20, "attention_dropout": 0.0, "residual_dropout": 0.0}
+    ),
+"""
+THERE_AND_BACK = """
+import json, sys
+from pathlib import Path
+from support.families import write_case
+from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
+from megatron_chimed.convert.verify import verify
+folder = Path(sys.argv[1])
+write_case(folder / "hf", "seed_oss one group")
+hf_to_megatron(folder / "hf", folder / "megatron", progress=False)
+megatron_to_hf(folder / "megatron", folder / "back", progress=False)
+architectures = json.loads((folder / "back/config.json").read_text())["architectures"]
+print(architectures, verify(folder / "back", folder / "megatron").passed)
+"""
+
+
+def test_a_model_family(copy, tmp_path):
+    pages = "megatron_chimed/convert/families"
+    copy.add(f"{pages}/seed_oss.py", PAGE.lstrip("\n"))
+    place = f"from {pages.replace('/', '.')}.qwen3 import"
+    copy.add(f"{pages}/__init__.py", f"from {pages.replace('/', '.')}.seed_oss import SEED_OSS\n", before=place)
+    copy.add(f"{pages}/__init__.py", "SEED_OSS, ", before="MISTRAL)\n")
+    copy.add("tests/support/families.py", CASE.lstrip("\n"), before='    "llama linear": (')
+    said = copy.test("-rp", "-k", "seed", "tests/convert/test_families.py", "tests/convert/test_architecture.py")
+    assert said.count("PASSED") >= 5 and "failed" not in said
+
+    assert copy.run("-c", THERE_AND_BACK, tmp_path) == "['SeedOssForCausalLM'] True\n"
+    blocks = yaml.safe_load((tmp_path / "megatron/model.yaml").read_text())
+    assert blocks["chimed"] == {"family": "seed_oss"}  # Megatron's arguments are those of Qwen2
+
+
 READER = """
 def pair_turns(row: dict) -> Turns:
     "An example."

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_chimed.convert.families import of_architecture
 from megatron_chimed.datasets.pretrain import PretrainDatasetConfig, build_pretrain_datasets
 
 CONFIG = {
@@ -59,6 +60,15 @@ def has_experts(name: str) -> bool:
 def has_gradients(layout: str, experts: bool) -> bool:
     """Whether a model is trained in a layout: Megatron has no experts with tensor, but without sequence parallelism."""
     return not (experts and layout == "TP 2")
+
+
+def config_of(name: str) -> dict:
+    """The config.json of a case, as little of it as there can be."""
+    kind, changes = CASES[name]
+    changes = dict(changes)
+    architecture = kind + ("ForSequenceClassification" if changes.pop("reward", False) else "ForCausalLM")
+    family, _ = of_architecture(architecture)
+    return CONFIG | {"architectures": [architecture], "model_type": family.name} | changes
 
 
 def make_model(name: str, changes: dict, seed: int = 0) -> torch.nn.Module:

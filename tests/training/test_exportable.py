@@ -8,7 +8,9 @@ import pytest
 from megatron.training.arguments import add_megatron_arguments
 from support.job import MODEL
 
+from megatron_chimed.config import Located
 from megatron_chimed.convert.megatron_args import from_megatron_args, unexportable
+from megatron_chimed.training.defaults import defaults
 
 GROUPS = (
     *("transformer configuration", "network size", "mla", "moe", "experimental_attention_variant"),
@@ -123,3 +125,10 @@ def test_what_a_llama_must_have_is_refused_when_it_has_it_not(actions, name):
     args = llama(actions)
     setattr(args, name, False)
     assert unexportable(args)
+
+
+def test_yarn_goes_without_the_fused_kernel_that_leaves_out_its_attention_factor():
+    layers = {"transformer-impl": Located("transformer_engine", "model.yaml")}
+    assert "no-rope-fusion" not in defaults(layers)
+    yarn = {"position-embedding-type": Located("yarn", "model.yaml")}
+    assert defaults(layers | yarn)["no-rope-fusion"] is True
