@@ -15,15 +15,18 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor, or one layer's part of one, that is made only when it is written."""
+    """A tensor, or one layer's or expert's part of one, that is made only when it is written."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], torch.Tensor]
 
-    layer: int | None = None
-    """Number of the layer, for a part of a Megatron tensor [layers, *shape]."""
+    stack: tuple[int, ...] = ()
+    """Leading axes of the whole tensor [*stack, *shape] in a Megatron checkpoint: (layers,), or (layers, experts)."""
+
+    place: tuple[int, ...] = ()
+    """The part's place on them."""
 
     @property
     def nbytes(self) -> int:
