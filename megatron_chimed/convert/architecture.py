@@ -53,22 +53,25 @@ def from_hf(config: dict[str, Any], where: str) -> Architecture:
     config = family.hf_defaults | config
     sizes = _sizes(config, family, problems)
     routing = routers.read_hf(config, sizes, problems) if family.has_experts else None
-    numbers = {}
-    for key, default in (("rms_norm_eps", 1e-6), ("max_position_embeddings", 2048)):
-        numbers[key] = config.get(key, default)
-        if isinstance(numbers[key], bool) or not isinstance(numbers[key], int | float) or numbers[key] <= 0:
-            problems.append(f"{key} is {numbers[key]!r}; expected a number above 0")
-    rope, given = positions.read_hf(config, numbers["max_position_embeddings"], problems)
+    epsilon, length = config.get("rms_norm_eps", 1e-6), config.get("max_position_embeddings", 2048)
+    tied = config.get("tie_word_embeddings")
+    if not positions.is_number(epsilon) or epsilon <= 0:
+        problems.append(f"rms_norm_eps is {epsilon!r}; expected a number above 0")
+    if not _is_size(length):
+        problems.append(f"max_position_embeddings is {length!r}; expected a whole number above 0")
+    if not isinstance(tied, bool | None):
+        problems.append(f"tie_word_embeddings is {tied!r}; expected true or false")
+    rope, given = positions.read_hf(config, length, problems)
     problems += refused_keys(config, given, family)
     if problems:
         raise InputError(f"{where}: " + "; ".join(problems))
     return Architecture(
         family,
         head,
-        bool(config.get("tie_word_embeddings", False)),
+        bool(tied),
         sizes,
-        float(numbers["rms_norm_eps"]),
-        int(numbers["max_position_embeddings"]),
+        float(epsilon),
+        length,
         rope,
         routing,
     )
@@ -108,13 +111,18 @@ def _sizes(config: dict[str, Any], family: Family, problems: list[str]) -> Sizes
     wrong = [
         f"{keys[name]} is {value!r}; expected a whole number above 0"
         for name, value in values.items()
-        if type(value) is not int or value <= 0
+        if not _is_size(value)
     ]
     if not wrong and values["heads"] % values["num_query_groups"]:
         groups = values["num_query_groups"]
         wrong.append(f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({groups})")
     problems += wrong
     return None if wrong else Sizes(**values)
+
+
+def _is_size(value: object) -> bool:
+    """Whether a value of JSON is a size: a whole number above 0, and of a model that could be."""
+    return type(value) is int and 0 < value < 2**31
 
 
 def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, int | None]) -> dict[str, Any]:

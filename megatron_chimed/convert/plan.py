@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_chimed.errors import InputError
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Types that weights can be converted to."""
 
@@ -27,6 +29,17 @@ class Planned:
 
     place: tuple[int, ...] = ()
     """The part's place on them."""
+
+    def made(self) -> torch.Tensor:
+        """Make the tensor [*shape]. Raises InputError where a number of it is none, or infinite: the weights are
+        broken, and every result of the model would be."""
+        tensor = self.make()
+        assert tensor.dtype == self.dtype and tuple(tensor.shape) == self.shape, self.name
+        if not all(map(math.isfinite, torch.aminmax(tensor))):  # one pass; isfinite takes twenty times as long
+            place = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+            value = tensor[tuple(place)].item()
+            raise InputError(f"{self.name}{[*self.place, *place]} is {value}; such weights are broken, take other ones")
+        return tensor
 
     @property
     def nbytes(self) -> int:

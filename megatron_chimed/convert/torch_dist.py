@@ -233,8 +233,7 @@ class _LazyPlanner(DefaultSavePlanner):
         if write_item.type == WriteItemType.BYTE_IO:
             return self.objects[write_item.index.fqn]
         planned = self.planned[write_item.index]
-        tensor = planned.make()
-        assert tensor.dtype == planned.dtype and tuple(tensor.shape) == planned.shape, planned.name
+        tensor = planned.made()
         self.written(planned.nbytes)
         return tensor.contiguous()[(None,) * len(planned.stack)]
 
