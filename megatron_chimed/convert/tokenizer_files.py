@@ -1,7 +1,9 @@
 """Files of the tokenizer that goes with a checkpoint: its files, and the ids that config.json repeats."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json
@@ -66,12 +68,21 @@ def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -
     return token_ids | {"pad_token_id": number}
 
 
-def generation_config(source: Path | None, token_ids: dict[str, int | None]) -> dict:
-    """Read the generation_config.json beside the tokenizer, or make one that states its ids. Raises InputError."""
+def generation_config(
+    source: Path | None, token_ids: dict[str, int | None], stop_ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Read the generation_config.json beside the tokenizer, or make one that states its ids; with the ids at which an
+    answer ends in place of its own, where some are given. Raises InputError."""
+    ends = {"eos_token_id": one_or_all(stop_ids)} if stop_ids else {}
     path = None if source is None else source / "generation_config.json"
     if path is not None and path.is_file():
         content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected a JSON object")
-        return content
-    return {"_from_model_config": True} | {name: value for name, value in token_ids.items() if value is not None}
+        return content | ends
+    return {"_from_model_config": True} | {n: value for n, value in (token_ids | ends).items() if value is not None}
+
+
+def one_or_all(stop_ids: Sequence[int]) -> int | list[int]:
+    """Write ids at which an answer ends as transformers and vLLM read them: a number where there is one."""
+    return stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
