@@ -19,7 +19,7 @@ from megatron_chimed.convert.tokenizer_files import generation_config
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import split_name
 from megatron_chimed.jsonl import write_json
-from megatron_chimed.text.jinja import chat_template
+from megatron_chimed.text.jinja import CHAT_TEMPLATE, chat_template
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -43,9 +43,9 @@ def with_template(folder: Path, text: str, stop_ids: Sequence[int] = ()) -> Iter
         view = Path(place) / served_name(folder)
         view.mkdir()
         for path in folder.resolve().iterdir():
-            if path.name != "chat_template.jinja":
+            if path.name != CHAT_TEMPLATE:
                 (view / path.name).symlink_to(path)
-        (view / "chat_template.jinja").write_text(text, encoding="utf-8")
+        (view / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
         if stop_ids:
             content = generation_config(folder, {}, stop_ids)
             (view / "generation_config.json").unlink(missing_ok=True)

@@ -98,7 +98,7 @@ def _sizes(config: dict[str, Any], family: Family) -> tuple[Sizes | None, list[s
     return None if wrong else Sizes(**values), wrong
 
 
-def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, int | None]) -> dict[str, Any]:
+def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
     """Make a config.json in the form that transformers 4, transformers 5 and vLLM all read.
 
     dtype: such as "bfloat16"; token_ids: bos_token_id, eos_token_id and pad_token_id.

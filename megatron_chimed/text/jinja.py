@@ -23,6 +23,9 @@ from megatron_chimed.text.tokenizer import load_tokenizer
 TRIMS = {"": "", "trim": ".strip()", "trim_newlines": ".strip('\\n')", "trim_first_newlines": ".lstrip('\\n')"}
 """What Jinja does to a content, by the names of `slots.TRIMS`."""
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""The file of a tokenizer's folder."""
+
 RECORD, RECORD_END = "{# megatron_chimed template: ", " #}"
 """Around the template as JSON in a comment in front of its Jinja text, by which it is known again."""
 
@@ -145,7 +148,7 @@ def record(template: Template) -> str:
     return f"{RECORD}{row}{RECORD_END}"
 
 
-def recorded(text: str, where: str = "chat_template.jinja") -> tuple[Template | None, str]:
+def recorded(text: str, where: str = CHAT_TEMPLATE) -> tuple[Template | None, str]:
     """Read (the template in a chat template's comment, the text behind it); (None, text) without a comment.
 
     Raises InputError as ``WHERE: reason`` for a comment that is damaged.
@@ -161,7 +164,7 @@ def recorded(text: str, where: str = "chat_template.jinja") -> tuple[Template | 
 
 def chat_template(folder: Path, template: Template) -> str:
     """The chat template with which a folder's tokenizer gives the prompts of the training, `record` in front of it: the
-    folder's own where that does, which may know more, such as tools; else ours.
+    folder's own if it does, which may know more, such as tools; else ours.
 
     Raises InputError that names the first probe dialogue with other ids, where none does.
     """
@@ -178,7 +181,7 @@ def chat_template(folder: Path, template: Template) -> str:
         if problems[-1] is None:
             return text
     raise InputError(
-        f"{folder}: no chat template gives its tokenizer the prompts of the training, template {template.name!r}: "
+        f"template {template.name!r}: no chat template gives the tokenizer the prompts of the training, as "
         f"{problems[len(own)]}; give servers prompts as ids, or talk to the model without --serve"
     )
 

@@ -105,7 +105,10 @@ def test_a_tokenizer_that_swallows_what_stands_around_a_token_is_told_with_the_f
     for token in content["added_tokens"]:
         token["rstrip"] |= token["content"] == END
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"^[^\n]*'chatml': the probe user[^\n]* at id \d+, the training [^\n]*ids"):
+    with pytest.raises(
+        InputError,
+        match=r"^[^\n]*'chatml': no chat template [^\n]*, as the probe user[^\n]* at id \d+, the training [^\n]*ids",
+    ):
         jinja.chat_template(folder, CHATML)
 
 
