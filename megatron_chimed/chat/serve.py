@@ -1,9 +1,7 @@
 """An OpenAI-compatible endpoint for a Hugging Face folder, by vLLM where it is installed, else by transformers.
 
 Both render prompts by a chat template, a Jinja text, and parse special tokens in it. `chat_template` writes that of our
-own template, and sees to it that it gives a dialogue the ids of the training. What it cannot give: a user's "</s>"
-becomes EOS there, and where SentencePiece has no dummy prefix, an answer in the history could share a piece with the
-text in front of it.
+own template.
 """
 
 import contextlib
@@ -14,14 +12,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_chimed.convert.tokenizer_files import generation_config
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import split_name
-from megatron_chimed.records import Turn
-from megatron_chimed.text.jinja import to_jinja
+from megatron_chimed.jsonl import write_json
+from megatron_chimed.text.jinja import CHAT_TEMPLATE, chat_template
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -31,38 +29,6 @@ CHAT_KINDS = ("hf", "megatron")
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "accelerate")
 """What the server of transformers imports."""
 
-PROBE = (
-    Turn("user", "头痛三天，怎么办？\nBP 140/90"),
-    Turn("assistant", "建议检查血压。 OK"),
-    Turn("user", "谢谢，医生"),
-    Turn("assistant", "不客气"),
-    Turn("user", "再见"),
-)
-SYSTEM = "你是医生。"
-
-
-def chat_template(folder: Path, template: Template) -> str:
-    """The chat template with which a folder's tokenizer gives the prompts of the training.
-
-    Raises InputError where none does.
-    """
-    from transformers import AutoTokenizer
-
-    renderer = Renderer(template, load_tokenizer(folder))
-    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    told = (Turn("user", f"{SYSTEM}\n{PROBE[0].text}"), *PROBE[1:])
-    wanted = [renderer.render_prompt(turns).tolist() for turns in (PROBE, told)]
-    messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
-    asked = [messages, [{"role": "system", "content": SYSTEM}, *messages]]
-    for spaces in product(("", " "), repeat=2):
-        text = to_jinja(template, *spaces)
-        if [theirs.apply_chat_template(one, chat_template=text, return_dict=False) for one in asked] == wanted:
-            return text
-    raise InputError(
-        f"{folder}: no chat template gives its tokenizer the prompts of the training, template {template.name!r}; "
-        "talk to the model without --serve"
-    )
-
 
 def served_name(folder: Path) -> str:
     """The name that clients give, from that of the folder; "@" and ":" would mean something to the server."""
@@ -70,15 +36,20 @@ def served_name(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def with_template(folder: Path, text: str) -> Iterator[Path]:
-    """A folder, its name the served one, with links to all files of a model and this chat template; gone afterwards."""
+def with_template(folder: Path, text: str, stop_ids: Sequence[int] = ()) -> Iterator[Path]:
+    """A folder, its name the served one, with links to all files of a model, this chat template, and a generation
+    config with these ids at which an answer ends, if any; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="megatron_chimed-") as place:
         view = Path(place) / served_name(folder)
         view.mkdir()
         for path in folder.resolve().iterdir():
-            if path.name != "chat_template.jinja":
+            if path.name != CHAT_TEMPLATE:
                 (view / path.name).symlink_to(path)
-        (view / "chat_template.jinja").write_text(text, encoding="utf-8")
+        (view / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
+        if stop_ids:
+            content = generation_config(folder, {}, stop_ids)
+            (view / "generation_config.json").unlink(missing_ok=True)
+            write_json(view / "generation_config.json", content)
         yield view
 
 
@@ -114,7 +85,8 @@ def serve(
         raise InputError("--serve takes hf:DIR; export the checkpoint with chimed convert megatron-to-hf")
     folder = Path(place)
     command = server_command(served_name(folder), port, dtype, tensor_parallel, seed)
-    with with_template(folder, chat_template(folder, template)) as view:
+    text, ends = chat_template(folder, template), Renderer(template, load_tokenizer(folder)).stop_ids
+    with with_template(folder, text, ends) as view:
         print(f"model {view.name!r} at http://{HOST}:{port}/v1, by {command[2].split('.')[0]}", flush=True)
         # transformers lists the models of the hub's cache, and fails where that folder is missing.
         settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(view.parent)}

@@ -5,8 +5,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_chimed.convert import trained_template
 from megatron_chimed.errors import InputError
-from megatron_chimed.text.template import Template, load_template, shipped_names
+from megatron_chimed.text.template import Template, shipped_names
 
 
 def add_preparation(parser: argparse.ArgumentParser, dedup: str) -> None:
@@ -34,16 +35,16 @@ def add_packing(parser: argparse.ArgumentParser, records: str, packed: str) -> N
     add_workers(parser)
 
 
-def add_template(parser: argparse.ArgumentParser) -> None:
-    """Add --template."""
+def add_template(parser: argparse.ArgumentParser, default: str = "chimed") -> None:
+    """Add --template. default: what it is without a word."""
     names = ", ".join(shipped_names())
-    text = f"prompt format: {names}; a YAML; or tokenizer, the chat template of the tokenizer's folder (chimed)"
+    text = f"prompt format: {names}; a YAML; or tokenizer, the chat template of the tokenizer's folder ({default})"
     parser.add_argument("--template", metavar="NAME", help=text)
 
 
 def add_answering(parser: argparse.ArgumentParser) -> None:
     """Add --template and --think, of commands that let a model answer."""
-    add_template(parser)
+    add_template(parser, "that of the model's training, else chimed")
     parser.add_argument(
         "--think",
         action=argparse.BooleanOptionalAction,
@@ -53,8 +54,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
 
 def answering_template(args: argparse.Namespace) -> Template:
     """The template of `add_answering`'s flags. Raises InputError."""
-    _, _, place = (args.model or "").partition(":")
-    template = load_template(args.template, args.tokenizer or place)
+    template = trained_template.choose(args.model or "", args.template, args.tokenizer, args.iteration)
     if args.think is None:
         return template
     if not template.thinking:

@@ -138,10 +138,11 @@ def evaluate(
     >>> sorted(results["tasks"])
     ['ceval', 'ceval_cloze', 'ceval_letter']
     """
+    from megatron_chimed.convert.trained_template import choose
     from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
     from megatron_chimed.evaluation.run import Settings, evaluate_model
 
-    chosen = Template.load(template, options.get("tokenizer") or model.partition(":")[2])
+    chosen = choose(model, template, options.get("tokenizer"), options.get("iteration"))
     of_model = {field.name for field in fields(EngineOptions)}
     settings = Settings(**{name: value for name, value in options.items() if name not in of_model})
     opened = open_model(

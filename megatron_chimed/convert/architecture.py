@@ -125,7 +125,7 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 
-def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, int | None]) -> dict[str, Any]:
+def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
     """Make a config.json in the form that transformers 4, transformers 5 and vLLM all read.
 
     dtype: such as "bfloat16"; token_ids: bos_token_id, eos_token_id and pad_token_id.

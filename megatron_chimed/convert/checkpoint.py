@@ -12,12 +12,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from tqdm import tqdm
 
 from megatron_chimed.checkpoints import check_whole, has_manifest, resolve
+from megatron_chimed.convert import trained_template
 from megatron_chimed.convert.architecture import Architecture, read_hf, to_hf
 from megatron_chimed.convert.family import Entry
 from megatron_chimed.convert.hf_folder import HuggingFaceFolder, write_weights
@@ -29,9 +31,11 @@ from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     generation_config,
     give_own_pad,
+    one_or_all,
     require_rows,
     tokenizer_folder,
     vocabulary,
+    write_chat_template,
 )
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, write_checkpoint
 from megatron_chimed.errors import InputError
@@ -63,12 +67,15 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)
         settings, options = to_megatron(model), to_options(model)
-        args = to_megatron_args(settings, options)
+        args, template = to_megatron_args(settings, options), None
         if has_tokenizer(hf):
             (folder / "tokenizer").mkdir()
             copy_tokenizer(hf, folder / "tokenizer")
+            template = trained_template.of_folder(hf)
             _copy_if_there(hf / "generation_config.json", folder / "tokenizer")
             settings |= {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": str(megatron / "tokenizer")}
+        if template is not None:
+            setattr(args, trained_template.KEY, template.to_row())
         args.params_dtype = planned[0].dtype
         args.tokenizer_model = settings.get("tokenizer-model")
         with _progress(planned, progress) as written:
@@ -125,7 +132,8 @@ def megatron_to_hf(
 
     iteration: the newest one by default. tokenizer: a folder or SentencePiece model whose files go with the weights;
     by default the one that the model was trained with, where it still is. Rows that Megatron has added to the
-    vocabulary are left out.
+    vocabulary are left out. The template of the training is written as the chat template, and the ids that end its
+    answers into config.json and generation_config.json; without one these are the tokenizer folder's.
 
     Raises InputError listing all that does not fit, before anything is written.
 
@@ -139,7 +147,8 @@ def megatron_to_hf(
         raise InputError(f"{tokenizer}: no such file or folder; give a tokenizer")
     trained_with = getattr(source.args, "tokenizer_model", None)
     files = tokenizer_folder(tokenizer or trained_with)
-    token_ids: dict[str, int | None] = {}
+    token_ids: dict[str, Any] = {}
+    template, stop_ids = trained_template.of_args(source.args, str(source.folder)), ()
     if files is not None:
         size, token_ids = vocabulary(files)
         model = _with_vocabulary(model, size, files, is_known=bool(getattr(source.args, "vocab_size", None)))
@@ -149,13 +158,17 @@ def megatron_to_hf(
         _require_space(folder, planned)
         if files is not None:
             copy_tokenizer(files, folder)
+            if template is not None:
+                stop_ids = write_chat_template(folder, template)
             if model.head == "reward":
-                token_ids = give_own_pad(folder, files, token_ids)
+                token_ids = give_own_pad(folder, files, token_ids, stop_ids[:1])
+            if stop_ids:
+                token_ids["eos_token_id"] = one_or_all(stop_ids)
         with _progress(planned, progress) as written:
             write_weights(folder, planned, max_shard_bytes, written)
         write_json(folder / "config.json", to_hf(model, name_of(planned[0].dtype), token_ids))
         if model.head == "lm":
-            write_json(folder / "generation_config.json", generation_config(files, token_ids))
+            write_json(folder / "generation_config.json", generation_config(files, token_ids, stop_ids))
     if files is None:
         trained_with = trained_with or "none that has files"
         print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)

@@ -1,14 +1,20 @@
 """Files of the tokenizer that goes with a checkpoint: its files, and the ids that config.json repeats."""
 
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.text.jinja import CHAT_TEMPLATE, chat_template
+from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.sentencepiece_export import write_folder
+from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import HF_FILES, HF_OPTIONAL_FILES, Tokenizer, load_tokenizer
 
-FILES = (*HF_FILES, *HF_OPTIONAL_FILES, "chat_template.jinja")
+FILES = (*HF_FILES, *HF_OPTIONAL_FILES, CHAT_TEMPLATE)
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -57,17 +63,21 @@ def require_rows(source: Path, rows: int) -> None:
         )
 
 
-def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -> dict[str, int | None]:
+def give_own_pad(
+    folder: Path, source: Path, token_ids: dict[str, int | None], ends: Sequence[int] = ()
+) -> dict[str, int | None]:
     """Choose the ids of a reward model, whose pad must not be EOS: transformers scores the last token that is no pad,
     and that is an answer's EOS. Where the tokenizer pads with EOS, or not at all, its copy in `folder` then pads with
     BOS.
 
-    source: the tokenizer; without a BOS the pad is None, and transformers takes one answer at a time.
+    source: the tokenizer; without a BOS the pad is None, and transformers takes one answer at a time. ends: the ids
+    that end answers, where that is not EOS.
     """
-    if token_ids["pad_token_id"] not in (None, token_ids["eos_token_id"]):
+    ends = ends or (token_ids["eos_token_id"],)
+    if token_ids["pad_token_id"] not in (None, *ends):
         return token_ids
     number = token_ids["bos_token_id"]
-    if number in (None, token_ids["eos_token_id"]):
+    if number in (None, *ends):
         return token_ids | {"pad_token_id": None}
     pad_token = load_tokenizer(source).id_to_token(number)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -76,12 +86,42 @@ def give_own_pad(folder: Path, source: Path, token_ids: dict[str, int | None]) -
     return token_ids | {"pad_token_id": number}
 
 
-def generation_config(source: Path | None, token_ids: dict[str, int | None]) -> dict:
-    """Read the generation_config.json beside the tokenizer, or make one that states its ids. Raises InputError."""
+def write_chat_template(folder: Path, template: Template) -> tuple[int, ...]:
+    """Write a template as the chat template of a folder with a tokenizer's files, in the place of any that was there;
+    returns the ids at which its answers end, () where the tokenizer has not the template's tokens.
+
+    A tokenizer that it does not give the prompts of the training is left without one, which is said.
+    """
+    stop_ids, text = (), None
+    try:
+        stop_ids = Renderer(template, load_tokenizer(folder)).stop_ids
+        text = chat_template(folder, template)
+    except InputError as error:
+        print(f"no {CHAT_TEMPLATE} is written: {error}", file=sys.stderr)
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and "chat_template" in (content := read_json(path)):
+        write_json(path, {key: value for key, value in content.items() if key != "chat_template"})
+    (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
+    if text is not None:
+        (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
+    return stop_ids
+
+
+def generation_config(
+    source: Path | None, token_ids: dict[str, int | None], stop_ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Read the generation_config.json beside the tokenizer, or make one that states its ids; with the ids at which an
+    answer ends in place of its own, where some are given. Raises InputError."""
+    ends = {"eos_token_id": one_or_all(stop_ids)} if stop_ids else {}
     path = None if source is None else source / "generation_config.json"
     if path is not None and path.is_file():
         content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected a JSON object")
-        return content
-    return {"_from_model_config": True} | {name: value for name, value in token_ids.items() if value is not None}
+        return content | ends
+    return {"_from_model_config": True} | {n: value for n, value in (token_ids | ends).items() if value is not None}
+
+
+def one_or_all(stop_ids: Sequence[int]) -> int | list[int]:
+    """Write ids at which an answer ends as transformers and vLLM read them: a number where there is one."""
+    return stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)

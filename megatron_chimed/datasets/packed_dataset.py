@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ class PackedDatasetConfig(BlendedMegatronDatasetConfig):
 
     sources: tuple[str, ...] = ()
     """Names of the sources of all folders; filled in when datasets are built."""
+
+    template: dict[str, Any] | None = None
+    """The template of all folders, as their manifests have it; likewise."""
 
     min_cached_entries: int = 100_000
     """A blend of fewer samples is computed anew and not kept in path_to_cache."""
@@ -140,10 +144,12 @@ def build_packed_datasets(
         except InputError as error:
             problems.append(str(error))
     left_out, more = _empty_splits(config, folders, num_samples)
-    raise_on_every_rank(problems + more)
+    templates = {folder: packed.manifest.get("template") for folder, packed in folders.items() if packed}
+    raise_on_every_rank(problems + more + _mixed_templates(templates))
     num_samples = tuple(0 if split in left_out else wanted for split, wanted in zip(Split, num_samples, strict=True))
     config = dataclasses.replace(
         config,
+        template=next(iter(templates.values())),
         sources=tuple(dict.fromkeys(name for packed in folders.values() for name in packed.sources)),
         blend=config.blend and _with_weights(config.blend, folders),
         blend_per_split=config.blend_per_split and [_with_weights(blend, folders) for blend in config.blend_per_split],
@@ -206,6 +212,22 @@ def _empty_splits(
             if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
                 print(f"{line}: it is left out; pack more, or give rows of its own", file=sys.stderr, flush=True)
     return left_out, problems
+
+
+def _mixed_templates(templates: dict[str, dict[str, Any] | None]) -> list[str]:
+    """Tell of folders, with their manifests' templates, that were packed with others than the first; names are none."""
+    (first, wanted), *others = templates.items() or [("", None)]
+    return [
+        f"{folder}: packed with template {template.get('name')!r}, {first} with {wanted.get('name')!r}, and they put "
+        "other words around the turns; pack one of them again, as a model answers in one template"
+        for folder, template in others
+        if template and wanted and template | {"name": ""} != wanted | {"name": ""}
+    ]
+
+
+def template_of(datasets: Sequence[Dataset | None]) -> dict[str, Any] | None:
+    """The template of all datasets of one call of `build_packed_datasets`, None where no manifest tells it."""
+    return next((dataset.config.template for dataset in datasets if dataset is not None), None)
 
 
 def sources_of(datasets: Sequence[Dataset | None]) -> tuple[str, ...]:

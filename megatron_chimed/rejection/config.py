@@ -32,7 +32,8 @@ class Paths:
     """SentencePiece .model or Hugging Face folder."""
 
     template: str | None = None
-    """A template's name, a YAML, or ``tokenizer``, the chat template of the tokenizer's folder; chimed without one."""
+    """A template's name, a YAML, or ``tokenizer``, the chat template of the tokenizer's folder; without one that of the
+    start's training, else chimed."""
 
     think: bool | None = None
     """Whether the models think before they answer; without a word as the template says. Thinking is never scored."""

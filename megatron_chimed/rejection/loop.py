@@ -2,20 +2,20 @@
 
 from dataclasses import replace
 
+from megatron_chimed.convert.trained_template import choose
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.context import RoundContext
 from megatron_chimed.rejection.rounds import steps_of
 from megatron_chimed.steps import locked, run_step, state_of
 from megatron_chimed.text.renderer import Renderer
-from megatron_chimed.text.template import load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 
 def make_rounds(config: LoopConfig) -> list[RoundContext]:
     """All rounds, the first of them round 0. Raises InputError when tokenizer or template cannot be read."""
     paths = config.paths
-    template = load_template(paths.template, paths.tokenizer)
+    template = choose(f"megatron:{paths.start}", paths.template, paths.tokenizer)
     if paths.think is not None:
         if not template.thinking:
             raise InputError(f"think: the template {template.name!r} has no place for thinking; leave it out")

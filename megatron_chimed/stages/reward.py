@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
+from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets, template_of
 from megatron_chimed.datasets.ranking import RankingDataset, num_ranks_of, pairings_of
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.moe import MicroBatch, tell_routers
@@ -30,7 +30,8 @@ def build_datasets(config: RewardConfig, request: DataRequest) -> Data:
     pairings = sorted(set().union(*map(pairings_of, filter(None, datasets))))
     if len(pairings) > 1:
         raise InputError(f"folders of one run were packed with --pairing {' and '.join(pairings)}; choose one")
-    return Data(*datasets, facts={"pairing": pairings[0], "num_ranks": num_ranks_of(datasets)})
+    facts = {"pairing": pairings[0], "num_ranks": num_ranks_of(datasets), "template": template_of(datasets)}
+    return Data(*datasets, facts=facts)
 
 
 def forward_step(config: RewardConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:

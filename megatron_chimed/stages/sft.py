@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megatron_chimed.datasets.packed_dataset import build_packed_datasets, sources_of
+from megatron_chimed.datasets.packed_dataset import build_packed_datasets, sources_of, template_of
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.moe import MicroBatch, tell_routers
@@ -31,7 +31,7 @@ def build_datasets(config: SftConfig, request: DataRequest) -> Data:
         vocab_size=request.vocab_size,
     )
     datasets = build_packed_datasets(SftDataset, dataset_config, request.num_samples)
-    return Data(*datasets, facts={"sources": sources_of(datasets)})
+    return Data(*datasets, facts={"sources": sources_of(datasets), "template": template_of(datasets)})
 
 
 def build_model(options: ModelOptions, config: Any, **placement: Any) -> torch.nn.Module:

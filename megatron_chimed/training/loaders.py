@@ -1,7 +1,9 @@
 """Build the datasets of a stage, and iterate over the batches of this data-parallel rank."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from megatron.training.utils import get_blend_and_blend_per_split
 from torch.utils.data import Dataset
 
+from megatron_chimed.checkpoints import TRACKER
+from megatron_chimed.convert import trained_template
+from megatron_chimed.errors import InputError
 from megatron_chimed.stages.stage import Data, DataRequest, Stage
 from megatron_chimed.training.runlog import log_rank0
 
@@ -39,6 +44,7 @@ class DataProvider:
         """Iterators of train, valid and test from the first sample that is not consumed."""
         args = get_args()
         self._data = data = self.stage.build_datasets(self.config, data_request(args, num_samples))
+        _record_template(args, data)
         if data.valid is None and args.eval_iters:
             log_rank0("no validation data: evaluation is left out")
             args.eval_iters = 0  # upstream would evaluate on None
@@ -47,6 +53,19 @@ class DataProvider:
             _iterator(data.valid, args.consumed_valid_samples, args.eval_micro_batch_size, args),
             _iterator(data.test, 0, args.eval_micro_batch_size, args),
         )
+
+
+def _record_template(args: argparse.Namespace, data: Data) -> None:
+    """Add the template of the data, else that of the checkpoint that was loaded, to what every checkpoint keeps."""
+    template = data.facts.get("template")
+    if template is None:
+        folders = (folder for folder in (args.load, args.pretrained_checkpoint) if folder)
+        loaded = next((folder for folder in folders if (Path(folder) / TRACKER).is_file()), None)
+        with contextlib.suppress(InputError):  # Megatron's older format, in which nothing of ours is written
+            found = loaded and trained_template.of_checkpoint(loaded, args.ckpt_step)
+            template = found and found.to_row()
+    if template is not None:
+        setattr(args, trained_template.KEY, template)
 
 
 def data_request(args: argparse.Namespace, num_samples: tuple[int, int, int]) -> DataRequest:

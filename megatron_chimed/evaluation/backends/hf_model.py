@@ -84,10 +84,9 @@ class HuggingFaceModel(HFLM):
         return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings) -> torch.Tensor:
-        """As in lm-eval; where the template ends an answer with another id than EOS, both end it."""
-        ends = list(self.encoder.renderer.stop_ids)
-        more = {"eos_token_id": ends} if len(ends) > 1 else {}
-        return super()._model_generate(context=context, max_length=max_length, stop=stop, **settings, **more)
+        """As in lm-eval; the template's end and EOS end an answer, whatever the folder's generation config says."""
+        ends = {"eos_token_id": list(self.encoder.renderer.stop_ids)}
+        return super()._model_generate(context=context, max_length=max_length, stop=stop, **settings, **ends)
 
     def close(self) -> None:
         """End the engine."""
