@@ -1,4 +1,4 @@
-"""The whole regime at TP 2 on a small model of Qwen3's shape, in Qwen3's words; each training continues after a kill."""
+"""The whole regime at TP 2 on a small model of Qwen3's shape, in its words; each training continues after a kill."""
 
 import random
 from dataclasses import replace

@@ -28,7 +28,7 @@ STAGE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """sft: two iterations from a base that speaks otherwise; pretrain: one more on documents; hf: the export of that."""
+    """sft: two iterations from a base that speaks otherwise; pretrain: one more on documents; hf: its export."""
     folder = tmp_path_factory.mktemp("trained")
     base = write_chatml(folder / "base", eos=EOS)
     (base / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
