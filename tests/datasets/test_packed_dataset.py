@@ -1,12 +1,15 @@
 """Splits of few packed rows: a share above 0 is a row, and a split without one is said before anything is trained."""
 
+import json
+import shutil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.blended_megatron_dataset_config import convert_split_vector_to_split_matrix
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
 
-from megatron_chimed.datasets.packed_dataset import build_packed_datasets, split_rows
+from megatron_chimed.datasets.packed_dataset import build_packed_datasets, split_rows, template_of
 from megatron_chimed.datasets.sft import SftDataset, SftDatasetConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
@@ -55,6 +58,19 @@ def build(paths, split, wanted=(8, 4, 4)):
         vocab_size=10**6,
     )
     return build_packed_datasets(SftDataset, config, wanted)
+
+
+def test_rows_of_different_templates_are_refused_by_folder_and_name(folders, tmp_path):
+    for name, change in (("renamed", {"name": "other"}), ("bare", {"bos": False}), ("unknown", None)):
+        shutil.copytree(folders[12], tmp_path / name)
+        path = tmp_path / name / "manifest.json"
+        content = json.loads(path.read_text())
+        content["template"] = change and content["template"] | change
+        path.write_text(json.dumps(content))
+    train = build([folders[12], tmp_path / "renamed", tmp_path / "unknown"], "90,10,0")
+    assert template_of(train) == json.loads((folders[12] / "manifest.json").read_text())["template"]
+    with pytest.raises(InputError, match=rf"^{tmp_path}/bare: packed with template 'chimed', {folders[12]} with 'ch"):
+        build([folders[12], tmp_path / "bare"], "90,10,0")
 
 
 def test_a_small_share_is_a_row(folders):

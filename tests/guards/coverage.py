@@ -22,7 +22,7 @@ THROUGH = {
     "tests/integration/test_inference.py": (
         "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
-    "tests/integration/test_chat.py": ("text.jinja", "commands.chat", "inference.hf_engine", "inference.server"),
+    "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
     "tests/integration/test_evaluation_models.py": ("evaluation.backends.engine_model",),
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (
