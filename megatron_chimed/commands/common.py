@@ -2,10 +2,9 @@
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
-from megatron_chimed.errors import InputError
+from megatron_chimed.inference.thinking import with_think
 from megatron_chimed.text.template import Template, load_template, shipped_names
 
 
@@ -54,12 +53,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
 def answering_template(args: argparse.Namespace) -> Template:
     """The template of `add_answering`'s flags. Raises InputError."""
     _, _, place = (args.model or "").partition(":")
-    template = load_template(args.template, args.tokenizer or place)
-    if args.think is None:
-        return template
-    if not template.thinking:
-        raise InputError(f"--think: the template {template.name!r} has no place for thinking; leave it out")
-    return replace(template, think=args.think)
+    return with_think(load_template(args.template, args.tokenizer or place), args.think, "--think")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
