@@ -23,7 +23,6 @@ THROUGH = {
         "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
     "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
-    "tests/integration/test_evaluation_models.py": ("evaluation.backends.engine_model",),
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (
         "commands.rejection_sampling", "rejection.context", "rejection.steps.evaluate_heldout",
@@ -34,7 +33,7 @@ THROUGH = {
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),
     "tests/data/test_sources.py": ("commands.make_documents",),
     "tests/data/test_dialogues.py": (
-        "commands.common", "commands.prepare_sft", "data.rejected", "data.report", 
+        "commands.common", "commands.prepare_sft", "data.rejected", "data.report",
     ),
     "tests/data/test_rankings.py": ("commands.prepare_rewards",),
     "tests/data/test_augment.py": ("commands.augment_rewards",),
