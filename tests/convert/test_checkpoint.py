@@ -351,6 +351,58 @@ def test_two_families_that_differ_in_their_names_alone_are_compared_as_one_model
         verify.same_architecture(tmp_path / "qwen", place)
 
 
+LIES = {
+    "tied forgotten": (
+        "qwen2",
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+        "lm_head.weight is missing",
+    ),
+    "tied by mistake": (
+        "qwen3",
+        {"head_dim": 16},
+        {"tie_word_embeddings": True},
+        "lm_head.weight is in model.safetensors, and no tensor of this model",
+    ),
+    "head size left out": (
+        "qwen3",
+        {"head_dim": 24},
+        {"head_dim": None},
+        "head_dim is None; expected a whole number above 0",
+    ),
+    "head size guessed": (
+        "qwen3",
+        {"head_dim": 24},
+        {"head_dim": 16},
+        "q_proj.weight has shape [96, 64], config.json makes it [64, 64]",
+    ),
+    "biases unknown": (
+        "qwen2",
+        {},
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+        "self_attn.q_proj.bias is in model.safetensors, and no tensor of this model",
+    ),
+    "biases missing": (
+        "mistral",
+        {"sliding_window": None},
+        {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+        "self_attn.k_proj.bias is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_config_that_says_another_thing_than_the_tensors_is_refused(tmp_path, lie):
+    name, changes, lies, message = LIES[lie]
+    family = next(one for one in FAMILIES if one.name == name)
+    hf = write_plain(tmp_path / "hf", architectures=[next(iter(family.architectures))], model_type=name, **changes)
+    config = hf_folder.read_json(hf / "config.json")
+    hf_folder.write_json(hf / "config.json", config | lies)
+    with pytest.raises(InputError) as caught:
+        checkpoint.hf_to_megatron(hf, tmp_path / "megatron", progress=False)
+    assert message in str(caught.value)
+
+
 def test_a_config_that_does_not_fit_the_tensors_is_refused(tmp_path):
     hf = write_plain(tmp_path / "hf")
     config = hf_folder.read_json(hf / "config.json")
