@@ -64,7 +64,7 @@ def read_hf(config: dict[str, Any], max_positions: object, problems: list[str]) 
         return Rope(int(base)), given
     if kind == "default":
         return Rope(int(base)), given
-    read = _Numbers(given, kind, problems)
+    read = _Numbers(given, problems)
     if kind == "linear":
         factor = read.number("factor")
         if factor != int(factor):
@@ -99,8 +99,8 @@ def is_number(value: object) -> bool:
 class _Numbers:
     """Numbers of the settings; what is none is added to the problems, and 1 stands for it."""
 
-    def __init__(self, given: dict[str, Any], kind: str, problems: list[str]):
-        self.given, self.kind, self.problems = given, kind, problems
+    def __init__(self, given: dict[str, Any], problems: list[str]):
+        self.given, self.problems = given, problems
 
     def number(self, key: str, default: object = None) -> float:
         """A number above 0; `default` stands for one that is missing or null."""

@@ -37,21 +37,25 @@ class Sizes:
         """Rows of the key projection, and of the value projection."""
         return self.num_query_groups * self.head_dim
 
-    def problems(self, tp: int, shared_groups: bool = False) -> list[str]:
+    def problems(self, tp: int, shared_groups: bool = False, etp: int | None = None) -> list[str]:
         """List what `tp` tensor-parallel ranks cannot share out evenly, each with what to do; empty if they can.
 
-        shared_groups: a query group may belong to several whole ranks, as Megatron's training allows. The vocabulary is
-        no problem of any `tp`: it is padded to a multiple (see `pad_vocab`).
+        etp: ranks that share an expert out, `tp` by default. shared_groups: a query group may belong to several whole
+        ranks, as Megatron's training allows. The vocabulary is no problem of any `tp`: it is padded to a multiple (see
+        `pad_vocab`).
         """
         found = []
-        for name, size in (
-            ("num-attention-heads", self.heads),
-            ("num-query-groups", self.num_query_groups),
-            ("moe-ffn-hidden-size", self.expert_ffn) if self.experts else ("ffn-hidden-size", self.ffn),
+        mlp = ("ffn-hidden-size", self.ffn, tp)
+        if self.experts:
+            mlp = ("moe-ffn-hidden-size", self.expert_ffn, etp or tp)
+        for name, size, ranks in (
+            ("num-attention-heads", self.heads, tp),
+            ("num-query-groups", self.num_query_groups, tp),
+            mlp,
         ):
-            shared = shared_groups and name == "num-query-groups" and tp % size == 0
-            if size % tp and not shared:
-                found.append(f"--{name} {size} is no multiple of TP ({tp}); take a TP that divides it")
+            shared = shared_groups and name == "num-query-groups" and ranks % size == 0
+            if size % ranks and not shared:
+                found.append(f"--{name} {size} is no multiple of TP ({ranks}); take a TP that divides it")
         return found
 
 

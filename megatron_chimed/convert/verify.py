@@ -81,7 +81,7 @@ def verify(
     Raises InputError when one side cannot be read or gives no numbers, or their architectures differ.
     """
     place = resolve(megatron, iteration)
-    model = _same_architecture(Path(hf), place)
+    model = same_architecture(Path(hf), place)
     if problems := model.sizes.problems(tensor_parallel):
         raise InputError(f"--tensor-parallel {tensor_parallel}: " + "; ".join(problems))
     if model.head == "reward" and generate:
@@ -102,8 +102,8 @@ def verify(
     return _report(model.head, dtype, expected, found)
 
 
-def _same_architecture(hf: Path, place: Path) -> Architecture:
-    """Read the architecture of both. Raises InputError listing what differs."""
+def same_architecture(hf: Path, place: Path) -> Architecture:
+    """Read the architecture of both, which may have families of two names. Raises InputError listing what differs."""
     ours, theirs = read_hf(hf), read_megatron(TorchDistCheckpoint(place))
     if ours.head != theirs.head:
         raise InputError(f"{hf} and {place}: one is a reward model, the other is not; give two of a kind")

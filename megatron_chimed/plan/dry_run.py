@@ -83,8 +83,13 @@ def scaled(model: Model, layout: Layout, layers: int | None, width: int | None) 
     if layers % layout.pp:
         raise InputError(f"--layers {layers}: expected a multiple of PP ({layout.pp})")
     heads = model.heads if width == model.hidden else width // model.head_dim
-    inner = model.ffn if width == model.hidden else -(-model.ffn * width // (model.hidden * layout.tp)) * layout.tp
-    sizes = {"num-layers": layers, "hidden-size": width, "ffn-hidden-size": inner}
+
+    def inner(size: int, ranks: int) -> int:
+        return size if width == model.hidden else -(-size * width // (model.hidden * ranks)) * ranks
+
+    sizes = {"num-layers": layers, "hidden-size": width, "ffn-hidden-size": inner(model.ffn, layout.tp)}
+    if model.experts:
+        sizes["moe-ffn-hidden-size"] = inner(model.expert_ffn, layout.etp or layout.tp)
     sizes |= {"num-attention-heads": heads, "kv-channels": model.head_dim}
     if share > 1:
         sizes["num-query-groups"] = heads // share

@@ -46,7 +46,7 @@ def main() -> None:
 
 def allocated(parts: list, optimizer) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state of this rank; scalars, such as Adam's step, are not counted."""
-    buffers = [buffer for part in parts for buffer in part.buffers]
+    buffers = [buffer for part in parts for buffer in [*part.buffers, *part.expert_parallel_buffers]]
     weights = [
         tensor
         for buffer in buffers

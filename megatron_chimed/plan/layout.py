@@ -39,10 +39,21 @@ class Layout:
     recomputed: tuple[str, ...] = ("core_attn",)
     """For "selective": modules that are computed twice."""
 
+    ep: int = 1
+    """Ranks that share the experts out; they are data-parallel ranks to everything else."""
+
+    etp: int | None = None
+    """Ranks that share an expert out; `tp` by default."""
+
     @property
     def dp(self) -> int:
         """Data-parallel ranks."""
         return max(1, self.gpus // (self.tp * self.pp))
+
+    @property
+    def expert_dp(self) -> int:
+        """Ranks that hold the same part of the same experts."""
+        return max(1, self.gpus // ((self.etp or self.tp) * self.ep * self.pp))
 
     @property
     def micro_batches(self) -> int:
@@ -59,7 +70,15 @@ def problems(model: Model, layout: Layout) -> list[str]:
             found.append(f"{name} {size} is no multiple of {what} ({by}); {advice}")
 
     divides("--world-size", layout.gpus, "TP x PP", tp * pp, "take another number of GPUs, or another TP or PP")
-    found += model.problems(tp, shared_groups=True)
+    found += model.problems(tp, shared_groups=True, etp=layout.etp)
+    if model.experts:
+        ranks = (layout.etp or tp) * layout.ep * pp
+        divides("--world-size", layout.gpus, "TP of experts x EP x PP", ranks, "take another number of GPUs, or EP")
+        divides("--num-experts", model.experts, "EP", layout.ep, "take an EP that divides it")
+        if tp > 1 and not layout.sequence_parallel:
+            found.append("--num-experts with TP above 1 needs --sequence-parallel")
+    elif layout.ep > 1:
+        found.append(f"--expert-model-parallel-size {layout.ep}: the model has no experts; leave it out")
     divides("--num-layers", model.layers, "PP", pp, "take a PP that divides it")
     if layout.sequence_parallel:
         divides("--seq-length", layout.sequence, "TP", tp, "sequence parallelism needs a multiple")

@@ -7,6 +7,7 @@ et al., 2022, arXiv 2205.05198, section 4), not what an allocator makes of it. W
 tensors that torch keeps of one.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -71,14 +72,14 @@ def worst(model: Model, layout: Layout) -> tuple[int, Memory]:
 
 def states(model: Model, layout: Layout, stage: int) -> tuple[int, int, int]:
     """Bytes of (weights, gradients, optimizer). Scalars, such as Adam's step, are not counted."""
-    weights = model.weights(layout.tp, layout.pp, stage)
+    weights = model.weights(layout.tp, layout.pp, stage, layout.ep, layout.etp)
     total = [0, 0, 0]
-    for half in (True, False):
-        group = [weight for weight in weights if (layout.half and not weight.float32) is half]
+    for half, expert in itertools.product((True, False), repeat=2):
+        group = [w for w in weights if (layout.half and not w.float32) is half and w.expert is expert]
         if not group:
             continue
         size = 2 if half else 4
-        held = _held(group, layout, stage)
+        held = _held(group, layout, stage, layout.expert_dp if expert else layout.dp)
         # The distributed optimizer moves the weights into a buffer of the gradients' shape.
         numel = held.buffer if layout.distributed_optimizer else sum(weight.numel for weight in group)
         total[0] += size * numel
@@ -87,23 +88,23 @@ def states(model: Model, layout: Layout, stage: int) -> tuple[int, int, int]:
     return tuple(total)
 
 
-def _held(weights: Sequence[Weight], layout: Layout, stage: int) -> Held:
-    """Elements of the buffer and of the optimizer for weights of one type."""
+def _held(weights: Sequence[Weight], layout: Layout, stage: int, ranks: int) -> Held:
+    """Elements of the buffer and of the optimizer for weights of one type, which so many ranks have alike."""
     if not layout.distributed_optimizer:
         numel = sum(weight.numel for weight in weights)
         return Held(numel, numel)
     buffer = shard = 0
-    for start, end, spans in _buckets(weights, layout, stage):
+    for start, end, spans in _buckets(weights, layout, stage, ranks):
         buffer = end
-        mine = start + (end - start) // layout.dp
+        mine = start + (end - start) // ranks
         shard += sum(max(0, min(stop, mine) - begin) for begin, stop in spans)
     return Held(buffer, shard)
 
 
-def _buckets(weights: Sequence[Weight], layout: Layout, stage: int) -> Iterator[tuple[int, int, list]]:
+def _buckets(weights: Sequence[Weight], layout: Layout, stage: int, ranks: int) -> Iterator[tuple[int, int, list]]:
     """(start, end, [start and end of each weight]) of each bucket of a buffer: from the last weight to the first."""
     limit = max(40_000_000, 1_000_000 * layout.dp) if layout.overlap and stage == 0 else math.inf
-    divisor = math.lcm(layout.dp, END_ALIGNMENT)
+    divisor = math.lcm(ranks, END_ALIGNMENT)
     start = position = 0
     spans: list[tuple[int, int]] = []
     for weight in reversed(weights):
@@ -163,13 +164,28 @@ def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
         scales = 4 * (model.heads + model.num_query_groups)
         # What they normalise: keys are a view too, and queries where each has a key of its own.
         attention += model.q_dim if model.heads > model.num_query_groups else 0
-    mlp = 3 * model.ffn  # gate and up, and their product
+    mlp, routed = 3 * model.ffn, 0  # gate and up, and their product
+    if model.experts:
+        mlp, routed = 0, _routed(model, layout, size) if recompute == "none" or "moe" not in layout.recomputed else 0
     if recompute == "selective":
         mlp = 0 if "mlp" in layout.recomputed else mlp
         log_sum_exp = 0 if "core_attn" in layout.recomputed else log_sum_exp
     inputs = 4 * model.hidden * size + 2 * 4  # of two norms, with their scales, and of the projections behind them
     rotary = 4 * size * model.head_dim * layout.sequence  # sine and cosine, for queries and for keys
-    return tokens * (inputs // whole + (size * (attention + mlp) + log_sum_exp + scales) // layout.tp) + rotary
+    kept = inputs // whole + (size * (attention + mlp) + log_sum_exp + scales) // layout.tp + routed
+    return tokens * kept + rotary
+
+
+def _routed(model: Model, layout: Layout, size: int) -> int:
+    """Bytes that a router and the experts of a rank keep for a token, as if all experts got as many tokens.
+
+    A token is copied for each of its experts, with its place and its score; it has a score and a mark of each expert,
+    and those that it was sent to on the rank that has this part of the sequence.
+    """
+    etp = layout.etp or layout.tp
+    copies = model.experts_per_token * (model.hidden * size + 8 + size + size * 3 * model.expert_ffn // etp)
+    chosen = 12 * model.experts_per_token // (layout.tp if layout.sequence_parallel else 1)
+    return copies * etp // layout.tp + (size + 1) * model.experts + chosen
 
 
 def logits(model: Model, layout: Layout) -> int:

@@ -15,8 +15,12 @@ ORDER = (
     "self_attention.q_layernorm",
     "self_attention.k_layernorm",
     "mlp.linear_fc1.layer_norm_weight",
+    "pre_mlp_layernorm",
     "mlp.linear_fc1",
     "mlp.linear_fc2",
+    "mlp.router",
+    "mlp.experts.experts.linear_fc1",
+    "mlp.experts.experts.linear_fc2",
 )
 """Parameters of Megatron's layer by the beginnings of their names, as they come in its module."""
 
@@ -32,6 +36,9 @@ class Weight:
     shared: bool = False
     """An embedding that two pipeline stages hold; it has a bucket of its own among the gradients."""
 
+    expert: bool = False
+    """An expert's that other ranks hold than the weights beside it: its gradients have a buffer of their own."""
+
 
 @dataclass(frozen=True)
 class Model(Sizes):
@@ -43,6 +50,7 @@ class Model(Sizes):
     tied: bool = False
     head: Head = "lm"
     family: Family = LLAMA
+    experts_per_token: int = 0
 
     def padded_vocab(self, tp: int) -> int:
         """Rows of the embedding: the vocabulary rounded up to vocab_multiple * tp, as Megatron does."""
@@ -57,30 +65,40 @@ class Model(Sizes):
 
         return sorted((entry for entry in self.family.body if entry.per_layer), key=place)
 
-    def layer(self, tp: int) -> list[int]:
-        """Elements of each weight of one layer on one of `tp` ranks."""
-        return [
-            math.prod(entry.megatron_shape(self)) // (1 if entry.split_axis is None else tp)
-            for entry in self.layer_entries()
-        ]
+    def layer(self, tp: int, ep: int = 1, etp: int | None = None) -> list[Weight]:
+        """The weights of one layer on one of `tp` ranks, in the order of the module's parameters.
+
+        ep: ranks that share the experts out; etp: those that share an expert out, `tp` by default.
+        """
+        etp = etp or tp
+        apart = ep > 1 or etp != tp
+        entries = self.layer_entries()
+        expert = [Weight(self._elements(entry, etp), expert=apart) for entry in entries if entry.per_expert]
+        rest = [Weight(self._elements(entry, tp)) for entry in entries if not entry.per_expert]
+        return rest + expert * (self.experts // ep)
+
+    def _elements(self, entry: Entry, ranks: int) -> int:
+        """Elements of a weight on one of the ranks that share it out, if they do."""
+        return math.prod(entry.megatron_shape(self)) // (1 if entry.split_axis is None else ranks)
 
     def layer_matrices(self) -> int:
-        """Elements of the matrices of one layer, which are multiplied with every token."""
-        shapes = (entry.megatron_shape(self) for entry in self.layer_entries())
-        return sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+        """Elements of the matrices of one layer that are multiplied with a token."""
+        matrices = [entry for entry in self.layer_entries() if len(entry.megatron_shape(self)) > 1]
+        used = {True: self.experts_per_token, False: 1}
+        return sum(used[entry.per_expert] * self._elements(entry, 1) for entry in matrices)
 
-    def weights(self, tp: int = 1, pp: int = 1, stage: int = 0) -> list[Weight]:
-        """All weights of a rank of pipeline stage `stage`, in the order of the module's parameters."""
-        return list(self._weights(tp, pp, stage))
+    def weights(self, tp: int = 1, pp: int = 1, stage: int = 0, ep: int = 1, etp: int | None = None) -> list[Weight]:
+        """All weights of a rank of pipeline stage `stage`, in the order of the module's parameters; see `layer`."""
+        return list(self._weights(tp, pp, stage, self.layer(tp, ep, etp)))
 
-    def _weights(self, tp: int, pp: int, stage: int) -> Iterator[Weight]:
+    def _weights(self, tp: int, pp: int, stage: int, layer: list[Weight]) -> Iterator[Weight]:
         first, last = stage == 0, stage == pp - 1
         tied = self.tied and self.head == "lm"
         embedding = Weight(self.padded_vocab(tp) // tp * self.hidden, shared=tied and pp > 1)
         if first:
             yield embedding
         for _ in range(self.layers // pp):
-            yield from map(Weight, self.layer(tp))
+            yield from layer
         if last:
             yield Weight(self.hidden)
             if self.head == "reward":
@@ -88,6 +106,12 @@ class Model(Sizes):
             elif not (tied and first):
                 yield embedding
 
-    def parameters(self, tp: int = 1, pp: int = 1, stage: int = 0) -> int:
+    def parameters(self, tp: int = 1, pp: int = 1, stage: int = 0, ep: int = 1, etp: int | None = None) -> int:
         """Parameters of one rank."""
-        return sum(weight.numel for weight in self.weights(tp, pp, stage))
+        return sum(weight.numel for weight in self.weights(tp, pp, stage, ep, etp))
+
+    def active(self) -> int:
+        """Parameters that a token passes: of each layer the experts that it is sent to."""
+        idle = self.experts - self.experts_per_token
+        expert = sum(self._elements(entry, 1) for entry in self.layer_entries() if entry.per_expert)
+        return self.parameters() - self.layers * idle * expert

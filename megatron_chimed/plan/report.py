@@ -29,8 +29,10 @@ def report(plan: Plan, gpu_memory: float, gpu: str, mfu: float) -> tuple[str, bo
 def _head(plan: Plan) -> Iterator[str]:
     """Model and layout."""
     layout, model = plan.layout, plan.model
-    total = model.parameters()
-    yield f"stage {plan.stage}: {total:,} parameters (vocabulary padded to {model.padded_vocab(1):,} at TP 1)"
+    total = f"{model.parameters():,} parameters"
+    if model.experts:
+        total += f", of which a token passes {model.active():,}"
+    yield f"stage {plan.stage}: {total} (vocabulary padded to {model.padded_vocab(1):,} at TP 1)"
     yield f"{layout.gpus} GPUs: {_name(layout)}; {layout.micro_batches} micro batches of {layout.micro_batch} to a step"
 
 
@@ -39,7 +41,8 @@ def _name(layout: Layout) -> str:
     recompute = layout.recompute
     if recompute == "selective":
         recompute += f" ({', '.join(layout.recomputed)})"
-    return f"TP {layout.tp} x PP {layout.pp} x DP {layout.dp}, recompute {recompute}"
+    experts = f" (EP {layout.ep} x TP {layout.etp or layout.tp} for experts)" if layout.ep > 1 or layout.etp else ""
+    return f"TP {layout.tp} x PP {layout.pp} x DP {layout.dp}{experts}, recompute {recompute}"
 
 
 def _memory(plan: Plan, limit: int) -> Iterator[str]:
@@ -48,7 +51,7 @@ def _memory(plan: Plan, limit: int) -> Iterator[str]:
     stage, parts = memory.worst(model, layout)
     where = f" (pipeline stage {stage} of {layout.pp}, which needs most)" if layout.pp > 1 else ""
     yield f"memory of a GPU{where}"
-    yield f"  {model.parameters(layout.tp, layout.pp, stage):,} parameters"
+    yield f"  {model.parameters(layout.tp, layout.pp, stage, layout.ep, layout.etp):,} parameters"
     for name in (*EXACT, "activations", "logits", "buffers"):
         value = getattr(parts, name)
         kind = f"{value:,} bytes" if name in EXACT else "estimate"

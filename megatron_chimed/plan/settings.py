@@ -18,7 +18,6 @@ from megatron_chimed.text.tokenizer import load_tokenizer
 
 UNKNOWN = (
     "context-parallel-size",
-    "num-experts",
     "num-layers-per-virtual-pipeline-stage",
     "decoder-first-pipeline-num-layers",
     "decoder-last-pipeline-num-layers",
@@ -75,7 +74,7 @@ def read_plan(stage: str, settings: RunConfig, gpus: int) -> Plan:
 def read_model(stage: str, given: dict[str, Located]) -> Model:
     """The sizes of the model. Raises InputError."""
     hidden, heads = whole_number(given, "hidden-size"), whole_number(given, "num-attention-heads")
-    grouped = flag(given, "group-query-attention")
+    grouped, family = flag(given, "group-query-attention"), _family(given)
     return Model(
         layers=whole_number(given, "num-layers"),
         hidden=hidden,
@@ -87,17 +86,33 @@ def read_model(stage: str, given: dict[str, Located]) -> Model:
         vocab_multiple=whole_number(given, "make-vocab-size-divisible-by", 128),
         tied=not flag(given, "untie-embeddings-and-output-weights"),
         head="reward" if stage == "reward" else "lm",
-        family=_family(given),
+        family=family,
+        **(_experts(given) if family.has_experts else {}),
     )
 
 
+def _experts(given: dict[str, Located]) -> dict[str, int]:
+    """The sizes of a model with experts. Raises InputError."""
+    return {
+        "experts": whole_number(given, "num-experts"),
+        "expert_ffn": whole_number(given, "moe-ffn-hidden-size", whole_number(given, "ffn-hidden-size")),
+        "experts_per_token": whole_number(given, "moe-router-topk", 2),
+    }
+
+
 def _family(given: dict[str, Located]) -> Family:
-    """The family with the layers that the arguments ask for; what none has the trainer refuses."""
+    """The family with the layers that the arguments ask for; what none has the trainer refuses, but for experts.
+
+    Raises InputError for experts that no family has.
+    """
     args = dict(ABSENT)
     for key, setting in given.items():
         if (name := key.replace("-", "_")) in args:
             args[name] = {"true": True, "false": False}.get(str(setting.value).lower(), setting.value)
-    return of_args(args)[0]
+    family, problems = of_args(args)
+    if args["num_experts"] is not None and not family.has_experts:
+        raise InputError(f"{given['num-experts'].where}: no family has such experts: {'; '.join(problems)}")
+    return family
 
 
 def _layout(given: dict[str, Located], gpus: int) -> Layout:
@@ -113,6 +128,8 @@ def _layout(given: dict[str, Located], gpus: int) -> Layout:
         micro_batch=micro,
         global_batch=whole_number(given, "global-batch-size", micro * max(1, gpus // (tp * pp))),
         sequence=whole_number(given, "seq-length"),
+        ep=whole_number(given, "expert-model-parallel-size", 1),
+        etp=whole_number(given, "expert-tensor-parallel-size", tp) if "expert-tensor-parallel-size" in given else None,
         sequence_parallel=flag(given, "sequence-parallel") and tp > 1,
         distributed_optimizer=flag(given, "use-distributed-optimizer"),
         half=half,

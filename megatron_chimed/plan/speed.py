@@ -51,7 +51,8 @@ def _again(model: Model, layout: Layout) -> float:
     if layout.recompute != "selective":
         return RECOMPUTED[layout.recompute]
     attention = 2 * model.layers * model.heads * model.head_dim * layout.sequence
-    mlp = 2 * model.layers * 3 * model.hidden * model.ffn
-    parts = {"core_attn": attention, "mlp": mlp}
+    mlp = 2 * model.layers * 3 * model.hidden
+    experts = {"moe": mlp * model.experts_per_token * model.expert_ffn}
+    parts = {"core_attn": attention} | (experts if model.experts else {"mlp": mlp * model.ffn})
     again = sum(work for name, work in parts.items() if name in layout.recomputed)
     return again / flops_per_token(model, layout.sequence)

@@ -23,7 +23,7 @@ from support.paths import ROOT
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from megatron_chimed.checkpoints import resolve
-from megatron_chimed.convert import checkpoint, hf_folder
+from megatron_chimed.convert import checkpoint, hf_folder, verify
 from megatron_chimed.convert.architecture import read_hf
 from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
@@ -329,6 +329,78 @@ def test_all_faults_of_a_folder_are_told_at_once(tmp_path):
         "extra is in model.safetensors, and no tensor of this model",
     ):
         assert fault in str(caught.value)
+
+
+def test_two_families_that_differ_in_their_names_alone_are_compared_as_one_model(tmp_path):
+    """A Mistral that was trained without the option `family`; its checkpoint says LLaMA."""
+    mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
+    for name, changes in {
+        "llama": {},
+        "mistral": mistral,
+        "longer": mistral | {"max_position_embeddings": 256},
+    }.items():
+        write_plain(tmp_path / name, **changes)
+    checkpoint.hf_to_megatron(tmp_path / "llama", tmp_path / "run", progress=False)
+    place = resolve(tmp_path / "run")
+    assert verify.same_architecture(tmp_path / "mistral", place) == read_hf(tmp_path / "mistral")
+    with pytest.raises(InputError, match=r"are different models: max_positions is 256, and 128$"):
+        verify.same_architecture(tmp_path / "longer", place)
+    qwen = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+    write_plain(tmp_path / "qwen", **qwen)
+    with pytest.raises(InputError, match=r"are different models: family is Qwen3, and LLaMA$"):
+        verify.same_architecture(tmp_path / "qwen", place)
+
+
+LIES = {
+    "tied forgotten": (
+        "qwen2",
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+        "lm_head.weight is missing",
+    ),
+    "tied by mistake": (
+        "qwen3",
+        {"head_dim": 16},
+        {"tie_word_embeddings": True},
+        "lm_head.weight is in model.safetensors, and no tensor of this model",
+    ),
+    "head size left out": (
+        "qwen3",
+        {"head_dim": 24},
+        {"head_dim": None},
+        "head_dim is None; expected a whole number above 0",
+    ),
+    "head size guessed": (
+        "qwen3",
+        {"head_dim": 24},
+        {"head_dim": 16},
+        "q_proj.weight has shape [96, 64], config.json makes it [64, 64]",
+    ),
+    "biases unknown": (
+        "qwen2",
+        {},
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+        "self_attn.q_proj.bias is in model.safetensors, and no tensor of this model",
+    ),
+    "biases missing": (
+        "mistral",
+        {"sliding_window": None},
+        {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+        "self_attn.k_proj.bias is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_config_that_says_another_thing_than_the_tensors_is_refused(tmp_path, lie):
+    name, changes, lies, message = LIES[lie]
+    family = next(one for one in FAMILIES if one.name == name)
+    hf = write_plain(tmp_path / "hf", architectures=[next(iter(family.architectures))], model_type=name, **changes)
+    config = hf_folder.read_json(hf / "config.json")
+    hf_folder.write_json(hf / "config.json", config | lies)
+    with pytest.raises(InputError) as caught:
+        checkpoint.hf_to_megatron(hf, tmp_path / "megatron", progress=False)
+    assert message in str(caught.value)
 
 
 def test_a_config_that_does_not_fit_the_tensors_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from guards.tree import files, python_files, read
 THROUGH = {
     "tests/test_api.py": ("commands.library",),
     "tests/integration/test_resume.py": (
-        "__main__", "models.norm", "models.rotary", "stages.stage", "training.loaders",
+        "__main__", "models.norm", "stages.stage", "training.loaders",
         "training.parsing", "training.patches", "training.saving", "training.supervision",
     ),
     "tests/integration/test_sft.py": ("stages.sft",),

@@ -44,6 +44,16 @@ CASES += [
     CASE | HALF | {"pp": 2, "tp": 2, "last": True, "head": "reward", "tied": True},
 ]
 
+EXPERTS = GROUPED | {"experts": 4, "expert_ffn": 52}
+MOE = CASE | {"sizes": EXPERTS, "family": "qwen3_moe", "top": 2}
+CASES += [
+    MOE,
+    MOE | HALF | {"tp": 2, "dp": 3},
+    MOE | HALF | {"ep": 2, "dp": 6, "tp": 2},
+    MOE | HALF | {"ep": 4, "etp": 1, "dp": 6, "tp": 2, "pp": 2, "last": True, "head": "reward"},
+    MOE | {"etp": 1, "tp": 2, "dp": 2, "tied": True},
+]
+
 WIDE = {"layers": 1, "hidden": 256, "ffn": 704, "heads": 8, "num_query_groups": 4, "head_dim": 32, "vocab": 250}
 CASES += [
     CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
@@ -53,6 +63,10 @@ CASES += [
     CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": "none", "family": family}
     for tp, family in itertools.product((1, 2), ("qwen2", "qwen3"))
 ]
+CASES += [
+    MOE | HALF | {"sizes": WIDE | {"experts": 8, "expert_ffn": 96}, "tp": tp, "top": top, "recompute": recompute}
+    for tp, top, recompute in ((1, 2, "none"), (2, 3, "none"), (1, 2, "moe"), (1, 2, "full"))
+]
 CASES.append(CASE | HALF | {"sizes": WIDE | {"num_query_groups": 8}, "recompute": "none", "family": "qwen3"})
 
 
@@ -61,14 +75,23 @@ def planned(case: dict) -> dict[str, int]:
     if "recompute" in case:
         return {"kept": layer_kept(case)}
     more = {"family": family_of(case), "tied": case["tied"], "head": case["head"]}
-    model = Model(**case["sizes"], vocab_multiple=case["multiple"], **more)
+    model = Model(**case["sizes"], vocab_multiple=case["multiple"], experts_per_token=case.get("top", 0), **more)
+    experts = {"ep": case.get("ep", 1), "etp": case.get("etp")}
     tp, pp, stage = case["tp"], case["pp"], case["pp"] - 1 if case["last"] else 0
     layout = Layout(
-        tp * pp * case["dp"], tp, pp, 1, 1, 64, half=case["half"], distributed_optimizer=case["distributed_optimizer"]
+        tp * pp * case["dp"],
+        tp,
+        pp,
+        1,
+        1,
+        64,
+        half=case["half"],
+        distributed_optimizer=case["distributed_optimizer"],
+        **experts,
     )
     states = memory.states(model, layout, stage)
     return dict(zip(("weights", "gradients", "optimizer"), states, strict=True)) | {
-        "parameters": model.parameters(tp, pp, stage)
+        "parameters": model.parameters(tp, pp, stage, **experts)
     }
 
 
@@ -81,7 +104,7 @@ def layer_kept(case: dict) -> int:
     recompute = case["recompute"] if case["recompute"] in ("none", "full") else "selective"
     split = case["tp"] > 1
     layout = Layout(case["tp"], case["tp"], 1, 1, 1, 128, split, half=True, recompute=recompute)
-    model = Model(**case["sizes"], family=family_of(case))
+    model = Model(**case["sizes"], family=family_of(case), experts_per_token=case.get("top", 0))
     return memory.layer_kept(model, replace(layout, recomputed=(case["recompute"],)))
 
 

@@ -37,6 +37,9 @@ def launch(*words: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+EXPERTS = ("--num-experts", 4, "--qk-layernorm", "--moe-ffn-hidden-size", 32)
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
@@ -59,6 +62,19 @@ def job(tmp_path_factory):
             ["--normalization", "LayerNorm"],
             "the model could not be exported: normalization is 'LayerNorm'; Hugging Face's LLaMA has 'RMSNorm'",
         ),
+        (
+            [*EXPERTS, "--moe-shared-expert-intermediate-size", 32],
+            "could not be exported: moe_shared_expert_intermediate_size is 32; Hugging Face's Qwen3-MoE has None",
+        ),
+        (
+            [*EXPERTS, "--moe-router-load-balancing-type", "sinkhorn", "--moe-z-loss-coeff", 0.1],
+            "--moe-router-load-balancing-type sinkhorn is not supported; take aux_loss or none; --moe-z-loss-coeff is",
+        ),
+        (
+            [*EXPERTS, "--moe-grouped-gemm", "--moe-token-dispatcher-type", "flex"],
+            "--moe-grouped-gemm (leave it out: experts are computed one after the other); --moe-token-dispatcher-type",
+        ),
+        ([*EXPERTS, "--moe-use-upcycling"], "--moe-use-upcycling is not supported; start from a model with experts"),
         (["--vocab-size", 100], "was tokenized with 250 ids, but the model has 100"),
         (["--load", "/no/such"], "--load /no/such: no checkpoint there"),
         (["--save", "/proc/none"], "--save /proc/none: cannot be written"),

@@ -10,6 +10,7 @@ from guards import tree
 from megatron_chimed.config import load_settings
 from megatron_chimed.convert.families.qwen2 import QWEN2
 from megatron_chimed.convert.families.qwen3 import QWEN3
+from megatron_chimed.convert.families.qwen3_moe import QWEN3_MOE
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import choices, memory, speed
 from megatron_chimed.plan.layout import Layout, problems
@@ -21,6 +22,8 @@ from megatron_chimed.plan.settings import read_plan, stage_of
 FOLDER = tree.ROOT / "examples/ziya2_13b"
 ZIYA = Model(40, 5120, 13824, 40, 40, 128, 39424)
 QWEN3_8B = Model(36, 4096, 12288, 32, 8, 128, 151936, family=QWEN3)
+EXPERTS = {"experts": 128, "expert_ffn": 768, "experts_per_token": 8, "family": QWEN3_MOE}
+QWEN3_30B = Model(48, 2048, 6144, 32, 4, 128, 151936, **EXPERTS)
 LLAMA2_13B = replace(ZIYA, vocab=32000)
 LAYOUT = Layout(
     16, 2, 1, 1, 512, 4096, sequence_parallel=True, distributed_optimizer=True, half=True, recompute="selective"
@@ -40,6 +43,7 @@ def test_published_parameter_counts_are_met():
 
     assert Model(28, 3584, 18944, 28, 4, 128, 152064, family=QWEN2).parameters() == 7_615_616_512  # Qwen2.5-7B
     assert QWEN3_8B.parameters() == 8_190_735_360
+    assert (QWEN3_30B.parameters(), QWEN3_30B.active()) == (30_532_122_624, 3_353_032_704)  # Qwen3-30B-A3B
 
 
 def test_the_recipe_is_read_as_it_stands():
@@ -100,6 +104,48 @@ def test_flops_are_six_for_each_weight_and_token_and_attention():
     assert seconds == pytest.approx(speed.flops_per_token(ZIYA, 4096) * 512 * 4096 / (16 * 989e12 * 0.45))
 
 
+def test_a_token_costs_its_own_experts_alone():
+    looked_up = 151936 * 2048
+    norms = 48 * (2 * 2048 + 2 * 128) + 2048
+    matrices = QWEN3_30B.active() - looked_up - norms
+    assert speed.flops_per_token(QWEN3_30B, 4096) == 6 * matrices + 6 * 48 * 32 * 128 * 4096
+    again = replace(LAYOUT, recompute="selective", recomputed=("moe",))
+    assert 1.15 < speed.relative_time(QWEN3_30B, again) < 1.33
+    assert speed.relative_time(QWEN3_30B, replace(again, recomputed=("mlp",))) == 1, "there is no such module"
+
+
+def test_experts_are_shared_out_and_counted_where_they_are():
+    spread = replace(LAYOUT, ep=8, etp=1)
+    alone, shared = QWEN3_30B.parameters(2), QWEN3_30B.parameters(2, ep=8, etp=1)
+    expert = 3 * 2048 * 768
+    assert alone - shared == 48 * (128 * expert // 2 - 16 * expert)
+    weights, _, optimizer = memory.states(QWEN3_30B, spread, 0)
+    # Of 16 ranks 8 share the experts out, so that 2 hold the same ones; all else 8 ranks have alike.
+    parts = 48 * 16 * expert, shared - 48 * 16 * expert
+    assert weights == pytest.approx(2 * shared, rel=1e-4)
+    assert optimizer == pytest.approx(12 * (parts[0] / 2 + parts[1] / 8), rel=1e-3)
+    assert problems(QWEN3_30B, spread) == []
+    found = {one.layout.ep for one in choices.choices(QWEN3_30B, spread, 80 * GIB)}
+    assert found >= {4, 8, 16} and 32 not in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ep": 3}, "--num-experts 128 is no multiple of EP (3); take an EP that divides it"),
+        ({"ep": 32}, "--world-size 16 is no multiple of TP of experts x EP x PP (64)"),
+        ({"etp": 5}, "--moe-ffn-hidden-size 768 is no multiple of TP (5)"),
+        ({"sequence_parallel": False}, "--num-experts with TP above 1 needs --sequence-parallel"),
+    ],
+)
+def test_what_experts_cannot_be_shared_among_is_named(changes, message):
+    assert any(message in problem for problem in problems(QWEN3_30B, replace(LAYOUT, **changes)))
+
+
+def test_expert_parallelism_without_experts_is_named():
+    assert "the model has no experts" in problems(ZIYA, replace(LAYOUT, ep=2))[-1]
+
+
 def test_time_grows_with_waiting_and_with_recomputation():
     layout = replace(LAYOUT, recompute="none")
     assert speed.relative_time(ZIYA, layout) == 1
@@ -137,6 +183,7 @@ def test_a_report_says_whether_it_fits_and_what_is_estimated():
     [
         (["--tensor-model-parallel-size", "3"], "16 is no multiple of TP x PP"),
         (["--global-batch-size", "20"], "take a multiple of 8, or at most 40 GPUs"),
+        (["--num-experts", "8"], "no family has such experts: num_experts is '8'; Hugging Face's LLaMA has None"),
         (["--hidden-size", "x"], "hidden-size: expected a whole number above 0, found 'x'"),
         (["--num-layers-per-virtual-pipeline-stage", "2"], "the plan cannot follow"),
         (["--recompute-granularity", "some"], "recompute-granularity is selective or full"),

@@ -25,6 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.model import gpt_config
+from megatron_chimed.convert.routing import Routing
 from megatron_chimed.convert.sizes import Sizes
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
@@ -34,22 +35,27 @@ from megatron_chimed.plan.dry_run_worker import allocated
 RECOMPUTE = {
     "core_attn": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
     "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "moe": {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
 LENGTH = 128
 
 
 def build(case: dict) -> torch.nn.Module:
-    """This rank's model. case: sizes, tied, head, family, multiple, half, tp, pp, dp, last (pipeline stage)."""
+    """This rank's model. case: sizes, tied, head, family, multiple, half, tp, pp, dp, last (pipeline stage); of a model
+    with experts also top (of a token), ep, etp."""
     sizes = Sizes(**case["sizes"])
     family = next(one for one in FAMILIES if one.name == case["family"])
-    architecture = Architecture(family, case["head"], case["tied"], sizes, 1e-5, 64)
+    routing = Routing(case["top"], True, 0.0, False) if "top" in case else None
+    architecture = Architecture(family, case["head"], case["tied"], sizes, 1e-5, 64, routing=routing)
     dtype = torch.bfloat16 if case["half"] else torch.float32
     config = gpt_config(
         architecture,
         dtype,
         gather_logits=False,
         pipeline_model_parallel_size=case["pp"],
+        expert_model_parallel_size=case.get("ep", 1),
+        expert_tensor_parallel_size=case.get("etp", case["tp"]),
         calculate_per_token_loss=True,
         sequence_parallel=case["tp"] > 1 and "recompute" in case,
         bias_activation_fusion="recompute" in case,
@@ -71,7 +77,8 @@ def start(case: dict) -> None:
     world = case["tp"] * case["pp"] * case["dp"]
     rank = world - case["tp"] * case["dp"] if case["last"] else 0
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    parallel_state.initialize_model_parallel(case["tp"], case["pp"], create_gloo_process_groups=False)
+    experts = {"expert_model_parallel_size": case.get("ep", 1), "expert_tensor_parallel_size": case.get("etp")}
+    parallel_state.initialize_model_parallel(case["tp"], case["pp"], create_gloo_process_groups=False, **experts)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
 
 
