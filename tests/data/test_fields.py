@@ -24,7 +24,9 @@ DIALOGUES = {
     "chimed": {"id": "1", "title": "胃炎", "question_content": "胃疼", "answers": [{"answer": "休息", "by": "王"}]},
     "meddialog": {"utterances": ["病人：胃疼", "医生：休息"], "description": "胃疼"},
 }  # fmt: skip
-DIALOGUES |= {name: form_row(name, make_dialogues(1)[0]) for name in NAMES if name.startswith("auto.") and name != "auto.table"}
+DIALOGUES |= {
+    name: form_row(name, make_dialogues(1)[0]) for name in NAMES if name.startswith("auto.") and name != "auto.table"
+}
 DIALOGUES |= {
     "auto.marks": {"messages": [{"role": "user", "content": "问", "id": 1},
                                 {"role": "assistant", "content": "答", "loss": False, "reasoning": "想", "meta": {"a": 1}},
@@ -149,7 +151,11 @@ def test_texts_count_what_is_left_out_of_them():
 
 
 def test_answers_of_a_page_that_are_not_taken_are_counted():
-    answers = [{"answer": "a", "adopted": "False"}, {"answer": "b", "adopted": "True"}, {"answer": "", "adopted": "False"}]
+    answers = [
+        {"answer": "a", "adopted": "False"},
+        {"answer": "b", "adopted": "True"},
+        {"answer": "", "adopted": "False"},
+    ]
     row = watch_row({"title": "问", "question_content": "", "answers": answers})
     assert READERS["chimed"].turns(row)[1] == ("assistant", "b") and unread_fields(row) == {"answers[].answer": 1}
 
@@ -162,7 +168,9 @@ def test_looking_is_not_reading_and_what_is_not_watched_stays_as_it_is():
     assert unread_fields(row) == {"a": 1, "b.c": 1, "5": 1}
     plain = {"a": 1}
     leave_out(plain, "a")
-    assert plain == {"a": 1} and not unread_fields(plain) and unread_fields(watch_row({"\ud800" * 99: 1})) == {"?" * 60: 1}
+    assert (
+        plain == {"a": 1} and not unread_fields(plain) and unread_fields(watch_row({"\ud800" * 99: 1})) == {"?" * 60: 1}
+    )
 
 
 def test_names_of_unread_fields_hold_no_personal_data(tmp_path):

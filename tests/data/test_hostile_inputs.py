@@ -5,7 +5,16 @@ import random
 
 import pytest
 from support.mutations import BYTE_KINDS, mutate_bytes
-from support.sft_sources import FORMS, NAMES, check_report, content_of, make_dialogues, prepare, read_lines, write_source
+from support.sft_sources import (
+    FORMS,
+    NAMES,
+    check_report,
+    content_of,
+    make_dialogues,
+    prepare,
+    read_lines,
+    write_source,
+)
 
 from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError, one_line
@@ -43,7 +52,19 @@ VALUES += ["[bot]:", "\x1b[2J", "１３８" * 9, "\ud800", "以上是我对“�
 ROLES = ["nurse", "", "User", "system", "tool", "护士", "gpt", "human", "D", "P"]
 FIELDS = ["instruction", "input", "output", "from", "value", "conversations", "answers", "adopted", "answer", "title"]
 FIELDS += ["history", "role", "content", "messages", "conversation", "human", "query", "question", "Complex_CoT"]
-FIELDS += ["Question", "Response", "completion", "system", "tools", "question_content", "prompt", "response", "Insult", "ask", "id"]
+FIELDS += [
+    "Question",
+    "Response",
+    "completion",
+    "system",
+    "tools",
+    "question_content",
+    "prompt",
+    "response",
+    "Insult",
+    "ask",
+    "id",
+]
 
 
 KINDS = [*BYTE_KINDS, "field", "role", "lines", "encoding", "ends", "huge"]
