@@ -4,16 +4,19 @@ import json
 import re
 
 import pytest
+from support.paths import ROOT
 from support.sft_sources import prepare, read_lines
 
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
 from megatron_chimed.data.messages import LEARN, read_messages
+from megatron_chimed.data.ranking_readers import READERS as RANKING_READERS
 from megatron_chimed.data.turns import RawTurn
 from megatron_chimed.errors import InputError
 
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 PAIR = [("user", "q"), ("assistant", "a")]
 BEFORE = [("user", "h"), ("assistant", "i")]
+TOLD, THOUGHT = [("system", "s")], [PAIR[0], RawTurn("assistant", "a", "t")]
 
 
 def auto(row):
@@ -24,26 +27,26 @@ def auto(row):
     ("row", "turns"),
     [
         ({"instruction": "q", "input": "", "output": "a", "history": [["h", "i"]]}, BEFORE + PAIR),
-        ({"instruction": "q", "output": "a", "history": [], "system": "s"}, [("system", "s"), *PAIR]),
-        ({"instruction": "q", "output": "a", "history": [["h", "i"]], "system": "s"}, [("system", "s"), *BEFORE, *PAIR]),
+        ({"instruction": "q", "output": "a", "history": [], "system": "s"}, TOLD + PAIR),
+        ({"instruction": "q", "output": "a", "history": [["h", "i"]], "system": "s"}, TOLD + BEFORE + PAIR),
         ({"instruction": "<user>: q", "output": "a", "history": [["h", "i"]]}, None),
-        ({"instruction": "q", "output": "a", "history": [{"role": "user", "content": "h"}, SAID]}, [BEFORE[0], PAIR[1], *PAIR]),
+        ({"instruction": "q", "output": "a", "history": [ASKED, SAID]}, PAIR + PAIR),
         ({"instruction": "q", "output": "a", "history": None, "input": None}, PAIR),
-        ({"query": "q", "response": "a", "history": [["h", "i"]], "system": "s"}, [("system", "s"), *BEFORE, *PAIR]),
+        ({"query": "q", "response": "a", "history": [["h", "i"]], "system": "s"}, TOLD + BEFORE + PAIR),
         ({"question": "q", "answer": "a"}, PAIR),
         ({"prompt": "q", "response": "a"}, PAIR),
         ({"prompt": "q", "completion": "a"}, PAIR),
         ({"prompt": [ASKED], "completion": [SAID]}, PAIR),
         ({"prompt": [ASKED], "completion": "a"}, PAIR),
-        ({"conversations": [ASKED, SAID], "system": "s"}, [("system", "s"), *PAIR]),
+        ({"conversations": [ASKED, SAID], "system": "s"}, TOLD + PAIR),
         ({"conversations": [{"from": "human", "content": "q"}, {"role": "gpt", "value": "a"}]}, PAIR),
         ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, PAIR),
         ({"conversations": [], "messages": [ASKED, SAID]}, PAIR),
         ({"conversations": None, "messages": [ASKED, SAID]}, PAIR),
         ({"conversation": [{"human": "h", "assistant": "i"}, {"human": "q", "assistant": "a"}]}, BEFORE + PAIR),
-        ({"conversation": [{"system": "s", "input": "q", "output": "a"}]}, [("system", "s"), *PAIR]),
-        ({"Question": "q", "Complex_CoT": "t", "Response": "a"}, [PAIR[0], RawTurn("assistant", "a", "t")]),
-        ({"question": "q", "reasoning (reasoning_content)": "t", "response (content)": "a"}, [PAIR[0], RawTurn("assistant", "a", "t")]),
+        ({"conversation": [{"system": "s", "input": "q", "output": "a"}]}, TOLD + PAIR),
+        ({"Question": "q", "Complex_CoT": "t", "Response": "a"}, THOUGHT),
+        ({"question": "q", "reasoning (reasoning_content)": "t", "response (content)": "a"}, THOUGHT),
         ({"title": "q", "ask": "无", "answer": "a", "department": "x"}, PAIR),
         ({"title": "q", "question_content": "", "answers": [{"answer": "a"}]}, PAIR),
         ({"question": "q", "answer": "a", "response": None}, PAIR),  # a table has all columns in every row
@@ -67,7 +70,7 @@ def test_a_form_is_told_by_its_fields_and_read_whole(row, turns):
         ({"instruction": "q", "output": "a", "history": [["h"]]}, "history: element 1 is no pair"),
         ({"instruction": "q", "output": "a", "history": [["h", "i"], ["h", 5]]}, "history: element 2 is no pair"),
         ({"instruction": "q", "output": "a", "history": ["h", "i"]}, "history: element 1 is no pair"),
-        ({"instruction": "q", "output": "a", "history": [{"role": "tool", "content": "x"}]}, "tools: turn 1 of the history has"),
+        ({"instruction": "q", "output": "a", "history": [{"role": "tool", "content": "x"}]}, "tools: turn 1 of"),
         ({"instruction": "q", "output": "a", "tools": "[{}]"}, "tools: the row offers some"),
         ({"query": "q", "response": "a", "tools": [{}]}, "tools: the row offers some"),
         ({"prompt": [ASKED], "completion": [SAID], "tools": [{}]}, "tools: the row offers some"),
@@ -159,7 +162,7 @@ LINES += "膝蓋痛怎麼辦,走路的時候膝蓋會痛，已經兩個星期,�
 def test_encodings_that_are_not_utf_8_are_named_in_the_report(tmp_path, encoding):
     table, held = tmp_path / "a.csv", tmp_path / "held.csv"
     table.write_text(LINES, encoding=encoding)
-    held.write_text(LINES.splitlines()[2] + "\n", encoding=encoding)
+    held.write_text("question\n" + LINES.splitlines()[2].replace(",", "，") + "\n", encoding=encoding)
     content = prepare([f"toyhom={table}"], tmp_path / "out.jsonl", exclude=[str(held)])
     assert read_lines(tmp_path / "out.jsonl")[0]["turns"][0]["text"].startswith("感冒怎麼辦\n我咳嗽發燒三天了")
     assert content["dropped"] == {"overlaps evaluation set": 1}
@@ -179,3 +182,29 @@ def test_an_evaluation_set_without_a_text_is_refused(tmp_path, content):
     with pytest.raises(InputError, match=r"test\.jsonl: holds no text"):
         prepare([f"auto={path}"], tmp_path / "out.jsonl", exclude=[str(empty)])
     assert not list(tmp_path.glob("out*"))
+
+
+def documented_rows():
+    """(reader, row) of every row of JSON that docs/data.md shows for a reader."""
+    dialogues, rankings = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("## Ranked answers")
+    for text, readers in ((dialogues, READERS), (rankings, RANKING_READERS)):
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.split("|")]
+            for row in re.findall(r"`([{\[].*?)`", cells[3] if len(cells) == 5 else ""):
+                yield from (pytest.param(readers[name], json.loads(row)) for name in re.findall(r"`(\w+)`", cells[2]))
+
+
+@pytest.mark.parametrize(("reader", "row"), documented_rows())
+def test_the_rows_of_the_documentation_are_read_by_their_readers(reader, row):
+    if "Insult" in row:  # sections of rows
+        (row,) = row["Insult"]
+    made = (
+        reader.group(row).responses if hasattr(reader, "group") else [RawTurn(*turn).text for turn in reader.turns(row)]
+    )
+    assert len(made) > 1 and made[-1]
+
+
+def test_every_reader_is_documented():
+    found = {id(one.values[0]) for one in documented_rows()}
+    missing = [name for name, reader in {**READERS, **RANKING_READERS}.items() if id(reader) not in found]
+    assert missing == ["mc"] or missing == ["mc", "toyhom"], missing  # lines of text and of a table

@@ -64,13 +64,20 @@ def test_the_forms_of_medicalgpt_and_swift_are_read():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"chosen": [*OLD, ASKED, GOOD], "rejected": [ASKED, BAD]}, "no common prompt: chosen and rejected differ from turn 1 on"),
-        ({"chosen": HUMAN + "好", "rejected": "\n\nHuman: 一\n\nAssistant: 三"}, "no common prompt: chosen and rejected differ from turn 2"),
-        ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD, ASKED]}, "not an answer: field 'rejected' does not end with one"),
-        ({"chosen": "\n\nHuman: 问", "rejected": "\n\nHuman: 问"}, "not an answer: field 'chosen' does not end with one"),
-        ({"prompt": "问", "chosen": {"role": "tool", "content": "x"}, "rejected": "坏"}, "tools: field 'chosen' has the role 'tool'"),
-        ({"prompt": "问", "chosen": {"role": "user", "content": "x"}, "rejected": "坏"}, "not an answer: field 'chosen' is of the user"),
-        ({"prompt": "问", "chosen": [{"from": "function_call", "value": "x"}], "rejected": "坏"}, "tools: field 'chosen' has"),
+        ({"chosen": [*OLD, ASKED, GOOD], "rejected": [ASKED, BAD]},
+         "no common prompt: chosen and rejected differ from turn 1 on"),
+        ({"chosen": HUMAN + "好", "rejected": "\n\nHuman: 一\n\nAssistant: 三"},
+         "no common prompt: chosen and rejected differ from turn 2"),
+        ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD, ASKED]},
+         "not an answer: field 'rejected' does not end with one"),
+        ({"chosen": "\n\nHuman: 问", "rejected": "\n\nHuman: 问"},
+         "not an answer: field 'chosen' does not end with one"),
+        ({"prompt": "问", "chosen": {"role": "tool", "content": "x"}, "rejected": "坏"},
+         "tools: field 'chosen' has the role 'tool'"),
+        ({"prompt": "问", "chosen": {"role": "user", "content": "x"}, "rejected": "坏"},
+         "not an answer: field 'chosen' is of the user"),
+        ({"prompt": "问", "chosen": [{"from": "function_call", "value": "x"}], "rejected": "坏"},
+         "tools: field 'chosen' has"),
         ({"prompt": "问", "chosen": "好", "rejected": "坏", "tools": [{}]}, "tools: the row offers some"),
         ({"prompt": [{"role": "tool", "content": "x"}], "chosen": "好", "rejected": "坏"}, "tools: turn 1 has"),
         ({"chosen": "好", "rejected": "坏"}, "missing key: 'conversations'"),
@@ -89,7 +96,7 @@ def test_a_text_of_two_speakers_is_cut_at_their_names_alone():
         ("user", "问 Human: 也是问"),
         ("assistant", "答\n\n第二段"),
     ]
-    with pytest.raises(InputError, match="unknown role: x begins with '问'; expected 'Human:'"):
+    with pytest.raises(InputError, match="unknown role: x begins with '问.*; expected 'Human:'"):
         human_turns("问\n\nHuman: 再问", "x")
 
 
