@@ -29,12 +29,10 @@ from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tens
 from megatron_chimed.convert.tensors import merge, split
 from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
+    export_tokenizer,
     generation_config,
-    give_own_pad,
-    one_or_all,
     tokenizer_folder,
     vocabulary,
-    write_chat_template,
 )
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, write_checkpoint
 from megatron_chimed.errors import InputError
@@ -152,13 +150,7 @@ def megatron_to_hf(
     with atomic_folder(hf) as folder:
         _require_space(folder, planned)
         if files is not None:
-            copy_tokenizer(files, folder)
-            if template is not None:
-                stop_ids = write_chat_template(folder, template)
-            if model.head == "reward":
-                token_ids = give_own_pad(folder, files, token_ids, stop_ids[:1])
-            if stop_ids:
-                token_ids["eos_token_id"] = one_or_all(stop_ids)
+            token_ids, stop_ids = export_tokenizer(files, folder, template, token_ids, model.head)
         with _progress(planned, progress) as written:
             write_weights(folder, planned, max_shard_bytes, written)
         write_json(folder / "config.json", to_hf(model, name_of(planned[0].dtype), token_ids))
