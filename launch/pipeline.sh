@@ -2,6 +2,7 @@
 # All stages of a recipe in their order. Run it again at any time: what is finished is not done again, and a training
 # that was interrupted continues.
 #   launch/pipeline.sh examples/ziya2_13b runs/ziya2_13b Ziya2-13B-Base
+#   launch/pipeline.sh examples/qwen3_8b runs/qwen3_8b Qwen3-8B
 # The folder of the run, which the recipe's YAML files name, holds what the data tools have made:
 #   documents/{train,heldout}.jsonl   tools/make_documents.py
 #   sft/{train,heldout}.jsonl         tools/prepare_sft.py
@@ -39,6 +40,8 @@ done
 say "converting $base"
 [ -d "$run/base" ] || "$python" tools/convert_checkpoint.py hf-to-megatron --hf "$base" --megatron "$run/base"
 tokenizer=$run/base/tokenizer
+template=$(sed -n 's/^template: *\([^ ]*\).*/\1/p' "$recipe/rejection.yaml")
+template=${template:-chimed}
 
 say "building the corpora"
 for part in train heldout; do
@@ -50,14 +53,14 @@ train pretrain
 say "packing dialogues"
 for part in train heldout; do
   "$python" tools/pack_sft.py --input "$run/sft/$part.jsonl" --tokenizer "$tokenizer" --mode "${SFT_MODE:-per-turn}" \
-    --sequence-length "$(number sft seq-length)" --output "$run/sft/$part"
+    --template "$template" --sequence-length "$(number sft seq-length)" --output "$run/sft/$part"
 done
 train sft
 
 say "packing ranked answers"
 for part in train valid test; do
   "$python" tools/pack_rewards.py --input "$run/reward/$part.jsonl" --tokenizer "$tokenizer" --one-question-per-row \
-    --pairing adjacent --sequence-length "$(number reward seq-length)" --output "$run/reward/$part"
+    --template "$template" --pairing adjacent --sequence-length "$(number reward seq-length)" --output "$run/reward/$part"
 done
 train reward
 

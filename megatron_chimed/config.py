@@ -20,6 +20,9 @@ import yaml
 from megatron_chimed.errors import InputError
 
 BLOCKS = ("megatron", "chimed")
+FLAGS = {"allow-other-tokenizer"}
+"""Options of ``chimed:`` that the command line takes as well."""
+
 
 # Megatron takes one side of each; what the command line gives of one side replaces what the files give of the other.
 ALTERNATIVES = (
@@ -168,6 +171,8 @@ def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: lis
             if given.keys() & set(ours):
                 for key in others:
                     merged["megatron"].pop(key, None)
+    for flag in FLAGS & given.keys():
+        merged["chimed"][flag.replace("-", "_")] = given.pop(flag)
     return RunConfig(merged["megatron"] | given, merged["chimed"])
 
 

@@ -232,6 +232,8 @@ def _turn(number: int, turn: Any) -> Turn:
         raise InputError(f"turn {number} has role {_shown(turn.get('role'))}; expected one of {', '.join(ROLES)}")
     if not isinstance(turn.get("text"), str) or not turn["text"].strip():
         raise InputError(f"turn {number} has text {_shown(turn.get('text'))}; expected a non-empty string")
+    if "thinking" not in turn and "learn" not in turn:
+        return Turn(turn["role"], turn["text"])
     thinking, learn = turn.get("thinking", ""), turn.get("learn", True)
     if not isinstance(thinking, str) or type(learn) is not bool:
         raise InputError(

@@ -4,24 +4,37 @@
 # after a kill.
 #   SIZE=n     scales the world (default 1), in runs/demo-n
 #   SIZE=tiny  the smallest world and short trainings, to see that everything runs: its figures say nothing
+#   FAMILY=qwen3  in place of llama: norms of queries and keys, the template qwen3 and its tokens, in runs/demo-qwen3
 #   OUTPUT=dir in place of runs/demo
 set -eu
 cd "$(dirname "$0")/../.."
 size=${SIZE:-1}
 folder=runs/demo
 [ "$size" = 1 ] || folder=runs/demo-$size
+family=${FAMILY:-llama}
+case $family in
+  llama) ;;
+  qwen3) folder=$folder-$family ;;
+  *) echo "run.sh: error: FAMILY=$family: expected llama or qwen3" >&2; exit 1 ;;
+esac
 folder=${OUTPUT:-$folder}
 recipe=examples/quickstart
 here=$recipe
 mkdir -p "$folder"
 
-if [ "$size" != 1 ] || [ "$folder" != runs/demo ]; then # the same recipe with other paths, and for tiny with other numbers
+if [ "$size$family" != 1llama ] || [ "$folder" != runs/demo ]; then # the same recipe with other paths and numbers
   recipe=$folder/recipe
   mkdir -p "$recipe"
   for file in "$here"/*.yaml; do
     sed "s#runs/demo/#$folder/#g; s#$here/\(model\|rejection_sft\).yaml#$recipe/\1.yaml#; s#--size, \"1\"#--size, \"$size\"#" \
       "$file" >"$recipe/${file##*/}"
   done
+fi
+tokenizer=$folder/tokenizer/tokenizer.model kind=SentencePieceTokenizer template=chimed
+if [ "$family" = qwen3 ]; then
+  tokenizer=$folder/tokenizer-qwen3 kind=HuggingFaceTokenizer template=qwen3
+  sed -i "s#$folder/tokenizer/tokenizer.model#$tokenizer#; s/SentencePieceTokenizer/$kind/; \
+    s/^tokenizer: .*/&\ntemplate: $template/; s/norm-epsilon: .*/norm-epsilon: 1e-6\n  qk-layernorm: true/" "$recipe"/*.yaml
 fi
 limit=60
 if [ "$size" = tiny ]; then
@@ -51,14 +64,20 @@ train() {
 }
 
 world=$folder/world
-tokenizer=$folder/tokenizer/tokenizer.model
 
 step "the synthetic medical world, a tokenizer and indexed corpora"
 python "$here/make_world.py" --output "$world" --seed 0 --size "$size" >"$folder/world.log"
 python tools/train_tokenizer.py --input "$world/pretrain_train.jsonl" --vocab-size 2000 --output "$folder/tokenizer"
+[ "$family" = llama ] || [ -d "$tokenizer" ] || python - <<END
+from transformers import AutoTokenizer
+made = AutoTokenizer.from_pretrained("$folder/tokenizer", local_files_only=True)
+made.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+made.add_tokens(["<think>", "</think>"])
+made.save_pretrained("$tokenizer")
+END
 for part in train heldout; do
   python tools/preprocess_data.py --input "$world/pretrain_$part.jsonl" --output-prefix "$folder/corpus/$part" \
-    --tokenizer-type SentencePieceTokenizer --tokenizer-model "$tokenizer" --workers 2 --append-eod --clean --dedup near
+    --tokenizer-type "$kind" --tokenizer-model "$tokenizer" --workers 2 --append-eod --clean --dedup near
 done
 
 step "the base model: initial weights, which nothing has been learnt with"
@@ -78,9 +97,9 @@ python tools/prepare_sft.py --source chimed="$world/chimed_test.jsonl" --source 
   --tokenizer "$tokenizer" --output "$sft/heldout.jsonl"
 for length in 512 256; do
   python tools/pack_sft.py --input "$sft/dialogues.jsonl" "$sft/exercises.jsonl" --tokenizer "$tokenizer" \
-    --sequence-length "$length" --output "$sft/train-$length"
+    --template "$template" --sequence-length "$length" --output "$sft/train-$length"
   python tools/pack_sft.py --input "$sft/heldout.jsonl" --tokenizer "$tokenizer" --sequence-length "$length" \
-    --output "$sft/heldout-$length"
+    --template "$template" --output "$sft/heldout-$length"
 done
 
 step "supervised fine-tuning of the pre-trained model"
@@ -98,7 +117,7 @@ for part in train valid test; do
   python tools/prepare_rewards.py --source cmd:ranked="$world/ranked_$part.jsonl" --output "$folder/reward/$part.jsonl"
   for pairing in adjacent extremes; do
     python tools/pack_rewards.py --input "$folder/reward/$part.jsonl" --tokenizer "$tokenizer" --sequence-length 512 \
-      --pairing "$pairing" --output "$folder/reward/$pairing/$part"
+      --template "$template" --pairing "$pairing" --output "$folder/reward/$pairing/$part"
   done
 done
 
@@ -130,8 +149,8 @@ export_model "$folder/reward/four" "$folder/hf_reward"
 
 step "evaluation of every model, two at a time"
 # A line for each model. Each has one rank, and starting takes as long as answering.
-OMP_NUM_THREADS=1 xargs -P 2 -L 1 python tools/evaluate.py --tokenizer "$tokenizer" --runs 1 --limit "$limit" \
-  --max-new-tokens 48 --batch-size 32 --tasks ceval="$world/multiple_choice" \
+OMP_NUM_THREADS=1 xargs -P 2 -L 1 python tools/evaluate.py --tokenizer "$tokenizer" --template "$template" --runs 1 \
+  --limit "$limit" --max-new-tokens 48 --batch-size 32 --tasks ceval="$world/multiple_choice" \
   ccks2019="$world/ner_test.jsonl,$world/ner_dev.jsonl" chimed="$world/chimed_test.jsonl" mc="$world/mc_test.dialog" \
   scale="$world/scale.yaml" <<END >>"$folder/evaluation.log"
 --name base --model "megatron:$folder/base" --output "$folder/evaluation/base"

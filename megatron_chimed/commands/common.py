@@ -2,11 +2,10 @@
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from megatron_chimed.convert import trained_template
-from megatron_chimed.errors import InputError
+from megatron_chimed.inference.thinking import with_think
 from megatron_chimed.text.template import Template, shipped_names
 
 
@@ -55,11 +54,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
 def answering_template(args: argparse.Namespace) -> Template:
     """The template of `add_answering`'s flags. Raises InputError."""
     template = trained_template.choose(args.model or "", args.template, args.tokenizer, args.iteration)
-    if args.think is None:
-        return template
-    if not template.thinking:
-        raise InputError(f"--think: the template {template.name!r} has no place for thinking; leave it out")
-    return replace(template, think=args.think)
+    return with_think(template, args.think, "--think")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

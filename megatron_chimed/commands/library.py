@@ -10,8 +10,8 @@ from typing import Any
 from megatron_chimed.commands.train import count_gpus, launch
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.renderer import Renderer
-from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
+from megatron_chimed.text.tokenizer_template import open_template
 
 
 def build_corpus(
@@ -86,7 +86,7 @@ def _packing(
     thinking: str = "train",
 ) -> tuple[list[str], Path, Renderer]:
     """What packing takes, of any kind."""
-    renderer = Renderer(Template.load(template, tokenizer), Tokenizer.load(tokenizer), thinking)
+    renderer = Renderer(open_template(template, tokenizer), Tokenizer.load(tokenizer), thinking)
     return [str(path) for path in inputs], Path(output), renderer
 
 

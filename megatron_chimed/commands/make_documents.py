@@ -1,4 +1,4 @@
-"""Raw rows (JSON lines, JSON array, or CSV in UTF-8 or GB18030) to documents for chimed corpus."""
+"""Raw rows (JSON lines, JSON array, CSV, Parquet, Arrow) to documents for chimed corpus."""
 
 import argparse
 
@@ -21,4 +21,6 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     template = args.template.replace(r"\n", "\n")
     made = make_documents(args.input, template, args.output, args.max_rejected_share)
+    for path, encoding in made["encodings"].items():
+        print(f"{path}: read as {encoding}")
     print(f"{args.output}: {made['documents']} documents, {sum(made['rejected'].values())} rows rejected")

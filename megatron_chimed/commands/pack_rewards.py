@@ -6,8 +6,8 @@ from megatron_chimed.commands.common import add_packing
 from megatron_chimed.packing.ranking_worker import PAIRINGS
 from megatron_chimed.packing.rankings import RankingRowOptions, format_ranking_rows, pack_rankings
 from megatron_chimed.text.renderer import Renderer
-from megatron_chimed.text.template import load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_template import open_template
 
 EXAMPLE = """example:
   chimed pack rewards --input ranked.jsonl --tokenizer tokenizer.model --output packed"""
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    renderer = Renderer(load_template(args.template, args.tokenizer), load_tokenizer(args.tokenizer))
+    renderer = Renderer(open_template(args.template, args.tokenizer), load_tokenizer(args.tokenizer))
     options = RankingRowOptions(
         args.sequence_length,
         args.seed,

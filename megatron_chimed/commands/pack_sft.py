@@ -6,8 +6,8 @@ from megatron_chimed.commands.common import add_packing
 from megatron_chimed.packing.dialogues import DialogueRowOptions, format_dialogue_rows, pack_dialogues
 from megatron_chimed.packing.examples import MODES
 from megatron_chimed.text.renderer import THINKING, Renderer
-from megatron_chimed.text.template import load_template
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_template import open_template
 
 EXAMPLE = """example:
   chimed pack sft --input dialogues.jsonl --tokenizer tokenizer.model --sequence-length 4096 --output packed"""
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    renderer = Renderer(load_template(args.template, args.tokenizer), load_tokenizer(args.tokenizer), args.thinking)
+    renderer = Renderer(open_template(args.template, args.tokenizer), load_tokenizer(args.tokenizer), args.thinking)
     options = DialogueRowOptions(args.sequence_length, args.seed, workers=args.workers, mode=args.mode)
     content = pack_dialogues(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
     print(f"{args.output}\n{format_dialogue_rows(content)}")

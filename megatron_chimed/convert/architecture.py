@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.convert import rope as positions
+from megatron_chimed.convert import routing as routers
 from megatron_chimed.convert.families import FAMILIES, of_architecture, refused
 from megatron_chimed.convert.family import Family
 from megatron_chimed.convert.hf_keys import SIZE_KEYS, refused_keys
 from megatron_chimed.convert.rope import Rope
+from megatron_chimed.convert.routing import Routing
 from megatron_chimed.convert.sizes import Head, Sizes
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
@@ -28,6 +30,8 @@ class Architecture:
     norm_epsilon: float
     max_positions: int
     rope: Rope = Rope()
+    routing: Routing | None = None
+    """Of a family with experts."""
 
 
 def read_hf(folder: Path) -> Architecture:
@@ -45,25 +49,31 @@ def from_hf(config: dict[str, Any], where: str) -> Architecture:
     Raises InputError listing all that is missing, of a wrong type, not supported, or not known.
     """
     family, head = _family(config, where)
+    config, problems = _plain_names(config, family)
     config = family.hf_defaults | config
-    sizes, problems = _sizes(config, family)
-    numbers = {}
-    for key, default in (("rms_norm_eps", 1e-6), ("max_position_embeddings", 2048)):
-        numbers[key] = config.get(key, default)
-        if isinstance(numbers[key], bool) or not isinstance(numbers[key], int | float) or numbers[key] <= 0:
-            problems.append(f"{key} is {numbers[key]!r}; expected a number above 0")
-    rope, given = positions.read_hf(config, numbers["max_position_embeddings"], problems)
+    sizes = _sizes(config, family, problems)
+    routing = routers.read_hf(config, sizes, problems) if family.has_experts else None
+    epsilon, length = config.get("rms_norm_eps", 1e-6), config.get("max_position_embeddings", 2048)
+    tied = config.get("tie_word_embeddings")
+    if not positions.is_number(epsilon) or epsilon <= 0:
+        problems.append(f"rms_norm_eps is {epsilon!r}; expected a number above 0")
+    if not _is_size(length):
+        problems.append(f"max_position_embeddings is {length!r}; expected a whole number above 0")
+    if not isinstance(tied, bool | None):
+        problems.append(f"tie_word_embeddings is {tied!r}; expected true or false")
+    rope, given = positions.read_hf(config, length, problems)
     problems += refused_keys(config, given, family)
     if problems:
         raise InputError(f"{where}: " + "; ".join(problems))
     return Architecture(
         family,
         head,
-        bool(config.get("tie_word_embeddings", False)),
+        bool(tied),
         sizes,
-        float(numbers["rms_norm_eps"]),
-        int(numbers["max_position_embeddings"]),
+        float(epsilon),
+        length,
         rope,
+        routing,
     )
 
 
@@ -78,9 +88,20 @@ def _family(config: dict[str, Any], where: str) -> tuple[Family, Head]:
     raise InputError(f"{where}: architecture {name!r} is not supported{reason}; supported are {supported}")
 
 
-def _sizes(config: dict[str, Any], family: Family) -> tuple[Sizes | None, list[str]]:
-    """Read the sizes, and list what is wrong with them."""
-    values = {name: config.get(key) for name, key in SIZE_KEYS.items()}
+def _plain_names(config: dict[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
+    """The keys under the names that are read, and what is wrong with two names of one."""
+    problems = [
+        f"{alias} is {config[alias]!r} and {name} {config[name]!r}, two names of one number; make them one"
+        for alias, name in family.hf_aliases.items()
+        if {alias, name} <= config.keys() and config[alias] != config[name]
+    ]
+    return {family.hf_aliases.get(key, key): value for key, value in config.items()}, problems
+
+
+def _sizes(config: dict[str, Any], family: Family, problems: list[str]) -> Sizes | None:
+    """Read the sizes; what is wrong with them is added to `problems`, and then there are none."""
+    keys = SIZE_KEYS | family.size_keys
+    values = {name: config.get(key) for name, key in keys.items()}
     if values["num_query_groups"] is None:
         values["num_query_groups"] = values["heads"]
     heads, hidden = values["heads"], values["hidden"]
@@ -88,14 +109,20 @@ def _sizes(config: dict[str, Any], family: Family) -> tuple[Sizes | None, list[s
     if follows and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         values["head_dim"] = hidden // heads
     wrong = [
-        f"{SIZE_KEYS[name]} is {value!r}; expected a whole number above 0"
+        f"{keys[name]} is {value!r}; expected a whole number above 0"
         for name, value in values.items()
-        if type(value) is not int or value <= 0
+        if not _is_size(value)
     ]
     if not wrong and values["heads"] % values["num_query_groups"]:
         groups = values["num_query_groups"]
         wrong.append(f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({groups})")
-    return None if wrong else Sizes(**values), wrong
+    problems += wrong
+    return None if wrong else Sizes(**values)
+
+
+def _is_size(value: object) -> bool:
+    """Whether a value of JSON is a size: a whole number above 0, and of a model that could be."""
+    return type(value) is int and 0 < value < 2**31
 
 
 def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +136,8 @@ def to_hf(architecture: Architecture, dtype: str, token_ids: dict[str, Any]) -> 
         "architectures": names[:1],
         "model_type": family.name,
         "torch_dtype": dtype,
-        **{key: getattr(architecture.sizes, name) for name, key in SIZE_KEYS.items()},
+        **{key: getattr(architecture.sizes, name) for name, key in (SIZE_KEYS | family.size_keys).items()},
+        **(routers.to_hf(architecture.routing) if architecture.routing else {}),
         "hidden_act": "silu",
         "rms_norm_eps": architecture.norm_epsilon,
         "max_position_embeddings": architecture.max_positions,

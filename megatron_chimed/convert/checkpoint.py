@@ -31,6 +31,7 @@ from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     export_tokenizer,
     generation_config,
+    require_rows,
     tokenizer_folder,
     vocabulary,
 )
@@ -58,6 +59,8 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     hf, megatron = Path(hf), Path(megatron)
     source = HuggingFaceFolder(hf)
     model = read_hf(hf)
+    if has_tokenizer(hf):
+        require_rows(hf, model.sizes.vocab)
     planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)
@@ -74,7 +77,7 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
         args.params_dtype = planned[0].dtype
         args.tokenizer_model = settings.get("tokenizer-model")
         with _progress(planned, progress) as written:
-            write_checkpoint(folder, model.sizes.layers, planned, model.family.stateful, args, written)
+            write_checkpoint(folder, planned, model.family.extra_states(model.sizes), args, written)
         with atomic_output(folder / "model.yaml") as file:
             file.write(f"# Megatron's arguments of the model in {hf.name}.\n")
             blocks = {"megatron": settings} | ({"chimed": options} if options else {})
@@ -100,15 +103,17 @@ def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.
     """Plan Megatron's tensors, checked against those that are there. Raises InputError."""
     check_hf_tensors(model, source, dtype)
     for entry in model.family.entries(model.head, model.tied):
-        wanted = dtype or source.tensors[entry.hf[0].format(layer=0)].dtype
-        for layer in range(model.sizes.layers) if entry.per_layer else (None,):
-            make = functools.partial(_join, entry, model, source, layer, wanted)
-            yield Planned(entry.megatron, entry.megatron_shape(model.sizes), wanted, make, layer)
+        stack, shape = entry.stack(model.sizes), entry.megatron_shape(model.sizes)
+        for place in entry.places(model.sizes):
+            names = entry.hf_names(place)
+            wanted = dtype or source.tensors[names[0]].dtype
+            make = functools.partial(_join, entry, model, source, names, wanted)
+            yield Planned(entry.megatron, shape, wanted, make, stack, place)
 
 
-def _join(entry: Entry, model: Architecture, source: HuggingFaceFolder, layer: int | None, dtype) -> torch.Tensor:
-    """Read and merge the parts of one Megatron tensor: [rows, ...] of type `dtype`."""
-    parts = [source.tensors[name.format(layer=layer)].read() for name in entry.hf]
+def _join(entry: Entry, model: Architecture, source: HuggingFaceFolder, names: list[str], dtype) -> torch.Tensor:
+    """Read and merge the parts `names` of one Megatron tensor: [rows, ...] of type `dtype`."""
+    parts = [source.tensors[name].read() for name in names]
     return merge(entry, parts, model.sizes).to(dtype)
 
 
@@ -180,18 +185,18 @@ def _open_whole(megatron: str | Path, iteration: int | None) -> TorchDistCheckpo
 
 
 def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Planned]:
-    """Plan Hugging Face's tensors, layer by layer."""
+    """Plan Hugging Face's tensors, layer by layer, and expert by expert."""
     entries = model.family.entries(model.head, model.tied)
     first = [entry for entry in entries if not entry.per_layer and entry.has_vocabulary][:1]
     last = [entry for entry in entries if not entry.per_layer and entry not in first]
-    plan = [(entry, None) for entry in first]
-    plan += [(entry, layer) for layer in range(model.sizes.layers) for entry in entries if entry.per_layer]
-    plan += [(entry, None) for entry in last]
-    for entry, layer in plan:
-        make = _one_by_one(functools.partial(_split, entry, model, source, layer))
+    layers = [(entry, place) for entry in entries if entry.per_layer for place in entry.places(model.sizes)]
+    layers.sort(key=lambda one: one[1][0])  # a stable order: in a layer as in the table, each entry's experts in a row
+    plan = [*((entry, ()) for entry in first), *layers, *((entry, ()) for entry in last)]
+    for entry, place in plan:
+        make = _one_by_one(functools.partial(_split, entry, model, source, place))
         dtype = source.tensors[entry.megatron].properties.dtype
-        for name, shape in zip(entry.hf, entry.hf_shapes(model.sizes), strict=True):
-            yield Planned(name.format(layer=layer), shape, dtype, make)
+        for name, shape in zip(entry.hf_names(place), entry.hf_shapes(model.sizes), strict=True):
+            yield Planned(name, shape, dtype, make)
 
 
 def _one_by_one(read: Callable[[], list[torch.Tensor]]) -> Callable[[], torch.Tensor]:
@@ -210,16 +215,17 @@ def _one_by_one(read: Callable[[], list[torch.Tensor]]) -> Callable[[], torch.Te
     return make
 
 
-def _split(entry: Entry, model: Architecture, source: TorchDistCheckpoint, layer: int | None) -> list[torch.Tensor]:
+def _split(
+    entry: Entry, model: Architecture, source: TorchDistCheckpoint, place: tuple[int, ...]
+) -> list[torch.Tensor]:
     """Read one Megatron tensor and split it into Hugging Face's, of shapes `entry.hf_shapes`.
 
-    layer: its number, for a tensor [layers, rows, ...]. Rows behind the vocabulary are not read.
+    place: (layer,) or (layer, expert) of a tensor [layers, rows, ...] or [layers, experts, rows, ...]. Rows behind the
+    vocabulary are not read.
     """
     shape = entry.megatron_shape(model.sizes)
-    if layer is None:
-        tensor = source.read(entry.megatron, (0,) * len(shape), shape)
-    else:
-        tensor = source.read(entry.megatron, (layer, *(0 for _ in shape)), (1, *shape))[0]
+    offsets, sizes = (*place, *(0 for _ in shape)), (*(1 for _ in place), *shape)
+    tensor = source.read(entry.megatron, offsets, sizes).view(shape)
     return split(entry, tensor, model.sizes)
 
 

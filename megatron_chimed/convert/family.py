@@ -3,6 +3,7 @@
 No torch here: the plan reads these tables too. What is done to the tensors of an entry stands in `tensors`.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,16 +13,20 @@ from megatron_chimed.convert.sizes import Head, Sizes
 
 LAYER = "decoder.layers."
 
+SOME = "some"
+"""In the place of a fixed argument: any but None, which is what other families have."""
+
 
 @dataclass(frozen=True)
 class Entry:
     """One Megatron tensor and the Hugging Face tensors that it is made of."""
 
     megatron: str
-    """Megatron's name; a layer's tensors are stacked on a leading axis [layers, ...]."""
+    """Megatron's name; a layer's tensors are stacked on a leading axis [layers, ...], an expert's on two
+    [layers, experts, ...]."""
 
     hf: tuple[str, ...]
-    """Names, with {layer} for the number of the layer."""
+    """Names, with {layer} for the number of the layer and {expert} for that of the expert."""
 
     shapes: tuple[tuple[str | int, ...], ...]
     """Of each Hugging Face tensor, by the names of `Sizes`."""
@@ -38,6 +43,11 @@ class Entry:
         return "{layer}" in self.hf[0]
 
     @property
+    def per_expert(self) -> bool:
+        """Whether every expert of every layer has its own."""
+        return "{expert}" in self.hf[0]
+
+    @property
     def has_vocabulary(self) -> bool:
         """Whether the rows are the vocabulary, which Megatron pads."""
         return self.shapes[0][0] == "vocab"
@@ -50,6 +60,19 @@ class Entry:
         """The shape of one layer's Megatron tensor: the parts share all but their rows."""
         shapes = self.hf_shapes(sizes)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def stack(self, sizes: Sizes) -> tuple[int, ...]:
+        """The leading axes of Megatron's tensor: (), (layers,) or (layers, experts)."""
+        return (sizes.layers,) * self.per_layer + (sizes.experts,) * self.per_expert
+
+    def places(self, sizes: Sizes) -> Iterator[tuple[int, ...]]:
+        """The places on them in their order: (), (layer,) or (layer, expert)."""
+        return itertools.product(*map(range, self.stack(sizes)))
+
+    def hf_names(self, place: tuple[int, ...]) -> list[str]:
+        """The names of the Hugging Face tensors of a place."""
+        numbers = dict(zip(("layer", "expert"), place, strict=False))
+        return [name.format(**numbers) for name in self.hf]
 
 
 @dataclass(frozen=True)
@@ -86,11 +109,22 @@ class Family:
     written_hf_keys: tuple[str, ...] = ()
     """Those of `fixed_hf_keys` that an export states."""
 
+    size_keys: dict[str, str] = field(default_factory=dict)
+    """Further fields of `Sizes` in config.json, beside those of every family (`hf_keys.SIZE_KEYS`)."""
+
+    hf_aliases: dict[str, str] = field(default_factory=dict)
+    """Keys of config.json that are other names of the ones that are read."""
+
     stateful: tuple[str, ...] = ()
     """Megatron's modules of a layer that look for an extra state (FP8 scales of Transformer Engine) when they load."""
 
     buffers: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
     """Pattern of tensors in old checkpoints that are computed anew and hold no weights."""
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its layers have experts in the place of one MLP."""
+        return any(entry.per_expert for entry in self.body)
 
     def entries(self, head: Head, tied: bool) -> tuple[Entry, ...]:
         """The table of one model."""
@@ -103,8 +137,19 @@ class Family:
     def hf_tensors(self, head: Head, tied: bool, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of every Hugging Face tensor of a model."""
         for entry in self.entries(head, tied):
-            for layer in range(sizes.layers) if entry.per_layer else (0,):
-                yield from zip((name.format(layer=layer) for name in entry.hf), entry.hf_shapes(sizes), strict=True)
+            shapes = entry.hf_shapes(sizes)
+            for place in entry.places(sizes):
+                yield from zip(entry.hf_names(place), shapes, strict=True)
+
+    def extra_states(self, sizes: Sizes) -> Iterator[str]:
+        """Names of the extra states of a checkpoint; those of the experts' layers are theirs by their names."""
+        modules = [(module, (sizes.layers,)) for module in self.stateful]
+        for entry in self.body:
+            if entry.per_expert:
+                modules.append((entry.megatron.removesuffix(".weight"), entry.stack(sizes)))
+        for module, stack in modules:
+            for place in itertools.product(*map(range, stack)):
+                yield f"{module}._extra_state/shard_{_dotted(place)}_{_dotted(stack)}"
 
     def count(self, head: Head, tied: bool, sizes: Sizes) -> int:
         """Count the weights of a model."""
@@ -113,10 +158,15 @@ class Family:
     def unlike(self, args: dict[str, Any]) -> list[str]:
         """List the arguments of Megatron, by their names in its namespace, that no model of this family has.
 
-        One that is absent or None stands for what the family has.
+        One that is absent or None stands for what the family has, unless that is SOME.
         """
         return [
             f"{name} is {args[name]!r}; Hugging Face's {self.title} has {value!r}"
             for name, value in self.fixed_args.items()
-            if args.get(name, value) not in (value, None)
+            if (args.get(name) is None if value is SOME else args.get(name, value) not in (value, None))
         ]
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    """Write (1, 2) as 1.2."""
+    return ".".join(map(str, numbers))

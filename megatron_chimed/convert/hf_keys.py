@@ -5,6 +5,7 @@ Every other key is refused: it may turn the model into another one, and a conver
 
 from typing import Any
 
+from megatron_chimed.convert import routing
 from megatron_chimed.convert.families import refused
 from megatron_chimed.convert.family import Family
 
@@ -81,7 +82,8 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
             f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported"
             + refused.bracketed(refused.KEYS, "partial_rotary_factor")
         )
-    known = READ | HARMLESS | family.known_hf_keys | fixed.keys()
+    known = READ | HARMLESS | family.known_hf_keys | fixed.keys() | {*family.size_keys.values()}
+    known |= {*routing.KEYS} if family.has_experts else set()
     unknown = {key: value for key, value in config.items() if key not in known and not key.startswith("_")}
     unknown |= {
         f"rope's {key}": value for key, value in rope.items() if key not in ROPE_READ | {"partial_rotary_factor"}

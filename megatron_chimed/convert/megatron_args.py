@@ -4,12 +4,14 @@ Whatever config.json cannot express is an error that names it; nothing is droppe
 """
 
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
-from megatron_chimed.convert import rope
+from megatron_chimed.convert import rope, routing
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.families import FAMILIES, of_args
 from megatron_chimed.convert.families.blocks import ABSENT
+from megatron_chimed.convert.family import SOME
 from megatron_chimed.convert.sizes import Head, Sizes
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
@@ -59,6 +61,8 @@ def to_megatron(architecture: Architecture) -> dict[str, Any]:
         settings |= {"group-query-attention": True, "num-query-groups": sizes.num_query_groups}
     if not architecture.tied:
         settings["untie-embeddings-and-output-weights"] = True
+    if architecture.routing is not None:
+        settings |= routing.to_megatron(architecture.routing, sizes)
     return settings | rope.to_megatron(architecture.rope)
 
 
@@ -66,6 +70,7 @@ def _stated(fixed_args: dict[str, Any]) -> dict[str, Any]:
     """The fixed arguments that are not Megatron's defaults, by their option names."""
     options = {name: option for option, name in OFF.items()}
     given = {name: value for name, value in fixed_args.items() if name not in ABSENT or value != ABSENT[name]}
+    given = {name: value for name, value in given.items() if value is not SOME}
     return {options.get(name, name.replace("_", "-")): True if name in options else v for name, v in given.items()}
 
 
@@ -121,6 +126,7 @@ def from_megatron_args(args: Namespace, head: Head, where: str) -> Architecture:
     except (InputError, TypeError) as error:  # options of another version
         raise InputError(f"{where}: {error}") from None
     needed = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "padded_vocab_size")
+    needed += ("num_experts",) if family.has_experts else ()
     problems += [f"{name} is missing" for name in needed if type(getattr(args, name, None)) is not int]
     if problems:
         raise InputError(
@@ -136,6 +142,9 @@ def from_megatron_args(args: Namespace, head: Head, where: str) -> Architecture:
         head_dim=getattr(args, "kv_channels", None) or args.hidden_size // heads,
         vocab=getattr(args, "vocab_size", None) or args.padded_vocab_size,
     )
+    if family.has_experts:
+        expert_ffn = getattr(args, "moe_ffn_hidden_size", None) or sizes.ffn
+        sizes = replace(sizes, experts=args.num_experts, expert_ffn=expert_ffn)
     return Architecture(
         family,
         head,
@@ -144,4 +153,5 @@ def from_megatron_args(args: Namespace, head: Head, where: str) -> Architecture:
         getattr(args, "layernorm_epsilon", 1e-5),
         getattr(args, "max_position_embeddings", None) or 2048,
         rope.from_args(vars(args), options),
+        routing.from_args(vars(args), sizes) if family.has_experts else None,
     )

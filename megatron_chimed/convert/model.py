@@ -18,6 +18,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.megatron_args import to_options
 from megatron_chimed.convert.rope import Rope, yarn_mscale
+from megatron_chimed.convert.routing import config_fields
 from megatron_chimed.convert.sizes import pad_vocab
 from megatron_chimed.models.gpt import build_gpt
 from megatron_chimed.models.options import ModelOptions
@@ -39,6 +40,7 @@ def transformer_config(model: Architecture, dtype: torch.dtype, **changes: Any) 
         kv_channels=sizes.head_dim,
         layernorm_epsilon=model.norm_epsilon,
         **_family_fields(model.family.fixed_args),
+        **(config_fields(model.routing, sizes) if model.routing else {}),
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=dtype,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_chimed.errors import InputError
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Types that weights can be converted to."""
 
@@ -15,15 +17,29 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor, or one layer's part of one, that is made only when it is written."""
+    """A tensor, or one layer's or expert's part of one, that is made only when it is written."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], torch.Tensor]
 
-    layer: int | None = None
-    """Number of the layer, for a part of a Megatron tensor [layers, *shape]."""
+    stack: tuple[int, ...] = ()
+    """Leading axes of the whole tensor [*stack, *shape] in a Megatron checkpoint: (layers,), or (layers, experts)."""
+
+    place: tuple[int, ...] = ()
+    """The part's place on them."""
+
+    def made(self) -> torch.Tensor:
+        """Make the tensor [*shape]. Raises InputError where a number of it is none, or infinite: the weights are
+        broken, and every result of the model would be."""
+        tensor = self.make()
+        assert tensor.dtype == self.dtype and tuple(tensor.shape) == self.shape, self.name
+        if not all(map(math.isfinite, torch.aminmax(tensor))):  # one pass; isfinite takes twenty times as long
+            place = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+            value = tensor[tuple(place)].item()
+            raise InputError(f"{self.name}{[*self.place, *place]} is {value}; such weights are broken, take other ones")
+        return tensor
 
     @property
     def nbytes(self) -> int:

@@ -50,8 +50,11 @@ def read_hf(config: dict[str, Any], max_positions: object, problems: list[str]) 
     `problems`.
     """
     given = _settings(config, problems)
-    base = given.get("rope_theta", config.get("rope_theta", 10000.0))
-    if not _is_number(base) or base != int(base):
+    bases = [place["rope_theta"] for place in (given, config) if place.get("rope_theta") is not None]
+    base = bases[0] if bases else 10000.0
+    if bases[1:] and bases[1] != base:
+        problems.append(f"rope_theta is {bases[1]!r}, and {base!r} in the rope settings; keep one of them")
+    if not is_number(base) or base != int(base) or base <= 0:
         problems.append(f"rope_theta is {base!r}; Megatron takes a whole number")
         base = 1
     kind = given.get("rope_type", given.get("type", "default"))
@@ -88,7 +91,7 @@ def _settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return {} if wrong else next(iter(given.values()), {})
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value of JSON is a number: no flag, and finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -102,7 +105,7 @@ class _Numbers:
     def number(self, key: str, default: object = None) -> float:
         """A number above 0; `default` stands for one that is missing or null."""
         value = default if self.given.get(key) is None else self.given[key]
-        if not _is_number(value) or value <= 0:
+        if not is_number(value) or value <= 0:
             self.problems.append(f"rope scaling has {key} {self.given.get(key)!r}; expected a number above 0")
             return 1.0
         return float(value)

@@ -21,6 +21,12 @@ class Sizes:
     vocab: int
     """Ids: rows of the Hugging Face embedding, not padded for tensor parallelism."""
 
+    experts: int = 0
+    """Of each layer; without them, 0, a layer has one MLP."""
+
+    expert_ffn: int = 0
+    """`ffn` of an expert."""
+
     @property
     def q_dim(self) -> int:
         """Rows of the query projection."""
@@ -41,7 +47,7 @@ class Sizes:
         for name, size in (
             ("num-attention-heads", self.heads),
             ("num-query-groups", self.num_query_groups),
-            ("ffn-hidden-size", self.ffn),
+            ("moe-ffn-hidden-size", self.expert_ffn) if self.experts else ("ffn-hidden-size", self.ffn),
         ):
             shared = shared_groups and name == "num-query-groups" and tp % size == 0
             if size % tp and not shared:

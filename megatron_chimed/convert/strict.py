@@ -55,8 +55,8 @@ def _mixed_types(model: Architecture, source: HuggingFaceFolder) -> list[str]:
     """List tensors whose layers have several types: Megatron stores them as one."""
     problems = []
     for entry in model.family.entries(model.head, model.tied):
-        layers = range(model.sizes.layers if entry.per_layer else 1)
-        types = {str(source.tensors[name.format(layer=layer)].dtype) for name in entry.hf for layer in layers}
+        places = entry.places(model.sizes)
+        types = {str(source.tensors[name].dtype) for place in places for name in entry.hf_names(place)}
         if len(types) > 1:
             problems.append(f"{', '.join(entry.hf)} have {' and '.join(sorted(types))}; give --dtype to make them one")
     return problems
@@ -67,8 +67,7 @@ def check_megatron_tensors(model: Architecture, source: TorchDistCheckpoint) -> 
     problems, known = [], set()
     for entry in model.family.entries(model.head, model.tied):
         known.add(entry.megatron)
-        shape = entry.megatron_shape(model.sizes)
-        shape = (model.sizes.layers, *shape) if entry.per_layer else shape
+        shape = (*entry.stack(model.sizes), *entry.megatron_shape(model.sizes))
         found = source.tensors.get(entry.megatron)
         if found is None:
             problems.append(f"{entry.megatron} is missing")

@@ -68,6 +68,16 @@ def vocabulary(source: Path) -> tuple[int, dict[str, int | None]]:
     return tokenizer.vocab_size, dict(zip(IDS, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id), strict=True))
 
 
+def require_rows(source: Path, rows: int) -> None:
+    """Raise InputError where a tokenizer has more ids than the model's embedding has rows."""
+    size = vocabulary(source)[0]
+    if size > rows:
+        raise InputError(
+            f"{source}: the tokenizer has {size} ids and the embedding {rows} rows, as after adding a token; make it "
+            f"larger (transformers' resize_token_embeddings({size})), or take the added tokens out of the tokenizer"
+        )
+
+
 def give_own_pad(
     folder: Path, source: Path, token_ids: dict[str, int | None], ends: Sequence[int] = ()
 ) -> dict[str, int | None]:

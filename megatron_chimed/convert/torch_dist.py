@@ -9,6 +9,7 @@ import io
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class TorchDistCheckpoint:
         entries = self._metadata.state_dict_metadata
         self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.objects = sorted(entries.keys() - self.tensors.keys())
+        self._by_place: dict[str, tuple[int, dict]] = {}
         self._reader = FileSystemReader(self.folder)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
@@ -118,7 +120,8 @@ class TorchDistCheckpoint:
         """
         entry = self.tensors[name]
         block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(name, entry, [block])
+        near = replace(entry, chunks=self._chunks_near(name, block))
+        items = create_read_items_for_chunk_list(name, near, [block])
         target = torch.empty(tuple(sizes), dtype=entry.properties.dtype)
         if sum(item.lengths.numel() for item in items) != target.numel():
             raise InputError(f"{self.folder}: {name} is not whole; take another copy")
@@ -127,6 +130,21 @@ class TorchDistCheckpoint:
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError(f"{self.folder}: {name} is damaged ({' '.join(str(error).split())[:160]})") from None
         return target
+
+    def _chunks_near(self, name: str, block: ChunkStorageMetadata) -> list[ChunkStorageMetadata]:
+        """The chunks that a block may lie in: torch compares it with each, and experts have many thousands."""
+        if name not in self._by_place:
+            chunks, axes = self.tensors[name].chunks, 0
+            while chunks and axes < len(chunks[0].sizes) and all(chunk.sizes[axes] == 1 for chunk in chunks):
+                axes += 1
+            places: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
+            for chunk in chunks:
+                places.setdefault(tuple(chunk.offsets[:axes]), []).append(chunk)
+            self._by_place[name] = (axes, places)
+        axes, places = self._by_place[name]
+        if any(size != 1 for size in block.sizes[:axes]):
+            return self.tensors[name].chunks
+        return places.get(tuple(block.offsets[:axes]), [])
 
 
 class _IntoTensor(DefaultLoadPlanner):
@@ -149,22 +167,20 @@ class _IntoTensor(DefaultLoadPlanner):
 
 def write_checkpoint(
     folder: Path,
-    layers: int,
     planned: Iterable[Planned],
-    stateful: Iterable[str],
+    extra_states: Iterable[str],
     args: Namespace,
     written: Callable[[int], None],
 ) -> None:
     """Write a checkpoint without optimizer or iteration ("release") as the only one of a run's folder.
 
-    layers: length of the leading axis of tensors that are planned by layer. stateful: modules of a layer that get an
-    empty extra state. written: called with the number of bytes of each tensor. Tensors are made one at a time; files
-    are on the disk when this returns.
+    extra_states: names of those that are there, and empty. written: called with the number of bytes of each tensor.
+    Tensors are made one at a time; files are on the disk when this returns.
     """
     place = folder / "release"
-    objects = {f"{module}._extra_state/shard_{n}_{layers}": _saved(None) for module in stateful for n in range(layers)}
+    objects = dict.fromkeys(extra_states, _saved(None))
     objects[COMMON] = _saved({"args": args, "checkpoint_version": 3.0, "iteration": 0})
-    planner = _LazyPlanner(layers, planned, objects, written)
+    planner = _LazyPlanner(planned, objects, written)
     torch.serialization.set_crc32_options(False)  # nothing reads them, and they take longer than the disk
     try:
         with warnings.catch_warnings(action="ignore"):  # that this is one process is on purpose
@@ -191,9 +207,9 @@ def _saved(value: Any) -> io.BytesIO:
 class _LazyPlanner(DefaultSavePlanner):
     """Plans every tensor without having it, and makes it when the writer comes to it."""
 
-    def __init__(self, layers: int, planned: Iterable[Planned], objects: dict[str, io.BytesIO], written: Callable):
+    def __init__(self, planned: Iterable[Planned], objects: dict[str, io.BytesIO], written: Callable):
         super().__init__(flatten_state_dict=False)
-        self.layers, self.objects, self.written = layers, objects, written
+        self.objects, self.written = objects, written
         self.planned = {_index(tensor): tensor for tensor in planned}
 
     def create_local_plan(self) -> SavePlan:
@@ -208,31 +224,27 @@ class _LazyPlanner(DefaultSavePlanner):
 
     def _data(self, tensor: Planned) -> TensorWriteData:
         """Make place, shape and type of one tensor."""
-        offsets, sizes, whole = _block(tensor, self.layers)
+        offsets, sizes, whole = _block(tensor)
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         return TensorWriteData(chunk, TensorProperties(dtype=tensor.dtype), torch.Size(whole))
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        """Return the content of one item: a tensor [*sizes], with a leading 1 for a layer's part, or bytes."""
+        """Return the content of one item: a tensor [*sizes], with a 1 for each axis of its stack, or bytes."""
         if write_item.type == WriteItemType.BYTE_IO:
             return self.objects[write_item.index.fqn]
         planned = self.planned[write_item.index]
-        tensor = planned.make()
-        assert tensor.dtype == planned.dtype and tuple(tensor.shape) == planned.shape, planned.name
+        tensor = planned.made()
         self.written(planned.nbytes)
-        tensor = tensor.contiguous()
-        return tensor if planned.layer is None else tensor[None]
+        return tensor.contiguous()[(None,) * len(planned.stack)]
 
 
-def _block(tensor: Planned, layers: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _block(tensor: Planned) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Compute (offsets, sizes, shape of the whole) of a planned tensor."""
-    if tensor.layer is None:
-        return (0,) * len(tensor.shape), tensor.shape, tensor.shape
-    zeros = (0,) * len(tensor.shape)
-    return (tensor.layer, *zeros), (1, *tensor.shape), (layers, *tensor.shape)
+    zeros, ones = (0,) * len(tensor.shape), (1,) * len(tensor.stack)
+    return (*tensor.place, *zeros), (*ones, *tensor.shape), (*tensor.stack, *tensor.shape)
 
 
 def _index(tensor: Planned) -> MetadataIndex:
     """Make the key of a planned tensor in the checkpoint's metadata."""
-    offsets, _, _ = _block(tensor, 1)
+    offsets, _, _ = _block(tensor)
     return MetadataIndex(tensor.name, offsets)

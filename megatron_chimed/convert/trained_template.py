@@ -8,7 +8,8 @@ from pathlib import Path
 from megatron_chimed.checkpoints import resolve
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.jinja import CHAT_TEMPLATE, recorded
-from megatron_chimed.text.template import Template, load_template
+from megatron_chimed.text.template import Template
+from megatron_chimed.text.tokenizer_template import open_template
 
 KEY = "chimed_template"
 """Name in a checkpoint's arguments of the template in JSON."""
@@ -50,7 +51,7 @@ def choose(model: str, given: str | None, tokenizer: str | None = None, iteratio
         if trained != Template():
             print(f"template {trained.name!r}, that of the model's training", file=sys.stderr)
         return trained
-    found = load_template(given, tokenizer or place)
+    found = open_template(given, tokenizer or place)
     if trained is not None and replace(found, name="", think=False) != replace(trained, name="", think=False):
         line = (
             f"template {found.name!r} is given; {model} was trained with {trained.name!r}, which is asked without one"

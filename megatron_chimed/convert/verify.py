@@ -78,7 +78,7 @@ def verify(
     dtype: of the arithmetic, float32 or bfloat16, whatever the weights are stored in. generate: also compare greedy
     continuations of so many tokens. Needs the memory of the model, on one side at a time.
 
-    Raises InputError when one side cannot be read, or their architectures differ.
+    Raises InputError when one side cannot be read or gives no numbers, or their architectures differ.
     """
     place = resolve(megatron, iteration)
     model = _same_architecture(Path(hf), place)
@@ -96,6 +96,9 @@ def verify(
             tokens, expected = _by_transformers(Path(hf), model, DTYPES[dtype], generate)
         save_file(tokens, folder / "tokens.safetensors")
         found = _by_megatron(folder, tensor_parallel)
+    for name, side in ((hf, expected), (place, found)):
+        if not torch.isfinite(side["outputs"]).all():
+            raise InputError(f"{name}: its outputs are no numbers; its weights hold NaN or infinity, take other ones")
     return _report(model.head, dtype, expected, found)
 
 

@@ -110,6 +110,17 @@ class OverlapIndex:
         return bool((self.grams[np.minimum(places, len(self.grams) - 1)] == hashes).any())
 
 
+def evaluation_texts(paths: Iterable[str | Path]) -> Iterator[str]:
+    """`read_texts` of several files. Raises InputError for one without a text too: it would exclude nothing."""
+    for path in paths:
+        found = False
+        for text in read_texts(path):
+            found = found or TOKEN.search(unicodedata.normalize("NFKC", text)) is not None
+            yield text
+        if not found:
+            raise InputError(f"{path}: holds no text; give an evaluation set, or leave the file out")
+
+
 def read_texts(path: str | Path) -> Iterator[str]:
     """Read every string in an evaluation file: values (not keys) at any depth of .json, .jsonl and .csv rows; of any
     other file each line, divided at tabs. Encoding as for sources.

@@ -7,24 +7,21 @@ to turns (think blocks, cleaning, merging, cutting) is the same for all sources 
 Sources: paper, section on data for supervised fine-tuning; the formats are those in which the sets are published.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_chimed.data import dialogue_texts
-from megatron_chimed.data.dialogue_texts import inline_turns
+from megatron_chimed.data.dialogue_texts import NOTHING, inline_turns
+from megatron_chimed.data.fields import holds, leave_out, list_of, text_of, type_of
+from megatron_chimed.data.messages import history_of, messages_of, read_messages, refuse_tools, system_of, thinking_of
 from megatron_chimed.data.preprocess import Unusable
 from megatron_chimed.data.sources import FORMATS, read_json_rows, read_rows, suffix_of
 from megatron_chimed.data.turns import RawTurn, Turns
 from megatron_chimed.errors import InputError
 
-NOTHING = ("", "无")  # what people type into a field that they leave empty
 MARKS = "?？!！。.，,、；;：: "
-SPEAKERS = dict.fromkeys(("human", "user", "patient"), "user") | {"system": "system"}
-SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "assistant", "bot", "model", "doctor"), "assistant")
-TOOLS = ("tool", "tool_call", "tool_calls", "tool_response", "function", "function_call", "observation", "ipython")
-THINKING = ("reasoning_content", "reasoning", "thinking")  # fields beside an answer's text
-LEARN = ("loss", "weight", "train")  # of MS-Swift, OpenAI's fine-tuning format, Axolotl
 
 
 class Unanswered(Unusable):
@@ -37,20 +34,6 @@ class Reader(NamedTuple):
 
     rows: Callable[[str | Path], Iterator[tuple[int, Any]]]
     turns: Callable[[Any], Turns]
-
-
-def text_of(row: Any, field: str, *, required: bool = True) -> str:
-    """Read a text field of a row, stripped; "" where it is null, or missing and not required. Raises InputError."""
-    if not isinstance(row, dict):
-        raise InputError(f"expected a JSON object, found {type(row).__name__}")
-    if field not in row and required:
-        raise InputError(f"missing key: {field!r}")
-    value = row.get(field)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(f"not a string: field {field!r} holds {type(value).__name__}")
-    return value.strip()
 
 
 def join_question(title: str, body: str) -> str:
@@ -66,41 +49,48 @@ def join_question(title: str, body: str) -> str:
     return f"{title}\n{body}"
 
 
-def _pair(question: str, answer: str) -> Turns:
-    """Make the turns of a question with its answer. Raises Unanswered where there is none."""
+def answer_with(question: Turns, row: dict, answer: str) -> Turns:
+    """Put a row's system field and its history in front of a question, and its answer behind.
+
+    Thinking in a field of the row is the answer's. Raises Unanswered where there is no answer.
+    """
+    refuse_tools(row)
     if not answer:
         raise Unanswered("no doctor's answer")
-    return [("user", question), ("assistant", answer)]
-
-
-def system_of(row: Any) -> Turns:
-    """Make a system turn of a row's field "system", which may be missing or empty: then there is none."""
-    text = text_of(row, "system", required=False)
-    return [("system", text)] if text else []
+    thinking = thinking_of(row)
+    last = RawTurn("assistant", answer, thinking) if thinking else ("assistant", answer)
+    return [*system_of(row), *history_of(row), *question, last]
 
 
 def toyhom_turns(row: dict) -> Turns:
     """Read a row ``department,title,ask,answer`` of Chinese-medical-dialogue-data."""
-    return _pair(join_question(text_of(row, "title"), text_of(row, "ask")), text_of(row, "answer"))
+    question = join_question(text_of(row, "title"), text_of(row, "ask"))
+    return answer_with([("user", question)], row, text_of(row, "answer"))
+
+
+def instruction_of(row: Any) -> tuple[str, str]:
+    """Read Alpaca's instruction and input."""
+    return text_of(row, "instruction"), text_of(row, "input", required=False)
+
+
+def instruction_turns(fields: tuple[str, ...]) -> Turns:
+    """Make the turns of instruction and input, in one of which a dialogue may stand."""
+    question = "\n".join(filter(None, fields))
+    return inline_turns(question) if any(map(dialogue_texts.is_inline, fields)) else [("user", question)]
 
 
 def cmd_turns(row: dict) -> Turns:
-    """Read CMD's {"instruction", "input", "output"}, where a dialogue may stand inside the instruction or the input."""
-    fields = (text_of(row, "instruction"), text_of(row, "input", required=False))
-    answer, question = text_of(row, "output"), "\n".join(filter(None, fields))
-    if any(dialogue_texts.is_inline(field) for field in fields) and answer:
-        return [*system_of(row), *inline_turns(question), ("assistant", answer)]
-    return [*system_of(row), *_pair(question, answer)]
+    """Read {"instruction", "input", "output"} of CMD and Alpaca, with or without "history" and "system"."""
+    fields, answer = instruction_of(row), text_of(row, "output")
+    return answer_with(instruction_turns(fields) if answer else [], row, answer)
 
 
 def multi_turn_turns(row: dict) -> Turns:
     """Read a row as `cmd_turns`; what is no dialogue inside the instruction is refused."""
-    fields = (text_of(row, "instruction"), text_of(row, "input", required=False))
-    turns = inline_turns("\n".join(filter(None, fields)))
+    turns = inline_turns("\n".join(filter(None, instruction_of(row))))
     if not turns:
         raise InputError("no '<user>:' in the instruction; read such rows with cmd")
-    _, answer = _pair("", text_of(row, "output"))
-    return [*system_of(row), *turns, answer]
+    return answer_with(turns, row, text_of(row, "output"))
 
 
 def chimed_turns(row: dict) -> Turns:
@@ -111,70 +101,75 @@ def chimed_turns(row: dict) -> Turns:
     question = join_question(text_of(row, "title"), text_of(row, "question_content"))
     answers = row.get("answers")
     if not isinstance(answers, list):
-        raise InputError(f"not a list: field 'answers' holds {type(answers).__name__}")
-    written = [answer for answer in answers if text_of(answer, "answer")]
-    for flag in ("adopted", "recommended"):
-        chosen = [answer for answer in written if str(answer.get(flag)).strip().lower() in ("true", "1", "yes")]
-        if chosen:
-            return _pair(question, text_of(chosen[0], "answer"))
-    return _pair(question, text_of(written[0], "answer") if written else "")
+        raise InputError(f"not a list: field 'answers' holds {type_of(answers)}")
+    written = [one for one in ((text_of(answer, "answer"), _preference(answer)) for answer in answers) if one[0]]
+    leave_out(row, "answers[].answer", len(written) - 1)
+    best, _ = min(written, key=lambda one: one[1], default=("", 0))
+    return answer_with([("user", question)], row, best)
+
+
+def _preference(answer: dict) -> int:
+    """The place of an answer's flags in the order in which answers are taken."""
+    flags = [str(answer.get(flag)).strip().lower() in ("true", "1", "yes") for flag in ("adopted", "recommended")]
+    return flags.index(True) if any(flags) else len(flags)
 
 
 def safety_turns(row: Any) -> Turns:
     """Read a pair {"prompt", "response"} of Safety-Prompts."""
-    return [*system_of(row), *_pair(text_of(row, "prompt"), text_of(row, "response"))]
+    question = text_of(row, "prompt")
+    return answer_with([("user", question)], row, text_of(row, "response"))
 
 
 def sharegpt_turns(row: dict) -> Turns:
     """Read {"conversations": [{"from", "value"}]}, or {"messages": [{"role", "content"}]}, with or without a "system".
 
-    Beside an assistant's text may stand its thinking (`THINKING`) and whether it is to be learnt (`LEARN`). Marks of
-    other turns change nothing: those are context in any case. Tools are refused.
+    See `read_messages`; tools are refused.
     """
-    field, speaker, words = "conversations", "from", "value"
-    if field not in row and "messages" in row:
-        field, speaker, words = "messages", "role", "content"
-    if field not in row:
-        raise InputError(f"missing key: {field!r}")
-    if not isinstance(row[field], list):
-        raise InputError(f"not a list: field {field!r} holds {type(row[field]).__name__}")
-    if row.get("tools") not in (None, "", "[]", []):
-        raise InputError("tools: the row offers some in its field 'tools'; dialogues with tools are not read")
-    turns = system_of(row)
-    for number, turn in enumerate(row[field], start=1):
-        name = text_of(turn, speaker)
-        called = [key for key in ("tool_calls", "function_call") if turn.get(key)]
-        if called or name.lower() in TOOLS:
-            what = f"the field {called[0]!r}" if called else f"the role {name!r}"
-            raise InputError(f"tools: turn {number} has {what}; dialogues with tools are not read")
-        if name.lower() not in SPEAKERS:
-            raise InputError(f"unknown role: turn {number} has {name[:40]!r}; known: {', '.join(SPEAKERS)}")
-        role = SPEAKERS[name.lower()]
-        text, thinking, learn = text_of(turn, words), thinking_of(turn, role), _is_learnt(turn, number, role)
-        turns.append((role, text) if learn and not thinking else RawTurn(role, text, thinking, learn))
-    return turns
+    return messages_of(row)
 
 
-def thinking_of(message: dict, role: str = "assistant") -> str:
-    """Read the thinking that stands in a field beside a message's text; "" without any. Raises InputError."""
-    thoughts = {text_of(message, field, required=False) for field in THINKING} - {""}
-    if len(thoughts) > 1:
-        raise InputError(f"thinking twice: of the fields {', '.join(THINKING)} two hold different texts")
-    if thoughts and role != "assistant":
-        raise InputError(f"thinking of the {role}: expected a field {' or '.join(THINKING)} beside answers alone")
-    return "".join(thoughts)
+def exchange_turns(row: dict, question: str, answer: str) -> Turns:
+    """Read a question and an answer of the fields of these names: texts, or lists of messages."""
+    asked, said = row.get(question), row.get(answer)
+    if not isinstance(asked, list) and not isinstance(said, list):
+        return answer_with([("user", text_of(row, question))], row, text_of(row, answer))
+    refuse_tools(row)
+    turns = read_messages(list_of(row, question)) if isinstance(asked, list) else [("user", text_of(row, question))]
+    turns += read_messages(list_of(row, answer)) if isinstance(said, list) else [("assistant", text_of(row, answer))]
+    return [*system_of(row), *history_of(row), *turns]
 
 
-def _is_learnt(turn: dict, number: int, role: str) -> bool:
-    """Read whether an assistant's turn is marked to be learnt, as it is without a mark. Raises InputError."""
-    marks = {field: turn[field] for field in LEARN if turn.get(field) is not None}
-    for field, value in marks.items():
-        if value not in (0, 1):
-            raise InputError(f"not a mark: field {field!r} of turn {number} is {str(value)[:40]}; expected true or "
-                             "false, 1 or 0")  # fmt: skip
-    if len({bool(value) for value in marks.values()}) > 1:
-        raise InputError(f"marks that contradict each other: {' and '.join(marks)} of turn {number}")
-    return role != "assistant" or all(marks.values())
+QUESTIONS, ANSWERS = ("query", "question", "prompt"), ("response", "answer", "completion")
+EXCHANGES = [(question, answer) for question in QUESTIONS for answer in ANSWERS]
+EXCHANGES += [("Question", "Response"), ("question", "response (content)")]
+"""Names of a question and its answer: MS-Swift, TRL and others; medical-o1-reasoning-SFT, Medical-R1-Distill-Data."""
+
+FORMS = {
+    ("conversations",): sharegpt_turns,
+    ("messages",): sharegpt_turns,
+    ("conversation",): sharegpt_turns,
+    ("instruction", "output"): cmd_turns,
+    ("title", "question_content", "answers"): chimed_turns,
+    ("title", "ask", "answer"): toyhom_turns,
+    **{names: functools.partial(exchange_turns, question=names[0], answer=names[1]) for names in EXCHANGES},
+}
+"""By the fields that a row of a form has."""
+
+
+def auto_turns(row: Any) -> Turns:
+    """Read a row of any of `FORMS`, told by its fields. Raises InputError when they are those of none, or of two."""
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object, found {type_of(row)}")
+    found = [names for names in FORMS if holds(row, *names)] or [names for names in FORMS if set(names) <= row.keys()]
+    shown = ", ".join(map(str, row))[:100]
+    if not found:
+        raise InputError(f"no form: no reader knows the fields {shown}; rename them to those of a form, such as query "
+                         "and response")  # fmt: skip
+    if len({FORMS[names] for names in found}) > 1:
+        both = " and ".join("+".join(names) for names in found[:2])
+        raise InputError(f"two forms: {both} of the fields {shown}; name the reader in the place of auto, or leave "
+                         "out the fields of one")  # fmt: skip
+    return FORMS[found[0]](row)
 
 
 def safety_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -192,6 +187,7 @@ def meddialog_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 READERS = {
+    "auto": Reader(read_rows, auto_turns),
     "chimed": Reader(read_rows, chimed_turns),
     "cmd": Reader(read_rows, cmd_turns),
     "mc": Reader(dialogue_texts.mc_blocks, dialogue_texts.mc_turns),

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from megatron_chimed import jsonl
+from megatron_chimed.data.fields import leave_out, type_of
 from megatron_chimed.data.sources import Fault, bounded_lines, too_long
 from megatron_chimed.data.turns import Turns
 from megatron_chimed.errors import InputError
 
+NOTHING = ("", "无")  # what people type into a field that they leave empty
 INLINE_MARK = re.compile(r"<\s*([A-Za-z_]{1,20})\s*>\s*[:：]")
 INLINE_ROLES = {"user": "user", "human": "user", "bot": "assistant", "assistant": "assistant", "gpt": "assistant"}
 MC_ROLES = {"P": "user", "D": "assistant"}
@@ -57,7 +60,8 @@ def mc_blocks(path: str | Path) -> Iterator[tuple[int, str | Fault]]:
 
 
 def mc_turns(block: str) -> Turns:
-    """Read lines ``P<tab>text<tab>label`` of the patient, ``D...`` of the doctor, without header and summaries.
+    """Read lines ``P<tab>text<tab>label`` of the patient, ``D...`` of the doctor; header, labels and summaries are left
+    out.
 
     A label may be missing. Raises InputError on any other line.
     """
@@ -66,9 +70,14 @@ def mc_turns(block: str) -> Turns:
         speaker, *rest = line.split("\t")
         if speaker in MC_ROLES and rest:
             if len(rest) > 1 and re.fullmatch(r"\s*\d*\s*", rest[-1]):
-                rest.pop()
+                leave_out(block, "label", int(bool(rest.pop().strip())))
             turns.append((MC_ROLES[speaker], " ".join(rest)))
-        elif not (speaker.startswith("SUM") or speaker == "id" and number == 1) or not rest:
+        elif speaker.startswith("SUM") and rest:
+            leave_out(block, speaker[:20], int(any(map(str.strip, rest))))
+        elif speaker == "id" and number == 1 and rest:
+            for name, value in zip_longest((speaker, *rest[1::2]), rest[::2], fillvalue=""):
+                leave_out(block, name[:20], int(bool(value.strip())))
+        else:
             raise InputError(
                 f"unknown role: {speaker[:40]!r} in line {number} of the dialogue; expected P, D or SUM and a tab"
             )
@@ -90,11 +99,11 @@ def meddialog_turns(row: Any) -> Turns:
         return _meddialog_block(row)
     lines = row.get("utterances") if isinstance(row, dict) else row
     if not isinstance(lines, list):
-        raise InputError(f"not a list: a dialogue holds {type(lines).__name__}; expected a list of '病人：...'")
+        raise InputError(f"not a list: a dialogue holds {type_of(lines)}; expected a list of '病人：...'")
     turns = []
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, str):
-            raise InputError(f"not a string: turn {number} holds {type(line).__name__}")
+            raise InputError(f"not a string: turn {number} holds {type_of(line)}")
         match = MEDDIALOG_MARK.fullmatch(line)
         if not match:
             raise InputError(f"unknown role: turn {number} begins with {line[:20]!r}; expected 病人： or 医生：")
@@ -125,25 +134,36 @@ def _meddialog_block(block: str) -> Turns:
         elif line.strip():
             raise InputError(f"unknown role: the dialogue begins with {line[:20]!r}; expected 病人： or 医生：")
     turns = [(role, "\n".join(lines).strip()) for role, lines in spoken]
-    description = _description(sections.get("Description", []))
-    if not description or (turns and turns[0][0] == "user" and description[0] in turns[0][1]):
-        return turns
-    return [("user", "\n".join(description)), *turns]
+    _leave_out_sections(block, sections)
+    values = _description(sections.get("Description", []))
+    wish = next((name for name in WISHES if name in values), "")
+    used = [name for name in ("病情描述", wish) if values.get("病情描述") and values.get(name, "") not in NOTHING]
+    first = turns[0][1] if turns and turns[0][0] == "user" else None
+    said = bool(used) and first is not None and values[used[0]] in first
+    for name, text in values.items():
+        leave_out(block, name, int(text not in NOTHING and (name not in used or (said and text not in first))))
+    return turns if said or not used else [("user", "\n".join(values[name] for name in used)), *turns]
 
 
-def _description(lines: list[str]) -> list[str]:
-    """Read the patient's description and question; [] where no description is given."""
+def _leave_out_sections(block: str, sections: dict[str, list[str]]) -> None:
+    """Count what stands outside of description and dialogue: a line that begins with "id=", one of a URL, sections."""
+    for line in filter(str.strip, sections[""]):
+        name = re.match(r"\s*(id|http)", line)
+        leave_out(block, {"id": "id", "http": "url"}[name[1]] if name else "text above the headings")
+    for heading in MEDDIALOG_HEADINGS:
+        if heading not in ("Description", "Dialogue"):
+            leave_out(block, heading, int(any(map(str.strip, sections.get(heading, [])))))
+
+
+def _description(lines: list[str]) -> dict[str, str]:
+    """Read what the patient has filled in, by the form's fields; what stands in front of them is "Description"."""
     fields: dict[str, list[str]] = {}
-    current: list[str] = []
+    name = "Description"
     for line in lines:
         if match := DESCRIPTION_FIELD.fullmatch(line.strip()):
-            current = fields.setdefault(match[1], [])
-            line = match[2]
-        current.append(line.strip())
-    values = {name: "\n".join(filter(None, value)) for name, value in fields.items()}
-    description = values.get("病情描述", "")
-    wish = next((values[name] for name in WISHES if name in values), "")
-    return [text for text in (description, wish) if text not in ("", "无")] if description else []
+            name, line = match[1], match[2]
+        fields.setdefault(name, []).append(line.strip())
+    return {name: "\n".join(filter(None, value)) for name, value in fields.items()}
 
 
 def is_inline(text: str) -> bool:

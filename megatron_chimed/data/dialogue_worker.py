@@ -7,6 +7,7 @@ from typing import Any
 from megatron_chimed.data.decontamination import OverlapIndex
 from megatron_chimed.data.dedup import EXACT, make_deduplicators
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
+from megatron_chimed.data.fields import watch_row
 from megatron_chimed.data.preprocess import PreparedRow, Preprocessor
 from megatron_chimed.data.sources import Fault
 from megatron_chimed.data.turns import RawTurn, Turns, merge_turns, preprocess_turns, spoken, texts_of
@@ -30,7 +31,8 @@ class DialogueOptions:
 class Prepared(PreparedRow):
     """Result of one row: `turns` from a system's or a user's to an assistant's, or the reason why none.
 
-    changes: how many turns were empty, merged, cut or left out. tokens: ids of all turns' texts and thinking.
+    changes: how many turns were empty, merged, cut or left out, and what cleaning has changed, by rule. tokens: ids of
+    all turns' texts and thinking.
     """
 
     turns: list[RawTurn] = ()
@@ -90,15 +92,17 @@ class DialogueWorker:
         try:
             if isinstance(row, Fault):
                 raise InputError(row.reason)
-            raw, redacted = READERS[reader].turns(row), Counter()
-            tidied, found = preprocess_turns(raw, lambda text: self.preprocessor.preprocess(text, redacted))
+            redacted, cleaned, watched = Counter(), Counter(), watch_row(row)
+            raw = READERS[reader].turns(watched)
+            tidied, found = preprocess_turns(raw, lambda text: self.preprocessor.preprocess(text, redacted, cleaned))
             turns, changes = arrange(tidied)
             if self.excluded and self._is_excluded(raw):
                 return Prepared(line, reason=OVERLAP, excerpt=self.preprocessor.excerpt(row))
         except InputError as error:
             return Prepared(line, **self.preprocessor.fault(error, row))
         signatures = self._signatures(turns)
-        return Prepared(line, turns=turns, signatures=signatures, changes=found + changes, redacted=redacted)
+        changes, unread = found + changes + cleaned, self.preprocessor.unread(watched)
+        return Prepared(line, turns=turns, signatures=signatures, changes=changes, redacted=redacted, unread=unread)
 
     def _signatures(self, turns: list[RawTurn]) -> tuple:
         """Compute what duplicates are found by. For near ones a system turn does not count: where it is long and the

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed import __version__
-from megatron_chimed.data.decontamination import OverlapIndex, read_texts
+from megatron_chimed.data.decontamination import OverlapIndex, evaluation_texts
 from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
 from megatron_chimed.data.dialogue_readers import READERS
 from megatron_chimed.data.dialogue_worker import DialogueOptions, DialogueWorker, Prepared
+from megatron_chimed.data.encodings import other_encodings
 from megatron_chimed.data.report import (
     SourceCounts,
     beside,
@@ -61,8 +62,8 @@ def prepare_dialogues(
 
     output: NAME.jsonl; beside it appear NAME.rejected.jsonl (rows that were dropped, but for duplicates, with source,
     file, line, reason and excerpt), NAME.report.json and NAME.manifest.json, all when the work is done. exclude: files
-    or globs of evaluation sets (`read_texts`). tokenizer_path: counts tokens. max_rejected_share: of a source's rows,
-    how many may be malformed. Nothing is done when the manifest shows that inputs and settings are the same.
+    or globs of evaluation sets (`evaluation_texts`). tokenizer_path: counts tokens. max_rejected_share: of a source's
+    rows, how many may be malformed. Nothing is done when the manifest shows that inputs and settings are the same.
     Raises InputError, and leaves what was there before, when a flag or a file is at fault, too many rows of a source
     are malformed, or no dialogue is left.
     """
@@ -79,7 +80,7 @@ def prepare_dialogues(
     }
     if present := find_finished(output, parents, UNIT, max_rejected_share):
         return present
-    index = OverlapIndex(text for path in excluded for text in read_texts(path)) if excluded else None
+    index = OverlapIndex(evaluation_texts(excluded)) if excluded else None
     counts = {file.label: Counts(tokens=0 if tokenizer else None) for file in files}
     writer, worker = _Writer(make_deduplicators(options.dedup), counts), DialogueWorker(options, tokenizer, index)
     with atomic_output(output) as good, atomic_output(beside(output, "rejected.jsonl")) as bad:
@@ -88,7 +89,8 @@ def prepare_dialogues(
         require_good_input(UNIT, {label: one.to_json() for label, one in counts.items()}, max_rejected_share)
         beside(output, "manifest.json").unlink(missing_ok=True)  # what it describes is about to be replaced
     settings = {**asdict(options), "tokenizer": tokenizer_path, "excluded": excluded}
-    return publish(output, [output], counts, unit=UNIT, made_by=MADE_BY, parents=parents, settings=settings)
+    account = {"parents": parents, "settings": settings, "encodings": other_encodings(inputs)}
+    return publish(output, [output], counts, unit=UNIT, made_by=MADE_BY, **account)
 
 
 class _Writer:
@@ -114,8 +116,7 @@ class _Writer:
         counts.dialogues += 1
         counts.turns += len(turns)
         counts.characters += sum(map(len, texts_of(one.turns)))
-        counts.changes.update(one.changes)
-        counts.redacted.update(one.redacted)
+        counts.keep(one)
         if counts.tokens is not None:
             counts.tokens += one.tokens
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_chimed.data.encodings import other_encodings
 from megatron_chimed.data.sources import Fault, fill_template, read_rows
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output
@@ -15,8 +16,9 @@ from megatron_chimed.jsonl import atomic_output
 def make_documents(inputs: list[str], template: str, output: str | Path, max_rejected_share: float = 0.01) -> dict:
     """Write a document for each row of the inputs, and OUTPUT.rejected.jsonl with file, line and reason of the others.
 
-    Returns {"documents": n, "rejected": {reason: n}}. Raises InputError, and writes nothing, when the template names no
-    field, a file cannot be read, nothing is left, or more than `max_rejected_share` of the rows are bad.
+    Returns {"documents": n, "rejected": {reason: n}, "encodings": {file that is not UTF-8: its encoding}}. Raises
+    InputError, and writes nothing, when the template names no field, a file cannot be read, nothing is left, or more
+    than `max_rejected_share` of the rows are bad.
     """
     _check_template(template)
     reasons: collections.Counter = collections.Counter()
@@ -47,7 +49,7 @@ def make_documents(inputs: list[str], template: str, output: str | Path, max_rej
             )
         if not count:
             raise InputError(f"no rows in {', '.join(map(str, inputs))}; nothing written")
-    return {"documents": count, "rejected": dict(reasons)}
+    return {"documents": count, "rejected": dict(reasons), "encodings": other_encodings(inputs)}
 
 
 def _check_template(template: str) -> None:

@@ -10,11 +10,12 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from megatron_chimed.data.tables import SUFFIXES
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import BOM, open_input
 
@@ -48,6 +49,24 @@ def detect_encoding(path: str | Path) -> str:
     """
     status = os.stat(path) if Path(path).is_file() else None
     return _detect(str(path), status and (status.st_size, status.st_mtime_ns))
+
+
+def other_encodings(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Name the encoding of each text file that is not UTF-8; one that is none, and is read line by line, is "unknown".
+
+    Tables have none.
+    """
+    found = {}
+    for path in paths:
+        if Path(path).suffix.lower() in SUFFIXES:
+            continue
+        try:
+            encoding = detect_encoding(path)
+        except InputError:
+            encoding = "unknown"
+        if encoding != UTF8:
+            found[str(path)] = encoding
+    return found
 
 
 @functools.lru_cache(4096)

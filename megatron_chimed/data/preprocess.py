@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.data.clean import clean, redact
+from megatron_chimed.data.fields import unread_fields
 from megatron_chimed.data.json_values import strings_of
 from megatron_chimed.data.rejected import excerpt
 from megatron_chimed.data.sources import Fault
@@ -20,7 +21,7 @@ class PreparedRow:
     """Result of one row: the `reason` why it is dropped, with an excerpt, or what a subclass adds.
 
     malformed: the row's form is at fault. signatures: one for each deduplicator. changes: what was done to the row, by
-    kind. redacted: personal data replaced, by kind.
+    kind. redacted: personal data replaced, by kind. unread: fields that hold something and were not read, by name.
     """
 
     line: int
@@ -30,6 +31,7 @@ class PreparedRow:
     signatures: tuple = ()
     changes: dict[str, int] | None = None
     redacted: dict[str, int] | None = None
+    unread: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ class Preprocessor:
                 raise InputError("invalid bytes: not in the file's encoding") from None
             if not self.clean:
                 raise InputError(f"unpaired surrogate: character {error.start}") from None
+
+    def unread(self, row: Any) -> Counter:
+        """Count the fields of a watched row that were not read, by names without personal data."""
+        found: Counter = Counter()
+        for name, number in unread_fields(row).items():
+            found[redact(name)[0] if self.redact else name] += number
+        return found
 
     def fault(self, error: InputError, row: Any) -> dict[str, Any]:
         """Make the fields of `PreparedRow` for a row that raised the error, its reason redacted too."""

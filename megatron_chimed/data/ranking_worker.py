@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.data.dedup import EXACT, make_deduplicators, normalise
+from megatron_chimed.data.fields import watch_row
 from megatron_chimed.data.preprocess import PreparedRow, Preprocessor, Unusable
 from megatron_chimed.data.ranking_readers import READERS
 from megatron_chimed.data.sources import Fault
@@ -30,7 +31,7 @@ class PreparedGroup(PreparedRow):
     """Result of one row: a group as in `RankedGroup`, or the reason why none.
 
     question: digest of the prompt's normalised text, without a system turn: another one makes no other question.
-    changes: how many turns, answers and thoughts were left out.
+    changes: how many turns, answers and thoughts were left out, and what cleaning has changed, by rule.
     """
 
     turns: list[RawTurn] = ()
@@ -117,8 +118,9 @@ class RankingWorker:
         try:
             if isinstance(row, Fault):
                 raise InputError(row.reason)
-            raw, redacted = READERS[reader].group(row), Counter()
-            preprocess = functools.partial(self.preprocessor.preprocess, redacted=redacted)
+            redacted, cleaned, watched = Counter(), Counter(), watch_row(row)
+            raw = READERS[reader].group(watched)
+            preprocess = functools.partial(self.preprocessor.preprocess, redacted=redacted, cleaned=cleaned)
             tidied, found = preprocess_turns(raw.turns, preprocess)
             turns, changes = arrange_prompt(tidied)
             answers, found["thoughts of answers left out"] = strip_thinking(raw.responses)
@@ -136,6 +138,7 @@ class RankingWorker:
             preference_ranks=tuple(ranks),
             question=hashlib.sha256(question.encode(errors="surrogatepass")).digest(),
             signatures=tuple(one.signature(compared[name == EXACT]) for name, one in self.deduplicators.items()),
-            changes=found + changes + more,
+            changes=found + changes + more + cleaned,
             redacted=redacted,
+            unread=self.preprocessor.unread(watched),
         )

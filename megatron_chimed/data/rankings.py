@@ -15,6 +15,7 @@ from typing import IO
 
 from megatron_chimed import __version__
 from megatron_chimed.data.dedup import Deduplicator, make_deduplicators
+from megatron_chimed.data.encodings import other_encodings
 from megatron_chimed.data.ranking_readers import READERS, detect_reader
 from megatron_chimed.data.ranking_worker import PreparedGroup, RankingOptions, RankingWorker
 from megatron_chimed.data.report import (
@@ -89,8 +90,9 @@ def prepare_rankings(
         written = [stack.enter_context(atomic_output(path)) for path in outputs]
         sizes = kept.write(dict(zip(PARTS if cut else (None,), written, strict=True)), parts)
         _remove_old(output, outputs)
-    extra = {"parts": sizes} if cut else {}
-    return publish(output, outputs, counts, unit=UNIT, made_by=MADE_BY, parents=parents, settings=settings, **extra)
+    account = {"parents": parents, "settings": settings, "encodings": other_encodings(file.path for file in files)}
+    account |= {"parts": sizes} if cut else {}
+    return publish(output, outputs, counts, unit=UNIT, made_by=MADE_BY, **account)
 
 
 def _remove_old(output: Path, outputs: list[Path]) -> None:
@@ -142,8 +144,7 @@ class _Kept:
             texts = [text for text in one.responses if text is not None]
             counts.answers += len(texts)
             counts.characters += sum(map(len, texts)) + sum(len(turn.text) for turn in turns)
-            counts.changes.update(one.changes)
-            counts.redacted.update(one.redacted)
+            counts.keep(one)
         return sizes
 
 

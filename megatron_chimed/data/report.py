@@ -26,7 +26,8 @@ class SourceCounts:
     """Counts of one source: rows == records in the output + the sum of dropped; a subclass counts what is in the
     output.
 
-    malformed: of the dropped rows, those with a wrong form. changes and redacted count what is in the output.
+    malformed: of the dropped rows, those with a wrong form. changes, redacted and unread_fields count what was done to
+    the rows in the output, and what of them is not: fields by name.
     """
 
     rows: int = 0
@@ -35,6 +36,7 @@ class SourceCounts:
     dropped: Counter = field(default_factory=Counter)
     changes: Counter = field(default_factory=Counter)
     redacted: Counter = field(default_factory=Counter)
+    unread_fields: Counter = field(default_factory=Counter)
 
     def drop(self, file: SourceFile, one: PreparedRow, bad: IO[str]) -> None:
         """Count a row that has a reason, and write it to the file of rejected rows."""
@@ -44,6 +46,12 @@ class SourceCounts:
             self.first_malformed = self.first_malformed or f"{file.path}:{one.line}: {one.reason}"
         where = {"source": file.label, "file": file.path, "line": one.line}
         bad.write(json.dumps({**where, "reason": one.reason, "excerpt": one.excerpt}, ensure_ascii=False) + "\n")
+
+    def keep(self, one: PreparedRow) -> None:
+        """Count what was done to a row in the output."""
+        self.changes.update(one.changes)
+        self.redacted.update(one.redacted)
+        self.unread_fields.update(one.unread)
 
     def to_json(self) -> dict:
         """Return the counts as a JSON object."""
@@ -94,15 +102,17 @@ def publish(
     made_by: str,
     parents: dict,
     settings: dict,
+    encodings: dict[str, str],
     **extra: object,
 ) -> dict:
-    """Write the report, then the manifest. written: the files of records; unit: the count of records in `counts`.
+    """Write the report, then the manifest. written: the files of records; unit: the count of records in `counts`;
+    encodings: of the inputs that are not UTF-8.
 
     Returns the manifest.
     """
     sources = {label: one.to_json() for label, one in counts.items()}
     dropped = functools.reduce(Counter.__add__, (one.dropped for one in counts.values()), Counter())
-    write_json(beside(output, "report.json"), {"settings": settings, "sources": sources})
+    write_json(beside(output, "report.json"), {"settings": settings, "sources": sources, "encodings": encodings})
     written = [*written, beside(output, "rejected.jsonl"), beside(output, "report.json")]
     content = manifest(
         made_by=made_by,
@@ -114,6 +124,7 @@ def publish(
         input_rows=sum(one.rows for one in counts.values()),
         sources=sources,
         settings=settings,
+        encodings=encodings,
         **extra,
     )
     write_json(beside(output, "manifest.json"), content)
@@ -133,17 +144,21 @@ def find_finished(output: Path, parents: dict, unit: str, max_rejected_share: fl
 
 
 def report_table(content: dict, columns: Sequence[str]) -> str:
-    """Format the sources of a manifest as a table, and below it why rows were dropped.
+    """Format the sources of a manifest as a table, and below it why rows were dropped, which fields were not read, and
+    the encodings of files that are not UTF-8.
 
     columns: counts, that of records first.
     """
     unit = columns[0]
     total = dict.fromkeys(("rows", "dropped rows", *columns), 0)
-    lines, reasons = [f"{'source':20}" + "".join(f"{name:>14}" for name in total)], []
+    lines, reasons, unread = [f"{'source':20}" + "".join(f"{name:>14}" for name in total)], [], []
     for label, one in [*content["sources"].items(), ("total", total)]:
         if one is not total:
             one = {**one, "dropped rows": one["rows"] - one[unit]}
             total |= {name: total[name] + one[name] for name in total}
             reasons += [f"  {label}: {number:,} {reason}" for reason, number in one["dropped"].items()]
+            unread += [f"  {label}: {number:,} {name}" for name, number in one.get("unread_fields", {}).items()]
         lines.append(f"{label:20}" + "".join(f"{one[name]:>14,}" for name in total))
-    return "\n".join([*lines, *(["dropped:"] if reasons else []), *reasons])
+    encodings = [f"  {path}: {encoding}" for path, encoding in content.get("encodings", {}).items()]
+    parts = {"dropped:": reasons, "fields not read:": unread, "files that are not UTF-8:": encodings}
+    return "\n".join([*lines, *(line for head, part in parts.items() if part for line in (head, *part))])

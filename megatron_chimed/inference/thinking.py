@@ -1,9 +1,11 @@
 """What a model thought, apart from what it answered: sampled tokens or a server's text, split by the template."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
+from megatron_chimed.errors import InputError
 from megatron_chimed.text import slots
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.template import Template
@@ -32,6 +34,18 @@ def marks_of(template: Template) -> Marks | None:
     before, behind = slots.split_at(template.thinking, "content")
     marks = Marks(slots.as_text(before).strip(), slots.as_text(behind).strip())
     return marks if all(marks) else None
+
+
+def with_think(template: Template, think: bool | None, where: str) -> Template:
+    """The template whose prompts leave thinking to the model, or do not; None leaves it as it is.
+
+    Raises InputError for a template without a place for it; where: what asks for it, for the message.
+    """
+    if think is None:
+        return template
+    if not template.thinking:
+        raise InputError(f"{where}: the template {template.name!r} has no place for thinking; leave it out")
+    return replace(template, think=think)
 
 
 def split_thinking(text: str, marks: Marks | None) -> Answer:

@@ -103,6 +103,8 @@ def moe_problems(config: TransformerConfig) -> list[str]:
     if config.moe_router_load_balancing_type not in ("aux_loss", "none"):
         kind = config.moe_router_load_balancing_type
         wrong.append(f"--moe-router-load-balancing-type {kind} is not supported; take aux_loss or none")
+    if not isinstance(config.moe_aux_loss_coeff, int | float):
+        wrong.append("--moe-aux-loss-coeff takes one number")
     for name in ("moe_z_loss_coeff", "moe_input_jitter_eps", "moe_router_force_biased"):
         if getattr(config, name) is not None:
             wrong.append(f"--{name.replace('_', '-')} is not supported; leave it out")

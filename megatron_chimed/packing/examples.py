@@ -79,32 +79,30 @@ def fit_example(example: Example, limit: int, renderer: Renderer, counts: Counte
 
     Returns tokens [n] and their loss mask [n], n <= limit.
     """
-    _count(counts, "in", example.num_tokens, example.num_target_tokens)
-    reason = _useless(example)
-    left = example
-    while reason is None and left.num_tokens > limit and len(left.exchanges) > 1:
+    before = size, targets = example.num_tokens, example.num_target_tokens
+    _count(counts, "in", *before)
+    reason, left, truncated_prompt = _useless(example), example, 0
+    while reason is None and size > limit and len(left.exchanges) > 1:
         left = left.without_oldest()
-    truncated_turns, truncated_prompt = (
-        (example.num_tokens - left.num_tokens, example.num_target_tokens - left.num_target_tokens),
-        0,
-    )
-    if reason is None and left.num_tokens > limit:
+        size, targets = left.num_tokens, left.num_target_tokens
+    truncated_turns = before[0] - size, before[1] - targets
+    if reason is None and size > limit:
         (only,) = left.exchanges
         prompt = renderer.cut_prompt(only.prompt, limit - len(only.response), only.system)
         if prompt is None:
             reason = TOO_LONG
         else:
-            truncated_prompt = left.num_tokens - limit
+            truncated_prompt, size = size - limit, limit
             left = Example([Exchange(prompt, only.response, only.learnt)])
     if reason is not None:
-        _count(counts, "dropped", example.num_tokens, example.num_target_tokens)
+        _count(counts, "dropped", *before)
         counts["reason", reason] += 1
         return None
     if truncated_turns[0]:
         _count(counts, "shortened", *truncated_turns)
     if truncated_prompt:
         _count(counts, "cut", truncated_prompt, 0)
-    _count(counts, "kept", left.num_tokens, left.num_target_tokens)
+    _count(counts, "kept", size, targets)
     return join(*left)
 
 

@@ -1,9 +1,8 @@
 """The whole loop: all steps of all rounds, one job at a time in a folder, and a table of where it stands."""
 
-from dataclasses import replace
-
 from megatron_chimed.convert.trained_template import choose
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference.thinking import with_think
 from megatron_chimed.rejection.config import LoopConfig
 from megatron_chimed.rejection.context import RoundContext
 from megatron_chimed.rejection.rounds import steps_of
@@ -16,10 +15,7 @@ def make_rounds(config: LoopConfig) -> list[RoundContext]:
     """All rounds, the first of them round 0. Raises InputError when tokenizer or template cannot be read."""
     paths = config.paths
     template = choose(f"megatron:{paths.start}", paths.template, paths.tokenizer)
-    if paths.think is not None:
-        if not template.thinking:
-            raise InputError(f"think: the template {template.name!r} has no place for thinking; leave it out")
-        template = replace(template, think=paths.think)
+    template = with_think(template, paths.think, "think")
     renderer = Renderer(template, load_tokenizer(paths.tokenizer), paths.thinking)
     return [RoundContext(config, renderer, number) for number in range(config.paths.rounds + 1)]
 

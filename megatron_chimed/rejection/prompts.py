@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.data.decontamination import OverlapIndex, read_texts
+from megatron_chimed.data.decontamination import OverlapIndex, evaluation_texts
 from megatron_chimed.data.dedup import NearDeduplicator
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import located, read_json_lines
@@ -37,7 +37,7 @@ class EvaluationTexts:
     @classmethod
     def read(cls, paths: Iterable[str | Path]) -> "EvaluationTexts":
         """Of files in any form that `data.decontamination.read_texts` takes. Raises InputError."""
-        return cls(text for path in paths for text in read_texts(path))
+        return cls(evaluation_texts(paths))
 
     def hold(self, prompt: Prompt) -> bool:
         """Whether the question is one of the texts, or a user's turn shares a 13-gram with one."""

@@ -15,7 +15,7 @@ class Exchange:
     first: makes the exchange as the first of a dialogue; None where that is no other.
     """
 
-    __slots__ = ("_first", "learnt", "past", "prompt", "response", "system")
+    __slots__ = ("first", "learnt", "past", "prompt", "response", "system")
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Exchange:
         first: "Callable[[], Exchange] | None" = None,
     ):
         self.prompt, self.response, self.learnt, self.past, self.system = prompt, response, learnt, past, system
-        self._first = first
+        self.first = first
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter((self.prompt, self.response))
@@ -44,7 +44,7 @@ class Exchange:
 
     def as_first(self) -> "Exchange":
         """The exchange as the first of its dialogue, when those before it are left out."""
-        return self if self._first is None else self._first()
+        return self if self.first is None else self.first()
 
 
 class Rendered(NamedTuple):
@@ -57,19 +57,20 @@ class Rendered(NamedTuple):
 def join(exchanges: Sequence[Exchange], first_target: int = 0) -> Rendered:
     """Exchanges end to end; the responses from exchange `first_target` on are to be learnt, those before it history."""
     tokens: list[np.ndarray] = []
-    sizes: list[int] = []
     learnt: list[int] = []
-    masks: list[tuple[int, np.ndarray]] = []
+    masked: list[tuple[int, np.ndarray]] = []
     for number, exchange in enumerate(exchanges):
-        is_target = number >= first_target
-        parts = (exchange.prompt, exchange.response) if is_target else exchange.history
-        if is_target and exchange.learnt is not None:
-            masks.append((sum(sizes) + len(exchange.prompt), exchange.learnt))
-        tokens += parts
-        sizes += map(len, parts)
-        learnt += [0, 1] if is_target else [0] * len(parts)
-    mask = np.repeat(np.array(learnt, np.uint8), sizes)
-    for start, values in masks:
+        if number < first_target:
+            ids = exchange.history
+            learnt += [0] * len(ids)
+        else:
+            ids = exchange.prompt, exchange.response
+            learnt += (0, 1)
+            if exchange.learnt is not None:
+                masked.append((sum(map(len, tokens)) + len(exchange.prompt), exchange.learnt))
+        tokens += ids
+    mask = np.repeat(np.array(learnt, np.uint8), list(map(len, tokens)))
+    for start, values in masked:
         mask[start : start + len(values)] = values
     return Rendered(np.concatenate(tokens), mask)
 

@@ -30,8 +30,8 @@ RECORD, RECORD_END = "{# megatron_chimed template: ", " #}"
 """Around the template as JSON in a comment in front of its Jinja text, by which it is known again."""
 
 SYSTEM = Turn("system", "你是医生。\n\n只说 中文")
-INNER = ("头痛三天，怎么办？\nBP 140/90", "建议检查血压。 OK", "谢谢，医生", "不客气", "再见")
-OUTER = (" 头痛三天，\n\n怎么办？ \n", "\n\n建议  检查血压。OK\n", "  \n谢谢，\t医生 ", " 不客气\n\n", "\n再见")
+INNER = ("头痛三天，怎么办？\nBP 140/90", "建议检查血压。 OK", "谢谢，Dr. li", "不客气", "再见")
+OUTER = (" 头痛三天，\n\n怎么办？ \n", "\n\n建议  检查血压。OK\n", "  \n谢谢，\tdr. Li ", " 不客气\n\n", "\n再见")
 """Turns of probe dialogues: with spaces and line breaks inside, and at their ends too."""
 
 FORM = string.Template("""\
@@ -162,22 +162,31 @@ def recorded(text: str, where: str = CHAT_TEMPLATE) -> tuple[Template | None, st
         raise InputError(f"{where}: its template is no JSON; export the model again") from None
 
 
+def load_chat_tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer by transformers, for its chat template. Raises InputError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises nearly anything on a broken folder
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: not a Hugging Face tokenizer folder ({reason})") from None
+
+
 def chat_template(folder: Path, template: Template) -> str:
     """The chat template with which a folder's tokenizer gives the prompts of the training, `record` in front of it: the
     folder's own if it does, which may know more, such as tools; else ours.
 
     Raises InputError that names the first probe dialogue with other ids, where none does.
     """
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    probes = list(_probes(Renderer(template, load_tokenizer(folder))))
+    theirs = load_chat_tokenizer(folder)
+    probes = list(probes_of(Renderer(template, load_tokenizer(folder))))
     own = [recorded(theirs.chat_template)[1]] if isinstance(theirs.chat_template, str) else []
     ours = [to_jinja(template, *spaces) for spaces in (product(("", " "), repeat=2) if template.apart else [("", "")])]
     problems = []
     for text in (*own, *ours):
         text = record(template) + text
-        problems.append(_first_difference(probes, theirs, text))
+        problems.append(first_difference(probes, theirs, text))
         if problems[-1] is None:
             return text
     raise InputError(
@@ -190,7 +199,7 @@ Probe = tuple[list[dict[str, str]], dict[str, bool], list[int]]
 """Messages, further arguments of the rendering, and the ids that it must give."""
 
 
-def _probes(renderer: Renderer) -> Iterator[Probe]:
+def probes_of(renderer: Renderer) -> Iterator[Probe]:
     """Make probe dialogues: of one turn and of several, with a system turn and without."""
     template = renderer.template
     # Texts that are encoded apart begin and end with what a tokenizer may join or leave out; cleaned ones never do.
@@ -205,7 +214,7 @@ def _probes(renderer: Renderer) -> Iterator[Probe]:
                     yield messages, {"enable_thinking": think}, renderer.render_prompt(given, think).tolist()
 
 
-def _first_difference(probes: list[Probe], theirs: Any, text: str) -> str | None:
+def first_difference(probes: list[Probe], theirs: Any, text: str) -> str | None:
     """Tell where a chat template gives a transformers tokenizer other ids; None where it gives the same."""
     for messages, more, wanted in probes:
         try:

@@ -24,7 +24,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.records import Dialogue, Turn, split_system
 from megatron_chimed.text import slots
 from megatron_chimed.text.exchange import Exchange, Rendered, common, is_chain, join
-from megatron_chimed.text.slots import Piece, Slot, Slots, fill, merge
+from megatron_chimed.text.slots import Field, Piece, Segment, Slots, fill, segments
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
@@ -32,21 +32,35 @@ THINKING = ("train", "mask", "drop")
 """What training does with thinking: learns it, has it in the row without learning it, or leaves it out."""
 
 
-class _Plan(NamedTuple):
-    """An exchange before its texts are encoded.
+SYSTEM, QUESTION, THOUGHT, ANSWER = range(4)
+"""Numbers of the texts of an exchange."""
 
-    Pieces of the prompt; of the answer; of both as one, None where they are encoded apart; of what is masked, behind
-    the prompt unless apart, None for nothing; of the exchange as history, None where that is the whole; whether another
-    exchange follows; whether it is learnt.
+
+class _Layout(NamedTuple):
+    """How the texts of an exchange stand among ids.
+
+    prompt: what precedes the answer; whole: both, or the answer alone where it is encoded apart; masked: what is not
+    learnt of the whole, from its start, [] for nothing; past: the exchange as history, [] where it is the whole;
+    answer: the answer alone.
     """
 
-    prompt: list[Piece]
-    answer: list[Piece]
-    whole: list[Piece] | None
-    masked: list[Piece] | None
-    past: list[Piece] | None
-    is_past: bool
+    prompt: list[Segment]
+    whole: list[Segment]
+    masked: list[Segment]
+    past: list[Segment]
+    answer: list[Segment]
+
+
+class _Plan(NamedTuple):
+    """An exchange before it is encoded: its layout and texts, and whether it is learnt, and is history of another."""
+
+    layout: _Layout
+    texts: tuple[str, str, str, str]
     learn: bool
+    is_past: bool
+
+
+NOTHING = np.zeros(0, np.int32)
 
 
 class Renderer:
@@ -74,15 +88,10 @@ class Renderer:
         self._plain = tokenizer if template.apart and not markers else tokenizer.between(markers)
         self._boundaries = set(self._ids.values()) - {None}
         self._arrays = {number: np.array([number], np.int32) for number in self._boundaries}
-        self._start, self._after = self._compile(template.start), self._compile(template.after_answer)
-        self._system, self._thinking = self._compile(template.system), self._compile(template.thinking)
-        self._before, self._behind = map(self._compile, slots.split_at(template.user, "content"))
-        self._lead, self._answer = self._compile(template.lead), self._compile(template.answer)
-        self._history = self._compile(template.history or template.assistant)
-        self._empty = fill(self._thinking) if template.empty_thinking else []
+        self._layouts: dict[tuple, _Layout] = {}
         for marker in sorted(markers):
             self._encode([marker], f"the template's token {marker!r}")
-        self.end_id = int(self._compile(template.assistant)[-1])
+        self.end_id = int(self._pieces(template.assistant[-1:])[0])
         self.stop_ids = tuple(dict.fromkeys(one for one in (self.end_id, tokenizer.eos_id) if one is not None))
 
     def _token(self, name: str) -> int:
@@ -95,15 +104,15 @@ class Renderer:
             )
         return number
 
-    def _compile(self, some: Slots) -> list[Slot | Piece]:
-        """Put ids and texts in the place of all slots but contents; `generation` has done its part."""
-        compiled: list[Slot | Piece] = []
-        for slot in some:
-            if slot.kind == "content":
-                compiled.append(slot)
-            elif slot.kind != "generation":
-                compiled.append(slot.value if slot.kind == "text" else self._ids[slot.value or slot.kind])
-        return compiled
+    def _pieces(self, some: Slots, number: int = 0) -> list[Piece]:
+        """Put ids, texts and the place of the text `number` in the place of slots; `generation` has done its part."""
+        pieces: list[Piece] = []
+        for kind, value in some:
+            if kind == "content":
+                pieces.append(Field(number, value))
+            elif kind != "generation":
+                pieces.append(value if kind == "text" else self._ids[value or kind])
+        return pieces
 
     def encode_exchanges(self, dialogues: Sequence[Sequence[Turn]]) -> list[list[Exchange]]:
         """The exchanges of each dialogue; its turns end with an assistant's. One call of the tokenizer, nearly.
@@ -138,9 +147,10 @@ class Renderer:
 
         All ids and texts of the template and the system turn stay whole. None if these alone are more than the limit.
         """
-        before, behind = self._question(system, is_first=True, is_last=True)
-        tails = [[*behind, *self._lead], [*behind, *self._lead, *self._empty]]
-        head_ids, *tail_ids = self._encode_chains([merge(before), *map(merge, map(fill, tails))])
+        before, behind = self._question(self._told(system), is_first=True, is_past=False)
+        tail = [*behind, *self._pieces(self.template.lead)]
+        layouts = [before, tail, [*tail, *self._no_thinking()]]
+        head_ids, *tail_ids = self._encode_chains([fill(segments(one), (system, "", "", "")) for one in layouts])
         head = common(prompt, head_ids)
         tail = max(common(prompt[head:][::-1], ids[::-1]) for ids in tail_ids)
         if head + tail > limit:
@@ -149,7 +159,7 @@ class Renderer:
 
     def after_answer(self) -> np.ndarray:
         """The ids, int32 [n], between an answer and the next question, where they are no part of that one's text."""
-        return self._encode_chains([merge(fill(self._after))])[0]
+        return self._encode_chains([fill(segments(self._pieces(self.template.after_answer)), ())])[0]
 
     def _system_text(self, system: Turn | None) -> str:
         """The text of the system turn. Raises InputError where the template has no place for one."""
@@ -162,23 +172,25 @@ class Renderer:
             )
         return system.text
 
+    def _told(self, system: str) -> bool:
+        """Whether a dialogue with this system text has a system turn."""
+        return bool(system) or self.template.default_system is not None
+
     def _exchanges(
         self, dialogues: list[tuple[str, Sequence[Turn]]], think: bool | None = None
     ) -> list[list[Exchange]]:
         """The exchanges of (system text, turns of user and assistant); a last question may have no answer."""
-        plans = [
-            [self._plan(system, turns, place, think) for place in range(0, len(turns), 2)]
-            for system, turns in dialogues
-        ]
-        made = iter(self._finish([plan for some in plans for plan in some]))
-        found = []
-        for (system, turns), some in zip(dialogues, plans, strict=True):
-            exchanges = [next(made) for _ in some]
-            told = self.template.system_in != "last_question" and self._told(system)
-            if self._start or self._after or told:
+        template, plans = self.template, []
+        for system, turns in dialogues:
+            plans += [self._plan(system, turns, place, think) for place in range(0, len(turns), 2)]
+        made, found = iter(self._finish(plans)), []
+        for system, turns in dialogues:
+            exchanges = [next(made) for _ in range(0, len(turns), 2)]
+            told = self._told(system) and template.system_in != "last_question"
+            if template.start or template.after_answer or told:
                 for number, one in enumerate(exchanges):
                     one.system = system
-                    one._first = self._remake(system, turns, 2 * number, think) if number else None
+                    one.first = self._remake(system, turns, 2 * number, think) if number else None
             found.append(exchanges)
         return found
 
@@ -186,101 +198,99 @@ class Renderer:
         """Make a function that renders one exchange as the first of its dialogue."""
 
         def remake() -> Exchange:
-            plan = self._plan(system, turns, place, think, is_first=True)
-            (exchange,) = self._finish([plan])
+            (exchange,) = self._finish([self._plan(system, turns, place, think, is_first=True)])
             exchange.system = system
             return exchange
 
         return remake
 
     def _plan(
-        self, system: str, turns: Sequence[Turn], place: int, think: bool | None, is_first: bool | None = None
+        self, system: str, turns: Sequence[Turn], place: int, think: bool | None, is_first: bool = False
     ) -> _Plan:
-        """Plan the exchange whose question is turns[place]."""
-        question, answer = turns[place].text, turns[place + 1] if place + 1 < len(turns) else None
-        first, template = place == 0 if is_first is None else is_first, self.template
-        is_past = place + 2 < len(turns)
-        before, behind = self._question(system, is_first=first, is_last=True, question=question)
-        prompt = [*before, *behind, *self._lead]
-        thinking = self._thinking_of(answer)
-        leaves_thinking = (template.think if think is None else think) if answer is None else bool(thinking)
-        if not leaves_thinking:
-            prompt += self._empty
-        written = [] if answer is None else [*thinking, *fill(self._answer, answer.text)]
-        past = None
-        if is_past and (self._thinking or template.history or template.system_in == "last_question"):
-            before, behind = self._question(system, is_first=first, is_last=False, question=question)
-            past = merge([*before, *behind, *fill(self._history, answer.text)])
-        masked = merge([*([] if template.apart else prompt), *thinking]) if self.thinking == "mask" else None
-        whole = None if template.apart else merge([*prompt, *written])
-        learn = answer is None or answer.learn
-        return _Plan(merge(prompt), merge(written), whole, masked if thinking else None, past, is_past, learn)
-
-    def _question(
-        self, system: str, *, is_first: bool, is_last: bool, question: str = ""
-    ) -> tuple[list[Piece], list[Piece]]:
-        """Pieces of a question: what stands in front of its own text, and that with what follows."""
-        pieces = [*(self._start if is_first else self._after)]
-        told = self._told(system)
-        place = self.template.system_in
-        if place == "turn" and is_first:
-            pieces += told
-        pieces += self._before
-        if (place == "first_question" and is_first) or (place == "last_question" and is_last):
-            pieces += told
-        return pieces, fill(self._behind, question)
-
-    def _told(self, system: str) -> list[Piece]:
-        """Pieces of the system turn; none where there is none."""
-        return fill(self._system, system) if system or self.template.default_system is not None else []
-
-    def _thinking_of(self, answer: Turn | None) -> list[Piece]:
-        """Pieces of the thinking in front of an answer. Raises InputError where the template has no place for it."""
-        if answer is None or not answer.thinking or self.thinking == "drop":
-            return []
-        if not self._thinking:
+        """Plan the exchange whose question is turns[place]. Raises InputError for thinking that has no place."""
+        question, answer = turns[place], turns[place + 1] if place + 1 < len(turns) else None
+        thought, text, learn = ("", "", True) if answer is None else (answer.thinking, answer.text, answer.learn)
+        if thought and self.thinking == "drop":
+            thought = ""
+        elif thought and not self.template.thinking:
             raise InputError(
                 f"template {self.template.name!r} has no place for an answer's thinking; drop it (--thinking drop), or "
                 "give a template that has slots `thinking`"
             )
-        return fill(self._thinking, answer.thinking)
+        is_open = bool(thought) if answer is not None else self.template.think if think is None else think
+        is_past = place + 2 < len(turns)
+        key = self._told(system), is_first or not place, bool(thought), is_open, answer is not None, is_past
+        if key not in self._layouts:
+            self._layouts[key] = self._layout(*key)
+        return _Plan(self._layouts[key], (system, question.text, thought, text), learn, is_past)
+
+    def _layout(
+        self, told: bool, is_first: bool, has_thought: bool, is_open: bool, has_answer: bool, is_past: bool
+    ) -> _Layout:
+        """Lay an exchange out. is_open: its prompt leaves the thinking to the model."""
+        template, past = self.template, []
+        before, behind = self._question(told, is_first=is_first, is_past=False)
+        prompt = [*before, *behind, *self._pieces(template.lead), *(() if is_open else self._no_thinking())]
+        thinking = self._pieces(template.thinking, THOUGHT) if has_thought else []
+        answer = [*thinking, *self._pieces(template.answer, ANSWER)] if has_answer else []
+        if is_past and (template.thinking or template.history or template.system_in == "last_question"):
+            before, behind = self._question(told, is_first=is_first, is_past=True)
+            past = [*before, *behind, *self._pieces(template.history or template.assistant, ANSWER)]
+        in_front = [] if template.apart else prompt
+        masked = [*in_front, *thinking] if thinking and self.thinking == "mask" else []
+        return _Layout(*map(segments, (prompt, [*in_front, *answer], masked, past, answer)))
+
+    def _no_thinking(self) -> list[Piece]:
+        """Pieces of the empty block of a prompt that leaves no thinking to the model."""
+        return self._pieces(self.template.thinking, THOUGHT) if self.template.empty_thinking else []
+
+    def _question(self, told: bool, *, is_first: bool, is_past: bool) -> tuple[list[Piece], list[Piece]]:
+        """Pieces of a question: what stands in front of its own text, and that with what follows."""
+        template = self.template
+        user, behind = (self._pieces(some, QUESTION) for some in slots.split_at(template.user, "content"))
+        system = self._pieces(template.system, SYSTEM) if told else []
+        head = self._pieces(template.start if is_first else template.after_answer)
+        if template.system_in == "turn":
+            return [*head, *(system if is_first else []), *user], behind
+        is_told = is_first if template.system_in == "first_question" else not is_past
+        return [*head, *user, *(system if is_told else [])], behind
 
     def _finish(self, plans: list[_Plan]) -> list[Exchange]:
         """Encode the texts of all plans at once."""
-        chains = [[one.prompt, one.answer if one.whole is None else one.whole, one.masked, one.past] for one in plans]
-        encoded = iter(self._encode_chains([chain for some in chains for chain in some if chain is not None]))
-        exchanges = []
-        for plan, some in zip(plans, chains, strict=True):
-            prompt, response, masked, past = (None if chain is None else next(encoded) for chain in some)
-            if plan.whole is not None:
+        chains = [fill(some, plan.texts) for plan in plans for some in plan.layout[:-1] if some]
+        encoded, exchanges = iter(self._encode_chains(chains)), []
+        for layout, texts, learn, is_past in plans:
+            if self.template.apart and learn and layout.whole and not layout.masked and not layout.past:
+                exchanges.append(Exchange(next(encoded), next(encoded)))  # as below, in half of the time
+                continue
+            prompt, response, masked, past = (next(encoded) if some else NOTHING for some in layout[:-1])
+            if not self.template.apart:
                 whole, response = response, response[len(prompt) :]
                 if not np.array_equal(whole[: len(prompt)], prompt):
-                    (response,) = self._encode_chains([plan.answer])
-                    past = whole if past is None and plan.is_past else past
-            if past is not None and np.array_equal(past, np.concatenate([prompt, response])):
-                past = None
-            learnt = None if plan.learn else np.zeros(len(response), np.uint8)
-            if plan.learn and masked is not None:
-                skipped = 0 if plan.whole is None else len(prompt)
+                    (response,) = self._encode_chains([fill(layout.answer, texts)])
+                    past = whole if is_past and not layout.past else past
+            learnt = None if learn else np.zeros(len(response), np.uint8)
+            if learn and layout.masked:
                 learnt = np.ones(len(response), np.uint8)
-                learnt[: common(masked[skipped:], response)] = 0
-            exchanges.append(Exchange(prompt, response, learnt, past))
+                learnt[: common(masked[0 if self.template.apart else len(prompt) :], response)] = 0
+            differs = len(past) and not np.array_equal(past, np.concatenate([prompt, response]))
+            exchanges.append(Exchange(prompt, response, learnt, past if differs else None))
         return exchanges
 
     def _encode_chains(self, chains: Sequence[list[Piece]]) -> list[np.ndarray]:
         """int32 ids, [n], of each chain of ids and texts, no two texts beside each other. Raises InputError."""
-        texts = list(dict.fromkeys(piece for chain in chains for piece in chain if isinstance(piece, str)))
+        texts = list(dict.fromkeys([piece for chain in chains for piece in chain if type(piece) is str]))
         pieces = dict(zip(texts, self._encode(texts), strict=True)) | self._arrays
         found = []
         for chain in chains:
             parts = [pieces[piece] for piece in chain]
-            found.append(parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, np.int32)]))
+            found.append(np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else NOTHING)
         return found
 
     def _encode(self, texts: list[str], what: str = "plain text") -> list[np.ndarray]:
         """int32 ids, [n], of each text, among which is no boundary id. Raises InputError."""
         pieces = [np.asarray(ids, dtype=np.int32) for ids in self._plain.encode_batch(texts)] if texts else []
-        flat = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+        flat = np.concatenate(pieces) if pieces else NOTHING
         for number in self._boundaries:
             if (flat == number).any():
                 own = "its own BOS or EOS" if number in (self.tokenizer.bos_id, self.tokenizer.eos_id) else "a marker"

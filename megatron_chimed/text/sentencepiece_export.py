@@ -7,25 +7,15 @@ model that it stands for is never written.
 import random
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json
-from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.comparison import PROBES, first_difference
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 SPACE = "\u2581"
-PROBES = (
-    "", " ", "\n", "a", "头痛", " 头痛", "头痛 ", "一日  三次", "先测血压\n再吃药", "\t缩进\t", "a \n b",
-    "体温３７．５℃", "ＡＢＣ（全角）", "①②③ ㎎ ㎏ Ⅱ型",
-    "é è ñ Ä ß ﬁ", "e\u0301 a\u0308", "한국어 ひらがな カタカナ ｶﾅ", "😀🩺 表情",
-    "龘靐齉爩", "0123456789 3.14 1e-5", "hello world",
-    "  leading", "trailing  ", "a\u00a0b\u3000c\u200bd", "\u0000\u0007",
-    "a\u2581b", "C. difficile; p < 0.05", "don't re-do", "https://example.com/a?b=1&c=2", "x" * 60, "啊" * 60, " " * 9,
-    "\r\n\r\n", "\U0001f468\u200d\u2695\ufe0f",
-)  # fmt: skip
-"""Texts on which normalizers and white space differ."""
 
 
 def probe_texts(model: Any) -> list[str]:
@@ -139,11 +129,3 @@ def write_folder(model: Path, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", config | {"model_max_length": 1_000_000_000, "padding_side": "right"})
     if difference := first_difference(tokenizer, load_tokenizer(folder), probe_texts(processor)):
         raise InputError(f"{model}: as a Hugging Face folder it would give other ids: {difference}; give a folder")
-
-
-def first_difference(one: Tokenizer, other: Tokenizer, texts: Sequence[str]) -> str | None:
-    """Say which text two tokenizers give other ids for, in one line; None where they give the same."""
-    for text, ids, others in zip(texts, one.encode_batch(list(texts)), other.encode_batch(list(texts)), strict=True):
-        if list(map(int, ids)) != list(map(int, others)):
-            return f"{text[:40]!r} has {len(ids)} ids and {len(others)}"
-    return None

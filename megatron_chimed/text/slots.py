@@ -11,7 +11,7 @@ A list of slots, such as ``[{token: "<|im_start|>"}, "user\\n", content, {token:
   is in front of ``content`` where it is not given.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from megatron_chimed.config import Located
@@ -96,27 +96,43 @@ def as_text(slots: Slots, content: str = "", bos: str = "", eos: str = "") -> st
     return "".join(TRIMS[value](content) if kind == "content" else spelled.get(kind, value) for kind, value in slots)
 
 
-Piece = int | str
-"""An id, or a text to be encoded."""
+class Field(NamedTuple):
+    """The place of a text within a layout: its number among the texts, and how it is trimmed, one of TRIMS."""
+
+    number: int
+    trim: str
 
 
-def fill(slots: Iterable[Slot | Piece], content: str = "") -> list[Piece]:
-    """Put a turn's text into its place; slots are ids and texts but for contents and generation."""
-    pieces: list[Piece] = []
-    for slot in slots:
-        if not isinstance(slot, Slot):
-            pieces.append(slot)
-        elif slot.kind == "content":
-            pieces.append(TRIMS[slot.value](content))
-    return pieces
+Piece = int | str | Field
+"""An id, a text to be encoded, or the place of one."""
+
+Segment = int | tuple[str | Field, ...]
+"""An id, or what stands between two ids and is encoded as one text."""
 
 
-def merge(pieces: Sequence[Piece]) -> list[Piece]:
-    """Join texts that stand beside each other, as they are encoded as one; empty ones are left out."""
-    merged: list[Piece] = []
+def segments(pieces: Sequence[Piece]) -> list[Segment]:
+    """Cut pieces at their ids."""
+    found: list[Segment] = []
     for piece in pieces:
-        if isinstance(piece, str) and merged and isinstance(merged[-1], str):
-            merged[-1] += piece
-        elif piece != "":
-            merged.append(piece)
-    return merged
+        if isinstance(piece, int):
+            found.append(piece)
+        elif found and isinstance(found[-1], tuple):
+            found[-1] += (piece,)
+        else:
+            found.append((piece,))
+    return found
+
+
+def fill(layout: Sequence[Segment], given: Sequence[str]) -> list[int | str]:
+    """Put texts into their places, so that ids and texts to be encoded are left."""
+    return [
+        segment
+        if type(segment) is int
+        else "".join(
+            [
+                piece if type(piece) is str else given[piece[0]] if not piece[1] else TRIMS[piece[1]](given[piece[0]])
+                for piece in segment
+            ]
+        )
+        for segment in layout
+    ]

@@ -143,14 +143,14 @@ class Template:
         return tuple(slot for f in fields(self) if isinstance(value := getattr(self, f.name), tuple) for slot in value)
 
     @staticmethod
-    def load(given: str | Path | None = None, tokenizer: str | Path | None = None) -> "Template":
+    def load(given: str | Path | None = None) -> "Template":
         """The template of a name or a YAML file, or chimed without one; see `load_template`.
 
         >>> import megatron_chimed as mc
         >>> mc.Template.load("chatml").name
         'chatml'
         """
-        return load_template(given, tokenizer)
+        return load_template(given)
 
     def plain(self, given: Sequence[str]) -> str:
         """A dialogue that ends with a question as plain text, a line for each turn, for models without a chat template.
@@ -208,10 +208,8 @@ def as_plain(template: Template) -> PlainTexts | None:
     return plain if plain.template() == template else None
 
 
-def load_template(given: str | Path | None = None, tokenizer: str | Path | None = None) -> Template:
+def load_template(given: str | Path | None = None) -> Template:
     """Load a template: one of `shipped_names`, or that of a YAML file; chimed for None.
-
-    tokenizer: a folder, of which the name ``tokenizer`` takes the chat template.
 
     Raises InputError with file and line: an unknown name or key, a key given twice, a wrong type, slots that make no
     template.

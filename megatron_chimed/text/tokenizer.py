@@ -82,7 +82,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def id_to_token(self, number: int) -> str:
-        """Return the string of one id, such as "</s>"."""
+        """Return the string of one id, such as "</s>"; "" for one that is none, as a larger embedding has."""
 
     @abstractmethod
     def token_to_id(self, token: str) -> int | None:
@@ -100,7 +100,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids; BOS, EOS and padding leave no trace in it."""
+        """Decode ids; BOS, EOS, padding and ids that are none leave no trace in it."""
 
 
 def _require_utf8(text: str, number: int) -> None:
@@ -143,7 +143,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def id_to_token(self, number: int) -> str:
         """Return the string of one id."""
-        return self._processor.id_to_piece(int(number))
+        return self._processor.id_to_piece(int(number)) if 0 <= number < self.vocab_size else ""
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of one token's string."""
@@ -151,8 +151,8 @@ class SentencePieceTokenizer(Tokenizer):
         return number if self._processor.id_to_piece(number) == token else None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids. Raises IndexError for an id that is not below vocab_size."""
-        return self._processor.decode(list(map(int, ids)))
+        """Decode ids."""
+        return self._processor.decode([int(number) for number in ids if 0 <= number < self.vocab_size])
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -207,7 +207,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def id_to_token(self, number: int) -> str:
         """Return the string of one id."""
-        return self._backend.id_to_token(int(number))
+        return self._backend.id_to_token(int(number)) or ""
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of one token's string."""
@@ -255,6 +255,11 @@ def _complete_special_tokens(loaded) -> None:
     present = {name: getattr(loaded, name, None) for pair in pairs for name in pair}
     missing = {a: present[b] for pair in pairs for a, b in (pair, pair[::-1]) if present[b] and not present[a]}
     loaded.add_special_tokens(missing)
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """The fingerprint of the tokenizer at a path, without loading it. Raises InputError for a missing file."""
+    return _folder_fingerprint(path) if Path(path).is_dir() else sha256_file(path)
 
 
 def _folder_fingerprint(folder: str | Path) -> str:

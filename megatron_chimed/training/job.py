@@ -9,19 +9,23 @@ from megatron_chimed.config import load_settings
 from megatron_chimed.errors import InputError
 from megatron_chimed.stages.schedule import planned_iterations
 from megatron_chimed.steps import lock_folder
+from megatron_chimed.training.tokenizers import check_tokenizers
 
 
 def prepare(argv: list[str]) -> int | None:
     """Lock --save and see that the checkpoint that will be loaded is whole; on the first machine, before the ranks.
 
     argv: ``[stage, model YAML, stage YAML, overrides ...]``. A damaged checkpoint in --save is set aside with a
-    warning, and the one before it is the latest then; of --load it is refused. Returns the lock's handle, to be kept as
-    long as the job runs; None without --save. Raises InputError. What else is wrong with the argv the ranks say.
+    warning, and the one before it is the latest then; of --load it is refused, and so are data of another tokenizer.
+    Returns the lock's handle, to be kept as long as the job runs; None without --save. Raises InputError. What else is
+    wrong with the argv the ranks say.
     """
     try:
-        settings = load_settings(argv[1], argv[2], argv[3:]).megatron
+        whole = load_settings(argv[1], argv[2], argv[3:])
     except (InputError, IndexError):
         return None
+    check_tokenizers(whole)
+    settings = whole.megatron
     save, load = _path(settings, "save"), _path(settings, "load")
     if load is not None and load != save and not (save and checkpoints.latest_iteration(save)):
         _check_load(load)

@@ -12,6 +12,9 @@ class JobOptions:
     keep_checkpoints: int = 0
     """The newest checkpoints that are kept in --save; 0 keeps all. Multiples of --save-retain-interval stay."""
 
+    allow_other_tokenizer: bool = False
+    """Train on data that were tokenized with another tokenizer than --tokenizer-model; also --allow-other-tokenizer."""
+
     loss_limit: float = 0.0
     """Stop when the loss is above this many times the median of its last 100 values; 0 never does. A loss or a gradient
     that is not a number always stops the run."""

@@ -61,6 +61,8 @@ def _refuse(parsed: argparse.Namespace) -> None:
         raise InputError(f"--dataloader-type {parsed.dataloader_type}: the stages bring their own loader; leave it out")
     if parsed.full_validation or parsed.multiple_validation_sets:
         raise InputError("--full-validation is not supported; give --eval-iters (rows / global batch size)")
+    if parsed.moe_use_upcycling:
+        raise InputError("--moe-use-upcycling is not supported; start from a model with experts")
     if not (parsed.train_iters or parsed.train_samples):
         raise InputError("no length of the run is given; give --train-iters or --train-samples")
     if not parsed.micro_batch_size:

@@ -118,6 +118,8 @@ def start_line(args: argparse.Namespace, stage: Stage, options: ModelOptions) ->
     layout = (
         f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size} x DP {args.data_parallel_size}"
     )
+    if args.num_experts:
+        layout += f", experts TP {args.expert_tensor_parallel_size} x EP {args.expert_model_parallel_size}"
     served = ", ".join(f"{part} {package}" for part, package in parts.items())
     return f"{stage.name} on {args.world_size} x {device} ({layout}, {args.distributed_backend}); {served}"
 

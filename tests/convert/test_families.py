@@ -50,8 +50,11 @@ def test_mistral_is_a_llama_unless_it_is_named():
 
 
 def test_arguments_of_no_family_are_named_and_so_is_a_family_that_there_is_not():
-    family, problems = of_args(ABSENT | {"qk_layernorm": True, "num_experts": 8})
-    assert family is QWEN3 and problems == ["num_experts is 8; Hugging Face's Qwen3 has None"]
+    family, problems = of_args(ABSENT | {"qk_layernorm": True, "mtp_num_layers": 1})
+    assert family is QWEN3 and problems == ["mtp_num_layers is 1; Hugging Face's Qwen3 has None"]
+    family, problems = of_args(ABSENT | {"num_experts": 8})
+    assert family is LLAMA and problems == ["num_experts is 8; Hugging Face's LLaMA has None"]
+    assert of_args(ABSENT, "qwen3_moe")[1] != []
     with pytest.raises(InputError, match="family 'mamba' is not known; expected one of llama, qwen2, qwen3, "):
         of_args({}, "mamba")
 

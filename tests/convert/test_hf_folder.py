@@ -1,13 +1,18 @@
 """Folders of weights as people have them: two sets, Git LFS pointers, files that cannot be read."""
 
 import json
+import math
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints import write_hf
+from support.checkpoints import CONFIG, write_hf
+from support.dialogues import make_tokenizer
 
-from megatron_chimed.convert.checkpoint import hf_to_megatron
+from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
+from megatron_chimed.convert.tokenizer_files import copy_tokenizer
+from megatron_chimed.convert.verify import verify
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import LFS_POINTER, open_input
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -80,3 +85,27 @@ def test_a_pointer_in_the_place_of_any_input_is_named(tmp_path, name):
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(InputError, match="is a Git LFS pointer"), open_input(tmp_path / name):
         pass
+
+
+def test_a_tokenizer_of_more_ids_than_rows_is_refused_at_once(folder):
+    tokenizer = make_tokenizer("hugging_face", folder.parent)
+    copy_tokenizer(folder.parent / "hugging_face", folder)
+    refuse(folder, rf"hf: the tokenizer has {tokenizer.vocab_size} ids and the embedding 103 rows.*resize_token_emb")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_with_their_place_both_ways(folder, monkeypatch, value):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    row = CONFIG["intermediate_size"] + 5  # up stands below gate
+    refuse(folder, rf"decoder\.layers\.mlp\.linear_fc1\.weight\[1, {row}, 7\] is {value}; such weights are broken")
+    monkeypatch.setattr("megatron_chimed.convert.plan.torch.aminmax", lambda tensor: (torch.zeros(1), torch.zeros(1)))
+    hf_to_megatron(folder, folder.parent / "run", progress=False)
+    if math.isnan(value):
+        with pytest.raises(InputError, match="its outputs are no numbers"):
+            verify(folder, folder.parent / "run")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=rf"model\.layers\.1\.mlp\.up_proj\.weight\[5, 7\] is {value}"):
+        megatron_to_hf(folder.parent / "run", folder.parent / "back", progress=False)
+    assert not (folder.parent / "back").exists()

@@ -167,7 +167,7 @@ def test_a_megatron_checkpoint_with_other_tensors_is_refused_with_all_of_them(tm
         Planned("output_layer.weight", (128, 64), torch.int32, lambda: torch.ones(128, 64, dtype=torch.int32)),
         Planned("decoder.final_layernorm.bias", (64,), torch.float32, lambda: torch.ones(64)),
     ]
-    write_checkpoint(tmp_path / "other", 4, planned, [], args, lambda count: None)
+    write_checkpoint(tmp_path / "other", planned, [], args, lambda count: None)
     with pytest.raises(InputError) as caught:
         checkpoint.megatron_to_hf(tmp_path / "other", tmp_path / "out", progress=False)
     for fault in (

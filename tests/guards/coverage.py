@@ -27,8 +27,8 @@ THROUGH = {
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (
         "commands.rejection_sampling", "rejection.context", "rejection.steps.evaluate_heldout",
-        "rejection.steps.generate", "rejection.steps.pack", "rejection.steps.prompts", "rejection.steps.report",
-        "rejection.steps.score", "rejection.steps.select", "rejection.steps.train", "rejection.training",
+        "rejection.steps.generate", "rejection.steps.prompts", "rejection.steps.report", "rejection.steps.score",
+        "rejection.steps.train", "rejection.training",
     ),
     "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool", "workers"),
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),

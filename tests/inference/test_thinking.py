@@ -3,7 +3,16 @@
 import pytest
 from support.chatml import chatml_renderer, write_chatml
 
-from megatron_chimed.inference.thinking import Answer, Marks, marks_of, read_answer, spell, split_thinking
+from megatron_chimed.errors import InputError
+from megatron_chimed.inference.thinking import (
+    Answer,
+    Marks,
+    marks_of,
+    read_answer,
+    spell,
+    split_thinking,
+    with_think,
+)
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.template import load_template, shipped_names
@@ -41,6 +50,15 @@ def test_the_marks_are_those_of_the_templates_that_have_a_place_for_thinking():
         "qwen3": MARKS
     }
     assert marks_of(load_template()) is None
+
+
+def test_a_template_is_asked_to_think_only_where_it_can():
+    qwen3, chimed = load_template("qwen3"), load_template()
+    assert [with_think(qwen3, think, "x").think for think in (None, True, False)] == [False, True, False]
+    assert with_think(chimed, None, "x") == chimed
+    for think in (True, False):
+        with pytest.raises(InputError, match="^--think: the template 'chimed' has no place for thinking"):
+            with_think(chimed, think, "--think")
 
 
 def test_sampled_tokens_give_back_the_turn_that_was_rendered(renderer):

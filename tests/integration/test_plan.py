@@ -108,9 +108,9 @@ def test_parameters_and_bytes_are_those_of_the_built_model(built, number):
     assert planned(CASES[number]) == built[number], CASES[number]
 
 
-def plan(*words: object) -> subprocess.CompletedProcess:
-    """tools/plan.py on the recipe's pre-training, without its tokenizer."""
-    recipe = ["examples/ziya2_13b/model.yaml", "examples/ziya2_13b/pretrain.yaml"]
+def plan(*words: object, name: str = "ziya2_13b") -> subprocess.CompletedProcess:
+    """tools/plan.py on a recipe's pre-training, without its tokenizer."""
+    recipe = [f"examples/{name}/model.yaml", f"examples/{name}/pretrain.yaml"]
     if "--tokenizer-type" not in words:
         recipe += ["--tokenizer-type", "NullTokenizer"]
     command = [sys.executable, "tools/plan.py", *recipe, *words]
@@ -123,12 +123,19 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"), 300)
 
 
-def test_the_papers_recipe_passes_a_dry_run_on_1024_gpus(corpus):
+@pytest.mark.parametrize(
+    ("name", "more", "scaled"),
+    [
+        ("ziya2_13b", (), "1 of 40 layers, width 256 of 5120"),
+        ("qwen3_8b", ("--seq-length", 512), "1 of 36 layers, width 1024 of 4096"),  # logits of 151,936 ids take long
+    ],
+)
+def test_a_recipe_passes_a_dry_run_on_1024_gpus(corpus, name, more, scaled):
     data = ("--train-data-path", corpus, "--valid-data-path", corpus)
-    done = plan("--dry-run", "--world-size", 1024, "--skip-load", *data)
+    done = plan("--dry-run", "--world-size", 1024, "--skip-load", *data, *more, name=name)
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 1024 (TP 2 x PP 1 x DP 512)" in done.stdout
-    assert "1 of 40 layers, width 256 of 5120" in done.stdout
+    assert scaled in done.stdout
     assert done.stdout.count("bytes allocated, as planned") == 3
 
 

@@ -20,16 +20,17 @@ from megatron_chimed.plan.settings import read_plan, stage_of
 
 FOLDER = tree.ROOT / "examples/ziya2_13b"
 ZIYA = Model(40, 5120, 13824, 40, 40, 128, 39424)
+QWEN3_8B = Model(36, 4096, 12288, 32, 8, 128, 151936, family=QWEN3)
 LLAMA2_13B = replace(ZIYA, vocab=32000)
 LAYOUT = Layout(
     16, 2, 1, 1, 512, 4096, sequence_parallel=True, distributed_optimizer=True, half=True, recompute="selective"
 )
 
 
-def read(stage: str, *overrides: str, gpus: int = 16):
-    """The plan of a stage of the recipe."""
-    path = FOLDER / f"{stage}.yaml"
-    return read_plan(stage_of(str(path)), load_settings(FOLDER / "model.yaml", path, list(overrides)), gpus)
+def read(stage: str, *overrides: str, gpus: int = 16, folder=FOLDER):
+    """The plan of a stage of a recipe."""
+    path = folder / f"{stage}.yaml"
+    return read_plan(stage_of(str(path)), load_settings(folder / "model.yaml", path, list(overrides)), gpus)
 
 
 def test_published_parameter_counts_are_met():
@@ -38,7 +39,7 @@ def test_published_parameter_counts_are_met():
     assert Model(80, 8192, 28672, 64, 8, 128, 128256).parameters() == 70_553_706_496  # Llama 3 70B
 
     assert Model(28, 3584, 18944, 28, 4, 128, 152064, family=QWEN2).parameters() == 7_615_616_512  # Qwen2.5-7B
-    assert Model(36, 4096, 12288, 32, 8, 128, 151936, family=QWEN3).parameters() == 8_190_735_360  # Qwen3-8B
+    assert QWEN3_8B.parameters() == 8_190_735_360
 
 
 def test_the_recipe_is_read_as_it_stands():
@@ -47,6 +48,13 @@ def test_the_recipe_is_read_as_it_stands():
     assert read("rejection_sft").stage == "sft" and read("rejection_sft").steps == 400
     reward = read("reward")
     assert reward.model.head == "reward" and reward.steps is None and "runs/ziya2_13b" in reward.why_no_steps
+
+
+def test_the_recipe_of_qwen3_is_read_with_its_norms_of_queries_and_keys():
+    for stage in ("pretrain", "sft", "reward"):
+        plan = read(stage, folder=tree.ROOT / "examples/qwen3_8b")
+        head = "reward" if stage == "reward" else "lm"
+        assert plan.model == replace(QWEN3_8B, vocab_multiple=64, head=head) and plan.layout.tp == 2
 
 
 def test_pipeline_stages_together_hold_the_whole_model():

@@ -7,11 +7,13 @@ import sys
 import pytest
 import yaml
 from guards import tree
+from support.chatml import write_chatml
 from support.corpora import call_here
 
 from megatron_chimed.config import read_yaml
 from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.config import REQUIRED, read_config, training_shape
+from megatron_chimed.rejection.loop import make_rounds
 
 LEAST = {name: ["x.jsonl"] if name in ("dialogues", "heldout") else "x" for name in REQUIRED}
 
@@ -48,6 +50,16 @@ def test_a_fault_is_one_line_with_its_place(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
         read_config(write(tmp_path / "c.yaml", **changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("think", "thinking"), [(None, "train"), (True, "drop"), (False, "mask")])
+def test_the_template_and_what_becomes_of_thinking_are_those_of_the_configuration(tmp_path, think, thinking):
+    folder = write_chatml(tmp_path / "tokenizer")
+    changes = {"tokenizer": str(folder), "template": "qwen3", "think": think, "thinking": thinking}
+    renderer = make_rounds(read_config(write(tmp_path / "c.yaml", **changes)))[0].renderer
+    assert (renderer.template.name, renderer.template.think, renderer.thinking) == ("qwen3", think is True, thinking)
+    with pytest.raises(InputError, match="^think: the template 'chatml' has no place for thinking; leave it out$"):
+        make_rounds(read_config(write(tmp_path / "c.yaml", **changes | {"template": "chatml", "think": True})))
 
 
 def test_the_shipped_recipe_is_the_papers_but_for_what_it_marks():

@@ -49,7 +49,7 @@ def build(inputs: list[Path], prefix: Path, model: Path, text: TextOptions | Non
     """`build_corpus` in small batches, without a bar, in this process unless workers are asked for."""
     run = RunOptions(**{"batch_bytes": 2000, "progress": False, **run})
     tokenizer = SentencePieceTokenizer(model)
-    return build_corpus([str(path) for path in inputs], prefix, tokenizer, text or TextOptions(), run)
+    return build_corpus([str(path) for path in inputs], prefix, tokenizer, text or TextOptions(), run, str(model))
 
 
 def files_of(prefix: Path, *suffixes: str) -> dict[str, bytes]:

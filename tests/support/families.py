@@ -1,5 +1,6 @@
 """Small models of every family for tests, made by transformers, and what transformers computes with them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ CONFIG = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 |= {"low_freq_factor": 1.5, "high_freq_factor": 3.0}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 28, "norm_topk_prob": True}
 UNUSUAL = YARN | {"attention_factor": 1.3, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False}
 
 CASES = {
@@ -29,6 +31,12 @@ CASES = {
     "qwen3 head size of its own": ("Qwen3", {"head_dim": 20}),
     "qwen3 tied, yarn": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True, "rope_scaling": YARN}),
     "qwen3 reward": ("Qwen3", {"head_dim": 16, "reward": True}),
+    "qwen3_moe odd head size": ("Qwen3Moe", EXPERTS | {"head_dim": 22}),
+    "qwen3_moe one group, tied, scores as they are": (
+        "Qwen3Moe",
+        EXPERTS | {"head_dim": 16, "num_key_value_heads": 1, "tie_word_embeddings": True, "norm_topk_prob": False},
+    ),
+    "qwen3_moe reward": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "reward": True}),
     "mistral odd head size": ("Mistral", {"head_dim": 22, "sliding_window": None}),
     "mistral reward": ("Mistral", {"reward": True, "sliding_window": None, "tie_word_embeddings": True}),
     "llama yarn of other constants": ("Llama", {"rope_scaling": UNUSUAL, "num_key_value_heads": 4}),
@@ -42,6 +50,16 @@ LENGTHS = (7, 20, 13)
 LEARNT = 0.6
 """Share of the tokens of a document that are learnt: its last ones, as an answer's."""
 PROMPT, NEW = 24, 8
+
+
+def has_experts(name: str) -> bool:
+    """Whether a case's layers have experts."""
+    return CASES[name][0].endswith("Moe")
+
+
+def has_gradients(layout: str, experts: bool) -> bool:
+    """Whether a model is trained in a layout: Megatron has no experts with tensor, but without sequence parallelism."""
+    return not (experts and layout == "TP 2")
 
 
 def config_of(name: str) -> dict:
@@ -101,8 +119,21 @@ def expected(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str
         for tokens, labels, mask in zip(*documents, strict=True):
             nll = torch.nn.functional.cross_entropy(model(tokens).logits[0], labels[0], reduction="none")
             ((nll * mask[0]).sum() / batch["loss_mask"].sum()).backward()
-    gradients = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+    named = [(name, parameter.grad) for name, parameter in model.named_parameters()]
+    gradients = {f"gradient of {name}": gradient for pair in named for name, gradient in stored_as(*pair)}
     return {name: tensor.detach().contiguous() for name, tensor in (results | gradients).items()}
+
+
+def stored_as(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the tensors that a weight is in a folder: transformers joins experts when it loads them."""
+    folder, _, last = name.rpartition(".")
+    if last not in ("gate_up_proj", "down_proj"):
+        yield name, tensor
+        return
+    for number, expert in enumerate(tensor):
+        parts = ("down_proj",) if last == "down_proj" else ("gate_proj", "up_proj")
+        for part, rows in zip(parts, expert.chunk(len(parts)), strict=True):
+            yield f"{folder}.{number}.{part}.weight", rows
 
 
 def continue_greedily(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:

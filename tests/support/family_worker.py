@@ -25,7 +25,7 @@ from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.inference.decode import generate
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.stages.batch import packed_parameters
-from support.families import NEW, PROMPT
+from support.families import NEW, PROMPT, has_gradients
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,12 +37,14 @@ class Layout:
     name: str
     tp: int = 1
     pp: int = 1
+    ep: int = 1
     sequence_parallel: bool = False
 
 
 def build(model: Architecture, layout: Layout) -> torch.nn.Module:
     """This rank's part, without its weights, as the trainer wraps it."""
     changes = {"pipeline_model_parallel_size": layout.pp, "sequence_parallel": layout.sequence_parallel}
+    changes |= {"expert_model_parallel_size": layout.ep, "moe_token_dispatcher_type": "alltoall"}
     changes |= {"calculate_per_token_loss": True, "variable_seq_lengths": False}
     config = gpt_config(model, torch.float32, gather_logits=False, **changes)
     group = parallel_state.get_pipeline_model_parallel_group()
@@ -90,6 +92,7 @@ def outputs_of(ddp, layout: Layout, model: Architecture, batch: Tensors) -> Tens
         return output.sum(), torch.tensor(1), {}
 
     tokens = batch["tokens"]
+    ddp.eval()  # Megatron trains no experts at TP 2 without sequence parallelism
     with torch.no_grad():
         run(ddp, tokens, torch.arange(tokens.size(1)).expand_as(tokens), keep)
         if model.head == "lm" and layout.pp == 1 and not layout.sequence_parallel:
@@ -97,6 +100,7 @@ def outputs_of(ddp, layout: Layout, model: Architecture, batch: Tensors) -> Tens
             requests = [Request(row.tolist(), params) for row in tokens[:, :PROMPT]]
             made = generate(ddp, requests, [], num_ids=model.sizes.vocab, max_positions=model.max_positions)
             kept["generated"] = torch.tensor([one.tokens for one in made])
+    ddp.train()
     return kept
 
 
@@ -149,6 +153,13 @@ def new_output_layer(gpt) -> None:
     named(gpt, "output_layer.weight")[0].data.normal_(0, 0.2, generator=torch.Generator().manual_seed(3))
 
 
+def exchange_experts(gpt) -> None:
+    for layer in gpt.decoder.layers:
+        one, other = list(layer.mlp.experts.local_experts)[:2]
+        for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+            mine.data, its.data = its.data.clone(), mine.data
+
+
 def gradient_of_one_rank(ddp, model: Architecture, batch: Tensors) -> torch.Tensor:
     """That of the first layer's norm of queries, [head_dim], without what the other ranks have."""
     config, kept = ddp.config, (ddp.config.qk_layernorm, ddp.config.sequence_parallel)
@@ -174,11 +185,15 @@ REPLACED = {
         rope=dataclasses.replace(model.rope, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192),
     ),
     "tied forgotten": lambda model: dataclasses.replace(model, tied=False),
+    "scores normalised": lambda model: dataclasses.replace(
+        model, routing=dataclasses.replace(model.routing, normalized=True)
+    ),
 }
 CHANGED = {
     "biases left out": leave_out_biases,
     "norms of q and k swapped": swap_norms,
     "tied forgotten": new_output_layer,
+    "two experts exchanged": exchange_experts,
 }
 
 
@@ -186,6 +201,8 @@ def answer(folder: Path, layout: Layout, controls: list[str]) -> None:
     """All that is asked of one case in one layout."""
     source = TorchDistCheckpoint(resolve(folder / "megatron"))
     model, batch = read_megatron(source), load_file(folder / "batch.safetensors")
+    if layout.ep > 1 and not model.routing:
+        return
     results = {}
     for control in controls:
         built = REPLACED.get(control, lambda model: model)(model)
@@ -196,10 +213,11 @@ def answer(folder: Path, layout: Layout, controls: list[str]) -> None:
     ddp = build(model, layout)
     load(ddp.module, source.folder, model, model)
     results |= outputs_of(ddp, layout, model, batch)
-    if model.head == "lm" and layout.tp > 1 and ddp.config.qk_layernorm:
-        results["control: gradient of q_norm on one rank"] = gradient_of_one_rank(ddp, model, batch)
-    add_gradients(ddp, model, batch)
-    save_gradients(ddp.module, folder / layout.name, source.args)
+    if has_gradients(layout.name, bool(model.routing)):
+        if model.head == "lm" and layout.tp > 1 and ddp.config.qk_layernorm:
+            results["control: gradient of q_norm on one rank"] = gradient_of_one_rank(ddp, model, batch)
+        add_gradients(ddp, model, batch)
+        save_gradients(ddp.module, folder / layout.name, source.args)
     last = torch.distributed.get_world_size() - 1
     if torch.distributed.get_rank() == last:
         results = {name: tensor.contiguous() for name, tensor in results.items()}
@@ -213,7 +231,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     for values in layouts:
         layout = Layout(**values)
-        parallel_state.initialize_model_parallel(layout.tp, layout.pp)
+        parallel_state.initialize_model_parallel(layout.tp, layout.pp, expert_model_parallel_size=layout.ep)
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         for case in sorted(path.parent for path in folder.glob("*/batch.safetensors")):
             answer(case, layout, controls.get(case.name, []) if layout.name == "TP 1" else [])

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.text import sentencepiece_export
-from megatron_chimed.text.sentencepiece_export import first_difference, probe_texts, write_folder
+from megatron_chimed.text.comparison import first_difference
+from megatron_chimed.text.sentencepiece_export import probe_texts, write_folder
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 TEXTS = ["先查血常规和胸片，少说话多喝温水。", "hello world the quick brown fox", "体温37.5℃，血压120/80"] * 40

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.text.slots import BOS, CONTENT, GENERATION, Slot, fill, merge, parse_slots, slots_to_row
+from megatron_chimed.text.slots import BOS, GENERATION, Field, Slot, fill, parse_slots, segments, slots_to_row
 from megatron_chimed.text.template import Template, load_template, shipped_names
 
 
@@ -32,7 +32,9 @@ def test_slots_are_texts_words_and_tokens():
     slots = parse_slots(row, "here")
     assert slots[2] == BOS and slots[3] == Slot("text", "bos") and slots[5] == GENERATION
     assert slots_to_row(slots) == row
-    assert merge([1, *fill(["a", CONTENT, "b", 2, Slot("content", "trim")], " x ")]) == [1, "a x b", 2, "x"]
+    layout = segments([1, "a", Field(0, ""), "b", 2, Field(1, "trim")])
+    assert layout == [1, ("a", Field(0, ""), "b"), 2, (Field(1, "trim"),)]
+    assert fill(layout, (" x ", " y ")) == [1, "a x b", 2, "y"]
 
 
 @pytest.mark.parametrize(

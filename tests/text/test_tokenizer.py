@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpora import call_here
+from support.dialogues import make_tokenizer
 from support.paths import ROOT, SHARED
 
+from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import expand
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
@@ -339,3 +341,14 @@ def test_real_texts_round_trip_through_a_tokenizer_trained_on_them(tmp_path):
     assert rows == folder.encode_batch(texts)
     assert [plain.decode(row) for row in rows] == texts == [folder.decode(row) for row in rows]
     assert sum(map(len, rows)) < sum(map(len, texts)), "pieces should be longer than characters on average"
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "hugging_face"])
+def test_ids_that_are_none_leave_no_trace(tmp_path, kind):
+    tokenizer = make_tokenizer(kind, tmp_path)
+    ids = tokenizer.encode("头痛三天")
+    beyond = [tokenizer.vocab_size, tokenizer.vocab_size + 4096, 10**9]
+    assert [tokenizer.id_to_token(number) for number in beyond] == ["", "", ""]
+    assert tokenizer.decode(beyond) == "" and tokenizer.decode([ids[0], *beyond, *ids[1:]]) == tokenizer.decode(ids)
+    stream = TextStream(tokenizer)
+    assert "".join([stream.add(number) for number in [*ids, *beyond]] + [stream.rest()]) == tokenizer.decode(ids)

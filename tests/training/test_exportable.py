@@ -31,7 +31,6 @@ REFUSED_BEFORE = {
     "decoder_num_layers",
     "use_rotary_position_embeddings",
     "yaml_cfg",
-    "num_experts",
 }
 """Refused by Megatron's own validation or by check_layers."""
 

@@ -140,12 +140,12 @@ def test_the_signal_before_the_time_limit_stops_the_ranks_and_queues_the_job_aga
     assert calls(tmp_path)[-2:] == ["saved", "scontrol requeue 7"]
 
 
-def pipeline(folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """launch/pipeline.sh on the paper's recipe with recorders for Python and for the launcher."""
+def pipeline(folder: Path, recipe: str = RECIPE, **environment: str) -> subprocess.CompletedProcess:
+    """launch/pipeline.sh on a recipe with recorders for Python and for the launcher."""
     return run(
         folder,
         "launch/pipeline.sh",
-        RECIPE,
+        recipe,
         folder / "run",
         "Base",
         PYTHON=str(recorder(folder, "python")),
@@ -184,6 +184,15 @@ def test_the_pipeline_runs_all_stages_in_order_and_again_from_where_it_stopped(t
     assert again[-1].endswith("--tensor-parallel 2")
 
 
+@pytest.mark.parametrize(("recipe", "template"), [(RECIPE, "chimed"), ("examples/qwen3_8b", "qwen3")])
+def test_the_pipeline_packs_with_the_template_of_the_recipe(tmp_path, recipe, template):
+    inputs(tmp_path)
+    recorder(tmp_path, "launch")
+    assert pipeline(tmp_path, recipe).returncode == 0
+    packed = [call for call in calls(tmp_path) if "tools/pack_" in call]
+    assert len(packed) == 5 and all(f" --template {template} " in call for call in packed)
+
+
 def test_the_pipeline_names_a_missing_input_before_it_starts(tmp_path):
     inputs(tmp_path)
     (tmp_path / "run/reward/valid.jsonl").unlink()
@@ -192,15 +201,16 @@ def test_the_pipeline_names_a_missing_input_before_it_starts(tmp_path):
     assert f"{tmp_path}/run/reward/valid.jsonl: no such file" in done.stderr
 
 
-def test_every_path_of_the_recipe_is_one_that_the_pipeline_makes():
+@pytest.mark.parametrize("name", ["ziya2_13b", "qwen3_8b"])
+def test_every_path_of_a_recipe_is_one_that_the_pipeline_makes(name):
     text = tree.read("launch/pipeline.sh")
     made = {"base", "base/tokenizer", "pretrain", "sft/run", "reward/run", "rejection"}
     made |= {f"corpus/{part}_text_document" for part in ("train", "heldout")}
     made |= {f"sft/{part}{end}" for part in ("train", "heldout") for end in ("", ".jsonl")}
     made |= {f"reward/{part}" for part in ("train", "valid", "test")}
     assert {"base", "corpus", "sft", "reward", "rejection"} <= set(re.findall(r"\$run/(\w+)", text))
-    for path in (ROOT / RECIPE).glob("*.yaml"):
-        named = set(re.findall(r"runs/ziya2_13b/([\w./]+)", path.read_text()))
+    for path in (ROOT / "examples" / name).glob("*.yaml"):
+        named = set(re.findall(rf"runs/{name}/([\w./]+)", path.read_text()))
         assert named <= made, path
 
 

@@ -18,6 +18,18 @@ ABSENT: dict[str, Any] = {
     "rotary_percent": 1.0,
     "rotary_interleaved": False,
     "num_experts": None,
+    "moe_layer_freq": 1,
+    "moe_shared_expert_intermediate_size": None,
+    "moe_router_score_function": "softmax",
+    "moe_router_enable_expert_bias": False,
+    "moe_router_num_groups": None,
+    "moe_router_group_topk": None,
+    "moe_router_topk_limited_devices": None,
+    "moe_router_topk_scaling_factor": None,
+    "moe_expert_capacity_factor": None,
+    "moe_apply_probs_on_input": False,
+    "moe_latent_size": None,
+    "moe_mlp_glu_interleave_size": None,
     "mtp_num_layers": None,
     "window_size": None,
     "window_attn_skip_freq": None,
@@ -92,6 +104,23 @@ def mlp() -> tuple[Entry, ...]:
     )
 
 
+def experts() -> tuple[Entry, ...]:
+    """A layer's router and experts, with the norm before them: every expert a SwiGLU."""
+    ours, theirs = LAYER + "mlp.experts.experts.", HF_LAYER + "mlp.experts.{expert}."
+    return (
+        same(LAYER + "pre_mlp_layernorm.weight", HF_LAYER + "post_attention_layernorm.weight", "hidden"),
+        same(LAYER + "mlp.router.weight", HF_LAYER + "mlp.gate.weight", "experts", "hidden"),
+        Entry(
+            ours + "linear_fc1.weight",
+            tuple(theirs + f"{part}_proj.weight" for part in ("gate", "up")),
+            (("expert_ffn", "hidden"), ("expert_ffn", "hidden")),
+            "rows",
+            split_axis=0,
+        ),
+        same(ours + "linear_fc2.weight", theirs + "down_proj.weight", "hidden", "expert_ffn", split_axis=1),
+    )
+
+
 def body(*layer: Entry) -> tuple[Entry, ...]:
     """Embedding, layers and the last norm."""
     vocabulary = ("model.embed_tokens.weight", "vocab", "hidden")
@@ -107,13 +136,5 @@ HEADS: dict[Head, Entry] = {
     "reward": same("reward_head.weight", "score.weight", 1, "hidden"),
 }
 
-STATEFUL = tuple(
-    LAYER + module
-    for module in (
-        "self_attention.linear_qkv",
-        "self_attention.core_attention",
-        "self_attention.linear_proj",
-        "mlp.linear_fc1",
-        "mlp.linear_fc2",
-    )
-)
+STATEFUL_ATTENTION = tuple(LAYER + f"self_attention.{name}" for name in ("linear_qkv", "core_attention", "linear_proj"))
+STATEFUL = (*STATEFUL_ATTENTION, *(LAYER + f"mlp.{name}" for name in ("linear_fc1", "linear_fc2")))

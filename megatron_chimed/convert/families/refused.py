@@ -60,6 +60,8 @@ KEYS = {
     "attention_bias": "Megatron has a bias of attention's output only together with biases of the MLP",
     "mlp_bias": "biases of the MLP are of no served family",
     "hidden_act": "the MLP is SwiGLU",
+    "decoder_sparse_step": "every layer has experts",
+    "mlp_only_layers": "every layer has experts",
     "layer_types": "layers with a window, or of another kind, are not served",
     "partial_rotary_factor": "all of a head is rotated",
     "quantization_config": "training needs the weights before they were quantised",
