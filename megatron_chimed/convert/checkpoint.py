@@ -10,7 +10,7 @@ import functools
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,15 @@ from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tens
 from megatron_chimed.convert.tensors import merge, split
 from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
+    export_tokenizer,
     generation_config,
-    give_own_pad,
-    one_or_all,
     require_rows,
     tokenizer_folder,
     vocabulary,
-    write_chat_template,
 )
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, write_checkpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, atomic_output, write_json
-from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import has_tokenizer
 
 RESERVE = 64 << 20
@@ -158,7 +155,7 @@ def megatron_to_hf(
     with atomic_folder(hf) as folder:
         _require_space(folder, planned)
         if files is not None:
-            token_ids, stop_ids = _write_tokenizer(folder, files, model, template, token_ids)
+            token_ids, stop_ids = export_tokenizer(files, folder, template, token_ids, model.head)
         with _progress(planned, progress) as written:
             write_weights(folder, planned, max_shard_bytes, written)
         write_json(folder / "config.json", to_hf(model, name_of(planned[0].dtype), token_ids))
@@ -168,17 +165,6 @@ def megatron_to_hf(
         trained_with = trained_with or "none that has files"
         print(f"{hf}: no tokenizer is with it (of the training: {trained_with}); give --tokenizer", file=sys.stderr)
     return model
-
-
-def _write_tokenizer(
-    folder: Path, files: Path, model: Architecture, template: Template | None, token_ids: dict[str, Any]
-) -> tuple[dict[str, Any], Sequence[int]]:
-    """Write the tokenizer that goes with a model; the ids of config.json, and those that end an answer."""
-    copy_tokenizer(files, folder)
-    stop_ids = () if template is None else write_chat_template(folder, template)
-    if model.head == "reward":
-        token_ids = give_own_pad(folder, files, token_ids, stop_ids[:1])
-    return token_ids | ({"eos_token_id": one_or_all(stop_ids)} if stop_ids else {}), stop_ids
 
 
 def _with_vocabulary(model: Architecture, size: int, files: Path, is_known: bool) -> Architecture:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.convert.sizes import Head
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json
 from megatron_chimed.text.jinja import CHAT_TEMPLATE, chat_template
@@ -45,6 +46,20 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def export_tokenizer(
+    source: Path, target: Path, template: Template | None, token_ids: dict[str, int | None], head: Head
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Write a tokenizer into the existing folder `target`, with the chat template of the training, if one is known.
+
+    token_ids: as `vocabulary` has them; head: lm or reward. Returns the ids that config.json repeats, and those that
+    end an answer, () for the tokenizer's own.
+    """
+    copy_tokenizer(source, target)
+    stop_ids = () if template is None else write_chat_template(target, template)
+    found: dict[str, Any] = give_own_pad(target, source, token_ids, stop_ids[:1]) if head == "reward" else token_ids
+    return found | ({"eos_token_id": one_or_all(stop_ids)} if stop_ids else {}), stop_ids
 
 
 def vocabulary(source: Path) -> tuple[int, dict[str, int | None]]:

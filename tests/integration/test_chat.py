@@ -265,6 +265,17 @@ def test_the_server_of_transformers_takes_our_flags_and_loads_what_it_is_given(m
     assert model.config.vocab_size > CONFIG["vocab_size"] and not view.exists()
 
 
+def test_a_served_folder_ends_its_answers_where_the_template_does(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    settings = tmp_path / "generation_config.json"
+    settings.write_text('{"temperature": 0.7, "eos_token_id": 2}')
+    for ends, written in (((7, 2), [7, 2]), ((7,), 7), ((), 2)):
+        with serve.with_template(tmp_path, "{{ 1 }}", ends) as view:
+            found = json.loads((view / "generation_config.json").read_text())
+            assert found == {"temperature": 0.7, "eos_token_id": written}
+    assert json.loads(settings.read_text())["eos_token_id"] == 2, "the folder is as it was"
+
+
 STAND_IN = '''
 """A server in vLLM's place: it answers with its arguments and the chat template of the folder that it serves."""
 import json, sys, http.server

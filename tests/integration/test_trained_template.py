@@ -28,7 +28,7 @@ STAGE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """sft: two iterations from a base that speaks otherwise; pretrain: one more on documents; hf: its export."""
+    """sft: two iterations from a base that speaks otherwise; pretrain: two on documents from there; hf: its export."""
     folder = tmp_path_factory.mktemp("trained")
     base = write_chatml(folder / "base", eos=EOS)
     (base / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
@@ -55,13 +55,8 @@ def test_the_template_stays_with_the_checkpoints_also_of_a_later_pre_training(fo
 
 def test_the_export_gives_transformers_the_prompts_of_the_training_and_ends_an_answer_there(folder):
     ours, theirs = Renderer(CHATML, load_tokenizer(folder / "hf")), AutoTokenizer.from_pretrained(folder / "hf")
-    turns = [
-        Turn("system", "你是医生"),
-        Turn("user", " 头痛\n\n三次"),
-        Turn("assistant", "休息 "),
-        Turn("user", "再见"),
-    ]
-    for given in (turns, turns[1:], turns[1:2]):
+    turns = [Turn("user", " 头痛\n\n三次"), Turn("assistant", "休息 "), Turn("user", "再见")]
+    for given in ([Turn("system", "你是医生"), *turns], turns, turns[:1]):
         messages = [{"role": turn.role, "content": turn.text} for turn in given]
         found = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert found == ours.render_prompt(given).tolist()
