@@ -3,18 +3,26 @@
 import argparse
 
 from megatron_chimed.commands.common import add_preparation
-from megatron_chimed.data.ranking_readers import READERS
+from megatron_chimed.data.ranking_readers import PROMPTS, READERS
 from megatron_chimed.data.ranking_worker import RankingOptions
 from megatron_chimed.data.rankings import format_ranking_report, prepare_rankings
 
-EXAMPLE = """examples:
+EXAMPLE = (
+    """examples:
   chimed reward-data --source cmd=raw/reward/train.json --output runs/rewards/ranked.jsonl
   chimed reward-data --source augmented:ranked=runs/rewards/augmented.jsonl --split 3800,100,100 \\
       --output runs/rewards/four.jsonl             writes four.train.jsonl, four.valid.jsonl and four.test.jsonl
   ... --source mine=raw/pairs.jsonl                a name of your own: the reader is found by the fields
 
-readers:
-  """ + ", ".join(READERS)
+readers, with the fields by which a row is known:
+"""
+    + "\n".join(f"  {name:12}{', '.join(reader.fields)}" for name, reader in READERS.items())
+    + f"""
+
+beside chosen and rejected stands the prompt, as {", ".join(PROMPTS)};
+or it stands inside both: messages from the user's first on, or texts that begin with "Human:" (docs/data.md)
+"""
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,17 +3,29 @@
 import argparse
 
 from megatron_chimed.commands.common import add_preparation
-from megatron_chimed.data.dialogue_readers import READERS
+from megatron_chimed.data.dialogue_readers import FORMS, READERS
 from megatron_chimed.data.dialogue_worker import DialogueOptions
 from megatron_chimed.data.dialogues import format_dialogue_report, prepare_dialogues
 
-EXAMPLE = """examples:
+EXAMPLE = (
+    """examples:
   chimed sft-data --source toyhom=raw/internal.csv --source cmd='raw/finetune/*.json' \\
       --source mc=raw/train.dialog --exclude raw/test.dialog --output runs/sft/dialogues.jsonl
   ... --source surgery:toyhom=raw/surgery.csv      the reader toyhom, counted as a source of its own
+  ... --source mine:auto=raw/mine.jsonl            the form of each row is told by its fields
 
 readers:
-  """ + ", ".join(READERS)
+  """
+    + ", ".join(READERS)
+    + """
+
+forms, by the fields of a row (docs/data.md has an example of each):
+  """
+    + "\n  ".join(f"{', '.join(names)}" for names in FORMS)
+    + """
+  with system and history or not; a message has role and content, or from and value
+"""
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ def one(reader, row):
 def test_every_format_gives_the_turns_that_were_written(tmp_path, reader):
     dialogues = make_dialogues(7)
     found = [turns for _, turns in read(reader, write_source(tmp_path, reader, dialogues))]
-    assert [[(role, text.strip()) for role, text in turns] for turns in found] == expected_turns(reader, dialogues)
+    assert [[(turn[0], turn[1].strip()) for turn in turns] for turns in found] == expected_turns(reader, dialogues)
 
 
 @pytest.mark.parametrize("reader", ["toyhom", "mc", "meddialog"])
@@ -222,7 +222,7 @@ def test_a_bad_byte_costs_its_own_dialogue_only(tmp_path):
         path.write_bytes(content.replace(mark, mark[:3] + b"\xff" + mark[3:]))
         bad = 0
         for _, found in read(reader, path):
-            text = "" if isinstance(found, Exception | Fault) else "".join(text for _, text in found)
+            text = "" if isinstance(found, Exception | Fault) else "".join(turn[1] for turn in found)
             bad += isinstance(found, Exception | Fault) or any("\udc80" <= mark <= "\udcff" for mark in text)
         assert bad == 1, reader
 

@@ -5,13 +5,22 @@ import random
 
 import pytest
 from support.mutations import BYTE_KINDS, mutate_bytes
-from support.sft_sources import NAMES, check_report, content_of, make_dialogues, prepare, read_lines, write_source
+from support.sft_sources import (
+    FORMS,
+    NAMES,
+    check_report,
+    content_of,
+    make_dialogues,
+    prepare,
+    read_lines,
+    write_source,
+)
 
 from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError, one_line
 
 pytestmark = pytest.mark.slow
-NUM_MUTANTS = 500  # of each format
+NUM_MUTANTS = 500  # of each format, and a quarter of it of each of its forms
 TOKENS = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b'"', b"\\", b"\t", b",", b":", b"{", b"}"]
 TOKENS += [b"[", b"]", b"null", b"NaN", b"1e999", b"\\ud800", b"\\u0000", b"[" * 3000, b"9" * 5000, b"</s>"]
 TOKENS += [b"id=1\n", b"Dialogue\n", b"id\t1\n", b"P\t", b"SUM1\n", b"<nurse>: ", b"<user>: ", b"<bot>:", b"<think>"]
@@ -42,7 +51,20 @@ VALUES = [
 VALUES += ["[bot]:", "\x1b[2J", "１３８" * 9, "\ud800", "以上是我对“胃炎”这个问题的建议，谢谢！"]
 ROLES = ["nurse", "", "User", "system", "tool", "护士", "gpt", "human", "D", "P"]
 FIELDS = ["instruction", "input", "output", "from", "value", "conversations", "answers", "adopted", "answer", "title"]
-FIELDS += ["question_content", "prompt", "response", "Insult", "ask", "id"]
+FIELDS += ["history", "role", "content", "messages", "conversation", "human", "query", "question", "Complex_CoT"]
+FIELDS += [
+    "Question",
+    "Response",
+    "completion",
+    "system",
+    "tools",
+    "question_content",
+    "prompt",
+    "response",
+    "Insult",
+    "ask",
+    "id",
+]
 
 
 KINDS = [*BYTE_KINDS, "field", "role", "lines", "encoding", "ends", "huge"]
@@ -75,12 +97,13 @@ def mutate(draw, content):
 
 
 @pytest.mark.parametrize("reader", NAMES)
-def test_500_mutants_end_in_a_full_account_or_one_line(tmp_path, monkeypatch, reader):
+def test_mutants_end_in_a_full_account_or_one_line(tmp_path, monkeypatch, reader):
     monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20_000)
     draw = random.Random(f"hostile {reader}")
     contents = [content_of(reader, make_dialogues(count, seed=count)).encode() for count in (1, 4, 12)]
     outcomes = dict.fromkeys(("whole", "with rejects", "refused"), 0)
-    for number in range(NUM_MUTANTS):
+    num_mutants = NUM_MUTANTS // 4 if reader in FORMS else NUM_MUTANTS
+    for number in range(num_mutants):
         content = draw.choice(contents)
         for _ in range(draw.choice([1, 1, 2, 3])):
             content = mutate(draw, content) or b"x"
@@ -108,7 +131,7 @@ def test_500_mutants_end_in_a_full_account_or_one_line(tmp_path, monkeypatch, re
         check_report(found, output)
         assert all(row["malformed"] <= share * row["rows"] for row in found["sources"].values())
         outcomes["with rejects" if read_lines(output.with_suffix(".rejected.jsonl")) else "whole"] += 1
-    assert min(outcomes.values()) > 10, outcomes  # all three cases were seen
+    assert min(outcomes.values()) > num_mutants // 50, outcomes  # all three cases were seen
 
 
 @pytest.mark.parametrize("reader", NAMES)

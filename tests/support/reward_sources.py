@@ -8,8 +8,12 @@ from megatron_chimed.data.rankings import RankingOptions, prepare_rankings
 from megatron_chimed.records import RankedGroup
 from support.sft_sources import make_dialogues
 
-FORMS = ["cmd", "preference", "ranked", "record"]
-"""cmd, preference and ranked are readers; "record" is a `RankedGroup` as a row, which the reader ranked reads too."""
+FORMS = {
+    "cmd": "cmd", "preference": "preference", "ranked": "ranked", "record": "ranked", "medicalgpt": "cmd",
+    "trl": "preference", "trl_messages": "preference", "implicit": "preference", "human": "preference",
+    "alpaca": "preference", "swift": "swift",
+}  # fmt: skip
+"""The reader of each form; "record" is a `RankedGroup` as a row."""
 
 
 def make_groups(count: int, num_answers: int = 4, seed: int = 0) -> list[tuple[str, list[str]]]:
@@ -34,7 +38,27 @@ def row_of(form: str, question: str, answers: list[str]) -> dict:
         },
         "ranked": {"question": question, "responses": answers, "ranks": ranks},
         "record": {"id": "x", "source": "y", "turns": [turn], "responses": answers, "ranks": ranks},
+        **_published_rows(question, answers[0], answers[-1]),
     }[form]
+
+
+def _published_rows(question: str, chosen: str, rejected: str) -> dict[str, dict]:
+    """Rows of the forms of MedicalGPT, TRL, HH-RLHF, LLaMA-Factory and MS-Swift."""
+    asked, good, bad = (
+        {"role": role, "content": text}
+        for role, text in (("user", question), ("assistant", chosen), ("assistant", rejected))
+    )
+    said = f"\n\nHuman: {question}\n\nAssistant: "
+    return {
+        "medicalgpt": {"system": "", "history": [], "question": question, "response_chosen": chosen,
+                       "response_rejected": rejected},
+        "trl": {"prompt": question, "chosen": chosen, "rejected": rejected},
+        "trl_messages": {"prompt": [asked], "chosen": [good], "rejected": [bad]},
+        "implicit": {"prompt": question, "chosen": [asked, good], "rejected": [asked, bad], "score_chosen": 8.5},
+        "human": {"chosen": said + chosen, "rejected": said + rejected},
+        "alpaca": {"instruction": question, "input": "", "chosen": chosen, "rejected": rejected},
+        "swift": {"messages": [asked, good], "rejected_response": rejected},
+    }  # fmt: skip
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

@@ -26,7 +26,13 @@ NAMES = {
     "multi_turn": "multi.json",
     "safety": "safety.json", "sharegpt": "share.jsonl", "toyhom": "table.csv", "meddialog.json": "talk.json",
 }  # fmt: skip
-"""By reader; "meddialog.json" is the processed form of meddialog."""
+FORMS = {
+    "cmd.history": "history.jsonl", "sharegpt.roles": "roles.jsonl", "auto.values": "values.jsonl",
+    "auto.cmtmedqa": "cmtmedqa.json", "auto.conversation": "conversation.jsonl", "auto.query": "query.jsonl",
+    "auto.table": "answers.csv", "auto.reasoning": "o1.json", "auto.completion": "completion.jsonl",
+}  # fmt: skip
+NAMES |= FORMS
+"""By reader, and a form of what it reads behind a dot: "meddialog.json" is the processed form of meddialog."""
 
 
 def make_dialogues(count: int, num_turns: int = 4, seed: int = 0) -> list[list[tuple[str, str]]]:
@@ -64,7 +70,40 @@ def content_of(reader: str, dialogues: list[list[tuple[str, str]]]) -> str:
     if reader == "safety":
         rows = [{"prompt": question, "response": answer, "type": "x"} for question, answer in pairs]
         return json.dumps({"Insult": rows[::2], "Privacy": rows[1::2]}, ensure_ascii=False, indent=1)
+    if reader == "auto.table":
+        table = io.StringIO()
+        csv.writer(table).writerows([("id", "question", "answer"), *((n, *pair) for n, pair in enumerate(pairs))])
+        return table.getvalue()
+    if reader in FORMS:
+        return _lines(reader, [form_row(reader, turns) for turns in dialogues])
     return _json_content(reader, dialogues, pairs, speakers)
+
+
+def form_row(form: str, turns: list[tuple[str, str]]) -> dict:
+    """A row of one of FORMS; in "auto.reasoning" the first question and answer, with thinking."""
+    texts = [text for _, text in turns]
+    history = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    if form == "auto.cmtmedqa":
+        return {"id": 7, "cate": "内科", **form_row("cmd.history", turns)}
+    if form == "auto.conversation":
+        pairs = zip(texts[::2], texts[1::2], strict=True)
+        return {"conversation": [{"human": question, "assistant": answer} for question, answer in pairs]}
+    return {
+        "cmd.history": {"instruction": texts[-2], "input": "", "output": texts[-1], "history": history},
+        "sharegpt.roles": {"conversations": messages},
+        "auto.values": {"messages": [{"from": role, "value": text} for role, text in turns]},
+        "auto.query": {"query": texts[-2], "response": texts[-1], "history": history},
+        "auto.reasoning": {"Question": texts[0], "Complex_CoT": "先问病史，再想诊断。", "Response": texts[1]},
+        "auto.completion": {"prompt": messages[:-1], "completion": messages[-1:]},
+    }[form]
+
+
+def _lines(reader: str, rows: list) -> str:
+    """JSON lines, or an array for a name that ends in .json."""
+    if NAMES[reader].endswith(".jsonl") or reader == "cmd":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return json.dumps(rows, ensure_ascii=False, indent=1)
 
 
 def _json_content(reader, dialogues, pairs, speakers) -> str:
@@ -86,9 +125,7 @@ def _json_content(reader, dialogues, pairs, speakers) -> str:
         ],
         "meddialog.json": [[f"{speakers[role]}：{text}" for role, text in turns] for turns in dialogues],
     }[reader]  # fmt: skip
-    if NAMES[reader].endswith(".jsonl") or reader == "cmd":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return json.dumps(rows, ensure_ascii=False, indent=1)
+    return _lines(reader, rows)
 
 
 def write_source(folder: Path, reader: str, dialogues: list, encoding: str = "utf-8") -> Path:
@@ -104,6 +141,7 @@ def expected_turns(reader: str, dialogues: list) -> list[list[tuple[str, str]]]:
     if reader == "safety":
         dialogues = dialogues[::2] + dialogues[1::2]
     whole = reader in ("mc", "meddialog", "meddialog.json", "multi_turn", "sharegpt")
+    whole |= reader in FORMS and reader not in ("auto.table", "auto.reasoning")
     return [turns if whole else turns[:2] for turns in dialogues]
 
 
