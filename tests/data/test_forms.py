@@ -8,6 +8,7 @@ from support.paths import ROOT
 from support.sft_sources import prepare, read_lines
 
 from megatron_chimed.data.dialogue_readers import READERS, Unanswered
+from megatron_chimed.data.documents import make_documents
 from megatron_chimed.data.messages import LEARN, read_messages
 from megatron_chimed.data.ranking_readers import READERS as RANKING_READERS
 from megatron_chimed.data.turns import RawTurn
@@ -171,6 +172,13 @@ def test_encodings_that_are_not_utf_8_are_named_in_the_report(tmp_path, encoding
     assert json.loads((tmp_path / "out.report.json").read_text(encoding="utf-8"))["encodings"] == named
 
 
+def test_documents_name_encodings_too(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text(LINES, encoding="big5hkscs")
+    made = make_documents([str(table)], "{ask}", tmp_path / "out.jsonl")
+    assert made["documents"] == 2 and made["encodings"] == {str(table): "big5hkscs"}
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "[]", "，。！\n", '{"a": 1}\n'])
 def test_an_evaluation_set_without_a_text_is_refused(tmp_path, content):
     path, held = write(tmp_path / "a.jsonl", {"query": "q", "response": "a"}), tmp_path / "test.json"
@@ -194,7 +202,7 @@ def documented_rows():
                 yield from (pytest.param(readers[name], json.loads(row)) for name in re.findall(r"`(\w+)`", cells[2]))
 
 
-@pytest.mark.parametrize(("reader", "row"), documented_rows())
+@pytest.mark.parametrize(("reader", "row"), list(documented_rows()))
 def test_the_rows_of_the_documentation_are_read_by_their_readers(reader, row):
     if "Insult" in row:  # sections of rows
         (row,) = row["Insult"]
