@@ -39,13 +39,19 @@ def dry_run(
     """One step of rank 0 of `plan.layout.gpus`; what was scaled, and the bytes that it allocated against the plan's.
 
     words: the stage's name, the two YAML files and the overrides, as the trainer takes them. layers, width: of the
-    scaled model; by default as small as the layout allows. skip_load: do not ask for the checkpoint of --load.
+    scaled model; by default as small as the layout allows. skip_load: do not ask for the checkpoint of --load, nor for
+    the tokenizer of the YAML where vocab-size stands there too.
     Raises InputError with what the trainer refuses, and when the bytes differ.
     """
     if found := problems(plan.model, plan.layout):
         raise InputError("; ".join(found))
+    changes: dict[str, int | str] = {}
+    note = _stand_in(settings) if skip_load else ""
+    if note:
+        changes["tokenizer-type"] = "NullTokenizer"
+        settings = change_settings(settings, changes)
     _check_files(settings, skip_load)
-    changes = scaled(plan.model, plan.layout, layers, width)
+    changes |= scaled(plan.model, plan.layout, layers, width)
     if plan.steps is not None and "train-samples" not in settings.megatron:
         changes["train-iters"] = plan.steps
     small = read_plan(plan.stage, change_settings(settings, changes, LEFT_OUT), plan.layout.gpus)
@@ -54,7 +60,27 @@ def dry_run(
     different = [f"{name} {found[name]:,}, planned {wanted[name]:,}" for name in wanted if found[name] != wanted[name]]
     if different:
         raise InputError(f"the trainer allocated other bytes than planned: {'; '.join(different)}")
-    return _text(plan, small, found)
+    return _text(plan, small, found, note)
+
+
+def _missing_tokenizer(settings: RunConfig) -> str:
+    """The path of a tokenizer that is not there, or an empty text; a name may be that of one that is published."""
+    given, kind = settings.megatron.get("tokenizer-model"), settings.megatron.get("tokenizer-type")
+    name = str(given.value) if given else ""
+    is_path = name.count("/") > 1 or name.endswith(".model")
+    return name if is_path and not Path(name).exists() and not (kind and kind.value == "NullTokenizer") else ""
+
+
+def _stand_in(settings: RunConfig) -> str:
+    """What is said of Megatron's NullTokenizer in the place of one that is not there, or an empty text.
+
+    It needs the size of the vocabulary alone. A tokenizer of the command line is wanted, and not replaced.
+    """
+    given = [settings.megatron.get(key) for key in ("vocab-size", "tokenizer-model", "tokenizer-type")]
+    size, name = given[0], _missing_tokenizer(settings)
+    if not size or not name or any(one and one.where.startswith("command line") for one in given[1:]):
+        return ""
+    return f"tokenizer: {name} is not there; NullTokenizer with the YAML's vocab-size, {int(size.value):,}"
 
 
 def _check_files(settings: RunConfig, skip_load: bool) -> None:
@@ -62,10 +88,7 @@ def _check_files(settings: RunConfig, skip_load: bool) -> None:
     load, tokenizer = settings.megatron.get("load"), settings.megatron.get("tokenizer-model")
     if load and not skip_load:
         require_loadable(str(load.value), "or give --skip-load")
-    name = str(tokenizer.value) if tokenizer else ""
-    is_path = name.count("/") > 1 or name.endswith(".model")  # else it may be the name of one that is published
-    kind = settings.megatron.get("tokenizer-type")
-    if is_path and not Path(name).exists() and not (kind and kind.value == "NullTokenizer"):
+    if name := _missing_tokenizer(settings):
         raise InputError(f"{tokenizer.where}: tokenizer-model {name}: no such file or folder; give a tokenizer")
 
 
@@ -91,7 +114,7 @@ def scaled(model: Model, layout: Layout, layers: int | None, width: int | None) 
     return sizes | {"global-batch-size": layout.micro_batch * layout.dp}
 
 
-def _run(words: list[str], changes: dict[str, int], gpus: int) -> dict[str, int]:
+def _run(words: list[str], changes: dict[str, int | str], gpus: int) -> dict[str, int]:
     """Start the rank and return what it says. Raises InputError with its error, in one line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -127,14 +150,15 @@ def _run(words: list[str], changes: dict[str, int], gpus: int) -> dict[str, int]
     return json.loads(results[-1])
 
 
-def _text(plan: Plan, small: Plan, found: dict[str, int]) -> str:
-    """What was run."""
+def _text(plan: Plan, small: Plan, found: dict[str, int], note: str) -> str:
+    """What was run; note: what else was replaced, a line of its own."""
     full, model, layout = plan.model, small.model, small.layout
     lines = [
         f"dry run of stage {plan.stage}: rank 0 of {layout.gpus} (TP {layout.tp} x PP {layout.pp} x DP {layout.dp}), "
         "one step on a CPU",
         f"scaled down: {model.layers} of {full.layers} layers, width {model.hidden} of {full.hidden}, "
         f"batch {layout.global_batch} of {plan.layout.global_batch} rows; no checkpoint was read or written",
+        *([note] if note else []),
         "full size: all that has to divide does",
     ]
     lines += [f"  {name:<10} {size:>15,} bytes allocated, as planned" for name, size in found.items()]
