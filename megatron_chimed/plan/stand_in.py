@@ -1,4 +1,4 @@
-"""Stand in, in a dry run, for what is not there yet: a tokenizer of known size, and a corpus of pre-training."""
+"""Stand in, in a dry run, for a tokenizer or a corpus that is not there yet."""
 
 import json
 from pathlib import Path
