@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="one step of the real trainer, as rank 0 of N")
     parser.add_argument("--layers", type=int, metavar="N", help="dry run: layers (one for each pipeline stage)")
     parser.add_argument("--width", type=int, metavar="N", help="dry run: hidden size (one head for each TP rank)")
-    parser.add_argument("--skip-load", action="store_true", help="dry run: --load is not there yet; do not ask for it")
+    parser.add_argument("--skip-load", action="store_true", help="dry run: --load is not there yet, nor its tokenizer")
+    parser.add_argument("--skip-data", action="store_true", help="dry run: the corpus is not there yet; make ids up")
 
 
 def run_with_rest(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -46,7 +47,8 @@ def run_with_rest(args: argparse.Namespace, overrides: list[str]) -> int:
     plan = read_plan(stage, settings, args.gpus)
     if args.dry_run:
         words = [stage, args.model, args.stage_yaml, *overrides]
-        print(dry_run(plan, settings, words, layers=args.layers, width=args.width, skip_load=args.skip_load))
+        sizes = {"layers": args.layers, "width": args.width}
+        print(dry_run(plan, settings, words, **sizes, skip_load=args.skip_load, skip_data=args.skip_data))
         return 0
     text, fits = report(plan, args.gpu_memory, args.gpu, args.mfu)
     print(text)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from megatron_chimed.checkpoints import require_loadable
 from megatron_chimed.config import RunConfig
@@ -20,6 +21,7 @@ from megatron_chimed.plan import memory
 from megatron_chimed.plan.layout import Layout, problems
 from megatron_chimed.plan.model import Model
 from megatron_chimed.plan.settings import Plan, change_settings, read_plan
+from megatron_chimed.plan.stand_in import DATA, missing_tokenizer, tokenizer_note, write_corpus
 
 PATIENCE = 600  # seconds
 ERROR, RESULT = "megatron_chimed: error: ", "dry run: "
@@ -35,26 +37,40 @@ def dry_run(
     layers: int | None = None,
     width: int | None = None,
     skip_load: bool = False,
+    skip_data: bool = False,
 ) -> str:
     """One step of rank 0 of `plan.layout.gpus`; what was scaled, and the bytes that it allocated against the plan's.
 
     words: the stage's name, the two YAML files and the overrides, as the trainer takes them. layers, width: of the
-    scaled model; by default as small as the layout allows. skip_load: do not ask for the checkpoint of --load.
+    scaled model; by default as small as the layout allows. skip_load: do not ask for the checkpoint of --load, nor for
+    the tokenizer of the YAML where vocab-size stands there too. skip_data: train on a corpus that
+    is made up, in stage pretrain.
     Raises InputError with what the trainer refuses, and when the bytes differ.
     """
     if found := problems(plan.model, plan.layout):
         raise InputError("; ".join(found))
+    changes: dict[str, Any] = {}
+    notes = [note for note in [skip_load and tokenizer_note(settings)] if note]
+    if notes:
+        changes["tokenizer-type"] = "NullTokenizer"
+        settings = change_settings(settings, changes)
     _check_files(settings, skip_load)
-    changes = scaled(plan.model, plan.layout, layers, width)
+    changes |= scaled(plan.model, plan.layout, layers, width)
     if plan.steps is not None and "train-samples" not in settings.megatron:
         changes["train-iters"] = plan.steps
     small = read_plan(plan.stage, change_settings(settings, changes, LEFT_OUT), plan.layout.gpus)
-    found = _run(words, changes, plan.layout.gpus)
+    with tempfile.TemporaryDirectory(prefix="dry_run_") as folder:
+        left_out = LEFT_OUT
+        if skip_data:
+            changes["data-path"], left_out = [write_corpus(Path(folder), plan.stage, plan.model.vocab)], LEFT_OUT + DATA
+            changes["split"] = "90,10,0"
+            notes.append("data: no corpus was read; made-up ids stand in for one")
+        found = _run(words, changes, left_out, plan.layout.gpus)
     wanted = dict(zip(("weights", "gradients", "optimizer"), memory.states(small.model, small.layout, 0), strict=True))
     different = [f"{name} {found[name]:,}, planned {wanted[name]:,}" for name in wanted if found[name] != wanted[name]]
     if different:
         raise InputError(f"the trainer allocated other bytes than planned: {'; '.join(different)}")
-    return _text(plan, small, found)
+    return _text(plan, small, found, notes)
 
 
 def _check_files(settings: RunConfig, skip_load: bool) -> None:
@@ -62,10 +78,7 @@ def _check_files(settings: RunConfig, skip_load: bool) -> None:
     load, tokenizer = settings.megatron.get("load"), settings.megatron.get("tokenizer-model")
     if load and not skip_load:
         require_loadable(str(load.value), "or give --skip-load")
-    name = str(tokenizer.value) if tokenizer else ""
-    is_path = name.count("/") > 1 or name.endswith(".model")  # else it may be the name of one that is published
-    kind = settings.megatron.get("tokenizer-type")
-    if is_path and not Path(name).exists() and not (kind and kind.value == "NullTokenizer"):
+    if name := missing_tokenizer(settings):
         raise InputError(f"{tokenizer.where}: tokenizer-model {name}: no such file or folder; give a tokenizer")
 
 
@@ -96,7 +109,7 @@ def scaled(model: Model, layout: Layout, layers: int | None, width: int | None) 
     return sizes | {"global-batch-size": layout.micro_batch * layout.dp}
 
 
-def _run(words: list[str], changes: dict[str, int], gpus: int) -> dict[str, int]:
+def _run(words: list[str], changes: dict[str, Any], left_out: tuple[str, ...], gpus: int) -> dict[str, int]:
     """Start the rank and return what it says. Raises InputError with its error, in one line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,7 +117,7 @@ def _run(words: list[str], changes: dict[str, int], gpus: int) -> dict[str, int]
     ranks = {"WORLD_SIZE": str(gpus), "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks |= {"CUDA_VISIBLE_DEVICES": "", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "megatron_chimed.plan.dry_run_worker", json.dumps([changes, LEFT_OUT]), *words]
+    command = [sys.executable, "-m", "megatron_chimed.plan.dry_run_worker", json.dumps([changes, left_out]), *words]
     output = tempfile.NamedTemporaryFile("w+", prefix="dry_run_", suffix=".log", delete=False)  # noqa: SIM115
     with output:
         try:
@@ -132,14 +145,15 @@ def _run(words: list[str], changes: dict[str, int], gpus: int) -> dict[str, int]
     return json.loads(results[-1])
 
 
-def _text(plan: Plan, small: Plan, found: dict[str, int]) -> str:
-    """What was run."""
+def _text(plan: Plan, small: Plan, found: dict[str, int], notes: list[str]) -> str:
+    """What was run; notes: what else was replaced, a line for each."""
     full, model, layout = plan.model, small.model, small.layout
     lines = [
         f"dry run of stage {plan.stage}: rank 0 of {layout.gpus} (TP {layout.tp} x PP {layout.pp} x DP {layout.dp}), "
         "one step on a CPU",
         f"scaled down: {model.layers} of {full.layers} layers, width {model.hidden} of {full.hidden}, "
         f"batch {layout.global_batch} of {plan.layout.global_batch} rows; no checkpoint was read or written",
+        *notes,
         "full size: all that has to divide does",
     ]
     lines += [f"  {name:<10} {size:>15,} bytes allocated, as planned" for name, size in found.items()]

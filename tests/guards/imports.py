@@ -46,6 +46,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "training.job": (),  # before the ranks start
     "commands": (),  # what it runs imports libraries
     "plan": (),  # arithmetic alone; the rank of a dry run is the trainer itself
+    "plan.stand_in": ("numpy",),  # the ids of a made-up corpus
     "chat": ("transformers",),
     "rejection": ("matplotlib",),
     "evaluation": ("numpy", "yaml"),

@@ -1,0 +1,112 @@
+"""Every command of the README's shell blocks is run as it stands, or only read, for a reason that stands here.
+
+A command that is in neither list fails, and so does an entry that no document has. That the flags and paths of all
+commands exist is checked by tests/guards. README.zh.md has the same blocks (tests/project/test_readme_twin.py).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from guards import docs, tree
+from support.exam_hf import write_answering_hf
+from support.ranks import ON_CPU
+
+pytestmark = pytest.mark.cpu
+DOCUMENTS = [path for path in tree.files() if re.fullmatch(r"(README|CONTRIBUTING|docs/.*)\.md", path)]
+FIVE_STEPS = "# 1. The data: JSON lines"
+PLAN = "chimed plan examples/ziya2_13b/model.yaml"
+RUN = (FIVE_STEPS, PLAN)
+"""What the blocks hold that are run below."""
+
+ONLY_READ = {
+    "make demo ": "minutes, and the whole of the tests",
+    "chimed documents --input questions.csv": "needs a table of thousands of rows; tests/corpus runs them",
+    "chimed sft-data --source 'chimed=": "the published data sets are not in a clone; tests/data runs each reader",
+    "chimed train pretrain MODEL.yaml STAGE.yaml": "names stand for files of the reader's",
+    "chimed plot runs/demo": "needs the runs of make demo",
+    "chimed pack sft --input dialogues.jsonl": "tokenizer.model is the reader's; tests/packing runs pack and show",
+    "chimed train sft examples/quickstart/model.yaml": "needs the checkpoint of make demo",
+    "chimed reward-data --source cmd=": "the published data and an API; tests/data runs both",
+    "chimed train reward MODEL.yaml": "needs the checkpoint of make demo",
+    "chimed rejection --config": "half of make demo",
+    "chimed evaluate --model": "the published data sets are not in a clone; tests/evaluation runs each task",
+    "chimed human make": "needs two evaluations and ratings by people",
+    "chimed chat --model hf:runs/demo/hf ": "needs the model of make demo; one serves until it is stopped",
+    "chimed convert hf-to-megatron --hf Ziya2": "26 GB of weights",
+    "sbatch --nodes=2": "a cluster of GPUs; tests/training runs the launchers with stand-ins",
+    "git clone https://github.com/NVIDIA/apex": "the network and nvcc",
+    "python3.12 -m venv fresh": "the network",
+}
+"""What a block holds: why it is not run."""
+
+
+def shell_blocks() -> list[str]:
+    """The text of each shell block of the documents."""
+    return [text for path in DOCUMENTS for _, kind, text in docs.blocks(tree.read(path)) if kind in docs.SHELLS]
+
+
+def unlisted(blocks: list[str]) -> list[str]:
+    """The blocks that no entry holds, by their first line, and the entries that no block has."""
+    marks = [*RUN, *ONLY_READ]
+    lost = [text.splitlines()[0] for text in blocks if not any(mark in text for mark in marks)]
+    return lost + [mark for mark in marks if not any(mark in text for text in blocks)]
+
+
+def test_every_block_is_run_or_has_a_reason_not_to_be():
+    assert len(shell_blocks()) > 15
+    assert not unlisted(shell_blocks())
+
+
+def test_control_a_new_block_and_a_lost_one_are_reported():
+    assert unlisted([*shell_blocks(), "chimed new\n"]) == ["chimed new"]
+    assert unlisted([text for text in shell_blocks() if FIVE_STEPS not in text]) == [FIVE_STEPS]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a fresh clone has, after make setup."""
+    for name in ("examples", "launch", "tools", "megatron_chimed"):
+        (tmp_path / name).symlink_to(tree.ROOT / name)
+    script = tmp_path / ".venv" / "bin" / "chimed"
+    script.parent.mkdir(parents=True)
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m megatron_chimed "$@"\n')
+    script.chmod(0o755)
+    return tmp_path
+
+
+def shell(script: str, clone: Path, stdin: str = "") -> str:
+    """Run a script in the clone; the test fails when one of its commands does."""
+    path = f"{clone / '.venv' / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | ON_CPU | {"PATH": path, "PYTHONPATH": str(tree.ROOT)}
+    done = subprocess.run(["sh", "-ec", script], cwd=clone, env=env, input=stdin, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def test_your_own_data_in_five_steps_with_ten_questions(clone):
+    """The model is a small random one, and fine-tuning has four steps; all else is as it stands."""
+    base = clone / "runs" / "demo" / "hf"
+    base.parent.mkdir(parents=True)
+    write_answering_hf(base, 1024)
+    rows = [{"instruction": f"头痛{n}天怎么办？", "input": "", "output": f"第{n}步：多休息。"} for n in range(10)]
+    (clone / "mine.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    (block,) = (text for text in shell_blocks() if FIVE_STEPS in text)
+    shorter = "--train-iters 4 --lr-decay-iters 4 --lr-warmup-iters 1 --eval-iters 1 --save runs/mine/sft"
+    changed = block.replace("--save runs/mine/sft", shorter)
+    assert changed != block
+    shell(changed, clone, stdin="头痛怎么办？\n")
+    assert (clone / "runs" / "mine" / "hf" / "config.json").exists()
+    assert len((clone / "runs" / "mine" / "dialogues.jsonl").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["arithmetic", "dry run"])
+def test_a_plan_prints_what_its_block_shows(clone, number):
+    block = [text for text in shell_blocks() if PLAN in text and text.startswith("$ ")][number]
+    command, *shown = block.splitlines()
+    printed = shell(command.removeprefix("$ "), clone).splitlines()
+    assert printed[: len(shown)] == shown
