@@ -5,7 +5,7 @@ What is here is imported when it is first used: ``import megatron_chimed as mc``
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Engine": "inference.open",
