@@ -6,6 +6,7 @@ bounds of the 95% interval.
 """
 
 import math
+import re
 import statistics
 from functools import cache
 from pathlib import Path
@@ -137,8 +138,9 @@ def facts_stated(folder: Path, model: str) -> dict[str, tuple[float, dict]]:
 
 
 def question_of(record: dict) -> str:
-    """The patient's question in the prompt of a record, without the instruction above it."""
-    return record["prompt"].removeprefix("[human]:").split("\n[bot]:")[0].split("\n")[-1]
+    """The patient's question in the prompt of a record, in either template, without the instruction above it."""
+    turn = re.split(r"\n\[bot\]:|<\|im_end\|>", record["prompt"])[0]
+    return turn.removeprefix("[human]:").split("\n")[-1]
 
 
 def _differences(folder: Path) -> dict[str, Figure]:

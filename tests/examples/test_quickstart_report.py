@@ -15,7 +15,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json, read_json_lines, write_json
-from megatron_chimed.text.template import Template
+from megatron_chimed.records import Turn
+from megatron_chimed.text.template import Template, load_template
 from megatron_chimed.training.runlog import COLUMNS
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
@@ -107,6 +108,13 @@ def test_facts_stated_are_those_of_the_worlds_grader(finished):
     assert len(graded) == len(rows) > 5
     for quality, record in graded.values():
         assert (quality > 80) == (record["answer"] == record["gold"]), record  # the gold answer is a good one
+
+
+@pytest.mark.parametrize("template", ["chimed", "qwen3"])
+@pytest.mark.parametrize("instruction", ["", "请回答患者的问题。\n"])
+def test_the_question_of_a_record_is_found_in_either_template(template, instruction):
+    prompt = load_template(template).shown([Turn("user", f"{instruction}头痛怎么办？")])
+    assert figures.question_of({"prompt": prompt}) == "头痛怎么办？"
 
 
 def test_claims_hold_for_models_that_differ_as_claimed_and_none_does_for_models_that_do_not(finished, tmp_path):
