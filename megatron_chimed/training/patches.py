@@ -22,6 +22,7 @@ from megatron.training import checkpointing, initialize, training
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_chimed.errors import InputError, LostRank
+from megatron_chimed.training.state_dict import check_expert_layout
 from megatron_chimed.training.state_dict import check_state_dict as compare_state_dict
 
 
@@ -190,6 +191,7 @@ def check_state_dict(missing_keys: tuple[str, ...], unexpected_keys: tuple[str, 
     def load_checkpoint(ddp_model, *args, load_arg="load", **kwargs):
         settings, model = training.get_args(), unwrap_model(ddp_model)
         folder = checkpointing.get_load_checkpoint_path_by_args(settings, load_arg)
+        check_expert_layout(folder, settings)
         init_missing = compare_state_dict(folder, model, missing_keys if settings.finetune else (), unexpected_keys)
         for part in model:
             part.init_missing = init_missing

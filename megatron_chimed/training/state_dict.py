@@ -1,5 +1,6 @@
 """Compare the names of a checkpoint's weights with the model's, both ways; upstream loads what fits."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from megatron.core.dist_checkpointing import ShardedTensor, load_tensors_metadat
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from megatron_chimed.convert.strict import OPTIMIZER
+from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 
 
@@ -33,6 +35,25 @@ def check_state_dict(
             "--finetune one of the stage before"
         )
     return False
+
+
+def check_expert_layout(folder: str | None, args: Namespace) -> None:
+    """Raise InputError when a run with experts is to be continued with them spread otherwise over the ranks.
+
+    The optimizer's state of experts that other ranks have has names of its own, which upstream does not find then.
+    """
+    if not args.num_experts or args.finetune or args.no_load_optim or folder is None:
+        return
+    if not (Path(folder) / ".metadata").is_file():
+        return
+    saved = TorchDistCheckpoint(folder).args
+    for name in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
+        before, now = getattr(saved, name, None), getattr(args, name)
+        if before not in (now, None):
+            raise InputError(
+                f"{folder}: saved with --{name.replace('_', '-')} {before}, now {now}; keep it, or start a new --save "
+                "from it with --load and --finetune"
+            )
 
 
 def _wanted(model: list[torch.nn.Module]) -> set[str]:

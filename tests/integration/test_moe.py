@@ -52,12 +52,18 @@ def world(tmp_path_factory, one_thread):
     return folder
 
 
-def run(world, save, *arguments, ranks: int, layers: int = 3) -> None:
-    """Fine-tune from the converted model of so many layers."""
+def make_job(world, save, *arguments, layers: int = 3) -> tuple[Job, list]:
+    """A fine-tuning from the converted model of so many layers, and its arguments."""
     job = Job(save.parent, None, STAGE | {"data-path": str(world / "packed")}, name="sft")
     job.model = world / f"{layers}/megatron/model.yaml"
     first_start = ("--load", world / f"{layers}/megatron", "--finetune", "--tokenizer-type", "NullTokenizer")
-    job.run(*first_start, "--save", save, *arguments, ranks=ranks)
+    return job, [*first_start, "--save", save, *arguments]
+
+
+def run(world, save, *arguments, ranks: int, layers: int = 3) -> None:
+    """Run it to its end."""
+    job, words = make_job(world, save, *arguments, layers=layers)
+    job.run(*words, ranks=ranks)
 
 
 def first_rows(world) -> list[list[tuple[np.ndarray, np.ndarray]]]:
@@ -144,3 +150,6 @@ def test_layouts_agree_step_by_step_and_a_run_continues_to_the_digit(world, one_
         assert len(figures(tmp_path / "resumed")) == 3
         run(world, tmp_path / "resumed", *layout, ranks=2)
         assert figures(tmp_path / "resumed") == found
+        job, words = make_job(world, tmp_path / "resumed", "--train-iters", 8)
+        assert job.start(*words, ranks=1).wait(120) == 1 and "Traceback" not in job.output()
+        assert "saved with --expert-model-parallel-size 2, now 1; keep it, or start a new" in job.output()
