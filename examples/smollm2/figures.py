@@ -9,9 +9,10 @@ Example:
         --packed runs/smollm2/ranked/valid
 
 text: what a model says and how well it predicts English, against transformers' own reading of the file, and against
-rows of q and k left as llama.cpp has them. chat: `chimed chat` against transformers. loss: of held-out answers before
-and after fine-tuning, by transformers, and the trainer's own. reward: how many held-out pairs a reward model orders,
-and one that was trained on shuffled ranks. Ends with exit code 1 where something does not hold.
+rows of q and k left as llama.cpp has them. chat: `chimed chat` in the model's own chat template against transformers.
+loss: of held-out answers before and after fine-tuning, by transformers, and the trainer's own. reward: how many
+held-out pairs a reward model orders, and one that was trained on shuffled ranks. Ends with exit code 1 where something
+does not hold.
 """
 
 import argparse
@@ -28,8 +29,9 @@ from megatron_chimed.convert.transformers_model import load_model
 from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.records import Turn
-from megatron_chimed.text.template import Renderer, load_template
+from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_template import open_template
 from megatron_chimed.training.runlog import read_log
 
 ENGLISH = (
@@ -84,22 +86,29 @@ def text(hf: Path) -> bool:
 
 
 def chat(hf: Path, megatron: Path) -> bool:
-    """`chimed chat`, over a pipe and greedy, against transformers on the same conversation."""
-    tokenizer = load_tokenizer(hf)
-    model, renderer = load_model(hf, "AutoModelForCausalLM", torch.float32), Renderer(load_template(None), tokenizer)
+    """`chimed chat`, over a pipe, greedy and in the model's own chat template, against transformers."""
+    from transformers import AutoTokenizer
+
+    tokenizer, theirs = load_tokenizer(hf), AutoTokenizer.from_pretrained(hf)
+    model = load_model(hf, "AutoModelForCausalLM", torch.float32)
+    renderer = Renderer(open_template("tokenizer", hf), tokenizer)
     turns: list[Turn] = []
+    holds = True
     for question in QUESTIONS:
         turns.append(Turn("user", question))
-        answer = greedy(model, renderer.render_prompt(turns).tolist(), tokenizer.eos_id, ANSWER)
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        prompt = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        holds &= prompt == renderer.render_prompt(turns).tolist()
+        answer = greedy(model, prompt, renderer.end_id, ANSWER)
         turns.append(Turn("assistant", tokenizer.decode(answer)))
         print(f"{'':<13} {question} >>> {turns[-1].text!r}")
+    report(holds, "each prompt has the ids of apply_chat_template, with the template's own system turn")
     expected = "".join(f"{turn.text}\n" for turn in turns if turn.role == "assistant")
-    holds = True
     for name, flags in {
         f"hf:{hf}": [],
         f"megatron:{megatron}": ["--tokenizer", megatron / "tokenizer", "--tensor-parallel", "3"],
     }.items():
-        command = [sys.executable, "-m", "megatron_chimed", "chat", "--model", name, *flags]
+        command = [sys.executable, "-m", "megatron_chimed", "chat", "--model", name, "--template", "tokenizer", *flags]
         command += ["--max-new-tokens", str(ANSWER), "--dtype", "float32"]
         done = subprocess.run(command, input="\n".join(QUESTIONS), capture_output=True, text=True, encoding="utf-8")
         same = done.returncode == 0 and done.stdout == expected

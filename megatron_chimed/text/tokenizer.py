@@ -223,7 +223,7 @@ class HuggingFaceTokenizer(Tokenizer):
         ]
         before = self._backend.pre_tokenizer
         settings = json.loads(before.__getstate__()) if before is not None else {}
-        if not found and not _set_prepend_scheme(settings):
+        if not _set_prepend_scheme(settings) and not found:
             return self
         other = copy.copy(self)
         other._backend = copy.deepcopy(self._backend)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from support.corpora import call, call_here, write_model
-from support.paths import SHARED
+from support.paths import ROOT, SHARED
 from support.sft_sources import (
     NAMES,
     check_report,
@@ -121,6 +121,13 @@ def test_system_turns_thinking_and_marks_are_in_the_output_and_counted(tmp_path,
     tokenizer = load_tokenizer(model)
     assert found["characters"] == sum(map(len, texts)) and len(texts) == 7 and found["turns"] == 5
     assert found["tokens"] == sum(len(tokenizer.encode(text)) for text in texts)
+
+
+def test_the_example_of_the_documentation_becomes_what_it_says(tmp_path, output):
+    row, written = re.findall(r"```json\n(.*?)```", (ROOT / "docs/dialogues.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "a.jsonl").write_text(json.dumps(json.loads(row)), encoding="utf-8")
+    prepare([f"talks:sharegpt={tmp_path / 'a.jsonl'}"], output)
+    assert read_lines(output) == [json.loads(written)]
 
 
 def test_a_long_system_turn_makes_no_duplicates_of_other_dialogues(tmp_path, output):

@@ -30,10 +30,10 @@ from megatron_chimed.rejection.loop import run_loop, status
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.store import read_candidates
 
-LENGTH, ITERATIONS = 256, 6
+LENGTH, ITERATIONS = 256, 4
 SYSTEM = Turn("system", "你是医生")
 TRAINING = {
-    "seq-length": LENGTH, "train-iters": ITERATIONS, "save-interval": 2, "eval-interval": 3, "split": "90,10,0",
+    "seq-length": LENGTH, "train-iters": ITERATIONS, "save-interval": 2, "eval-interval": 4, "split": "90,10,0",
     "tensor-model-parallel-size": 2, "sequence-parallel": True, "use-distributed-optimizer": True,
     "micro-batch-size": 1, "global-batch-size": 2,
 }  # fmt: skip
@@ -109,8 +109,8 @@ def test_a_round_of_rejection_sampling_goes_from_there_to_a_folder_that_is_evalu
         "dialogues": [str(trained / "train.jsonl")], "heldout": [str(trained / "heldout.jsonl")],
         "model": str(trained / "base/model.yaml"), "stage": str(tmp_path / "stage.yaml"), "control": False,
         "prompts": {"count": 6}, "sampling": {"n": 2, "max_tokens": 12, "temperature": 0.5},
-        "generator": {"tensor_parallel": 2}, "scorer": {"tensor_parallel": 2},
-        "filters": {"keep_cut_off": True, "max_repetition": 1.0}, "heldout_sampling": {"count": 4},
+        "generator": {"tensor_parallel": 2}, "scorer": {"tensor_parallel": 1},
+        "filters": {"keep_cut_off": True, "max_repetition": 1.0}, "heldout_sampling": {"count": 3},
         "training": {"launcher": str(ROOT / "launch/torchrun.sh"), "ranks": 2},
     }  # fmt: skip
     stage = {key: value for key, value in (STAGE | TRAINING).items() if key != "split"}
