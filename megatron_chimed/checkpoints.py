@@ -82,11 +82,14 @@ def _newest(folder: Path, there: list[str]) -> str:
         return path_of(folder, int(text)).name
     if not there:
         raise InputError(f"{folder}: holds no checkpoint (no iter_..., no release); give a run's folder")
-    if len(there) == 1 and not text:
+    if len(there) == 1 and not tracker.is_file():
         return there[0]
     state = f"holds {text[:40]!r}, no iteration" if tracker.is_file() else "is missing"
-    paths = " or ".join(str(folder / name) for name in there)
-    raise InputError(f"{tracker}: {state}; give one of its checkpoints: {paths}")
+    names = ", ".join(name for name in there if name != "release")
+    choices = [f"give --iteration, one of {names}"] * bool(names) + [f"give {folder / 'release'}"] * (
+        "release" in there
+    )
+    raise InputError(f"{tracker}: {state}; {', or '.join(choices)}")
 
 
 def _in_our_format(folder: Path) -> Path:

@@ -171,10 +171,12 @@ def test_what_is_no_checkpoint_is_said_with_what_to_do(tmp_path):
         checkpoints.resolve(tmp_path)
     checkpoint(tmp_path, 5)
     (tmp_path / "release").mkdir()
-    with pytest.raises(InputError, match=r"iteration\.txt: is missing; give one of .*/iter_0000005 or .*"):
+    with pytest.raises(
+        InputError, match=r"iteration\.txt: is missing; give --iteration, one of iter_0000005, or give .*/release"
+    ):
         checkpoints.resolve(tmp_path)
     (tmp_path / TRACKER).write_text("ten")
-    with pytest.raises(InputError, match=r"holds 'ten', no iteration; give one of its checkpoints: .*/release"):
+    with pytest.raises(InputError, match=r"holds 'ten', no iteration; give --iteration, .*, or give .*/release"):
         checkpoints.resolve(tmp_path)
     with pytest.raises(InputError, match=r"has no iter_0000007; there is iter_0000005, release"):
         checkpoints.resolve(tmp_path, 7)

@@ -50,7 +50,7 @@ def read_hf(config: dict[str, Any], max_positions: object, problems: list[str]) 
     `problems`.
     """
     given = _settings(config, problems)
-    bases = [place["rope_theta"] for place in (given, config) if place.get("rope_theta") is not None]
+    bases = [place["rope_theta"] for place in (given, config) if "rope_theta" in place]
     base = bases[0] if bases else 10000.0
     if bases[1:] and bases[1] != base:
         problems.append(f"rope_theta is {bases[1]!r}, and {base!r} in the rope settings; keep one of them")

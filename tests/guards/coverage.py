@@ -13,7 +13,7 @@ THROUGH = {
         "training.parsing", "training.patches", "training.saving", "training.supervision",
     ),
     "tests/integration/test_sft.py": ("stages.sft",),
-    "tests/integration/test_reward.py": ("stages.reward", "training.state_dict"),
+    "tests/integration/test_reward.py": ("training.state_dict",),
     "tests/integration/test_convert.py": (
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
