@@ -86,9 +86,8 @@ def _newest(folder: Path, there: list[str]) -> str:
         return there[0]
     state = f"holds {text[:40]!r}, no iteration" if tracker.is_file() else "is missing"
     names = ", ".join(name for name in there if name != "release")
-    choices = [f"give --iteration, one of {names}"] * bool(names) + [f"give {folder / 'release'}"] * (
-        "release" in there
-    )
+    choices = [f"give --iteration, one of {names}"] if names else []
+    choices += [f"give {folder / 'release'}"] if "release" in there else []
     raise InputError(f"{tracker}: {state}; {', or '.join(choices)}")
 
 

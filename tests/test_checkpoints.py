@@ -171,9 +171,7 @@ def test_what_is_no_checkpoint_is_said_with_what_to_do(tmp_path):
         checkpoints.resolve(tmp_path)
     checkpoint(tmp_path, 5)
     (tmp_path / "release").mkdir()
-    with pytest.raises(
-        InputError, match=r"iteration\.txt: is missing; give --iteration, one of iter_0000005, or give .*/release"
-    ):
+    with pytest.raises(InputError, match=r"is missing; give --iteration, one of iter_0000005, or give .*/release"):
         checkpoints.resolve(tmp_path)
     (tmp_path / TRACKER).write_text("ten")
     with pytest.raises(InputError, match=r"holds 'ten', no iteration; give --iteration, .*, or give .*/release"):
