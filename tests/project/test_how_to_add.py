@@ -115,7 +115,7 @@ def test_a_model_family(copy, tmp_path):
     copy.add(f"{pages}/seed_oss.py", PAGE.lstrip("\n"))
     place = f"from {pages.replace('/', '.')}.qwen3 import"
     copy.add(f"{pages}/__init__.py", f"from {pages.replace('/', '.')}.seed_oss import SEED_OSS\n", before=place)
-    copy.add(f"{pages}/__init__.py", "SEED_OSS, ", before="MISTRAL)\n")
+    copy.add(f"{pages}/__init__.py", "SEED_OSS, ", before="QWEN3_MOE)\n")
     copy.add("tests/support/families.py", CASE.lstrip("\n"), before='    "llama linear": (')
     said = copy.test("-rp", "-k", "seed", "tests/convert/test_families.py", "tests/convert/test_architecture.py")
     assert said.count("PASSED") >= 5 and "failed" not in said
