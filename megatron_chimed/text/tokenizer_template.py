@@ -7,7 +7,7 @@ line breaks; and when texts that spell the markers give the ids of their charact
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from megatron_chimed.text.jinja import INNER, first_difference, load_chat_tokeni
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.slots import BOS, CONTENT, EOS, GENERATION, Slot, Slots
 from megatron_chimed.text.template import Template, load_template, shipped_names
-from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
 
 NAME = "tokenizer"
 """What --template calls it."""
@@ -50,17 +50,19 @@ def tokenizer_template(folder: str | Path) -> Template:
     known, own = recorded(own)
     if known is not None:  # an export of ours
         return known
-    reasons = []
-    for make in (*map(_maker, _known()), lambda: _Reading(theirs, own).template(folder.name)):
-        try:
-            template = make()
-            reasons.append(_fault(template, folder, theirs, own))
-        except (_Odd, InputError) as error:
-            reasons.append(str(error))
-        if reasons[-1] is None:
+    tokenizer = load_tokenizer(folder)
+    for template in _known():
+        if _fault(template, tokenizer, theirs, own) is None:
             return template
+    try:
+        template = _Reading(theirs, own).template(folder.name)
+        reason = _fault(template, tokenizer, theirs, own)
+    except (_Odd, InputError) as error:
+        reason = str(error)
+    if reason is None:
+        return template
     raise InputError(
-        f"{folder}: its chat template cannot be told in slots, as {reasons[-1]}; give --template a name or a YAML"
+        f"{folder}: its chat template cannot be told in slots, as {reason}; give --template a name or a YAML"
     )
 
 
@@ -85,19 +87,18 @@ def _known() -> Iterator[Template]:
             yield replace(template, think=not template.think)
 
 
-def _maker(template: Template) -> Callable[[], Template]:
-    return lambda: template
-
-
-def _fault(template: Template, folder: Path, theirs: Any, own: str) -> str | None:
+def _fault(template: Template, tokenizer: Tokenizer, theirs: Any, own: str) -> str | None:
     """The first difference between a template and a chat template; None where they give the same."""
-    renderer = Renderer(template, load_tokenizer(folder))
-    return (
-        first_difference(list(probes_of(renderer)), theirs, own)
-        or _first_answer_fault(renderer, theirs, own)
-        or _first_marker_fault(renderer, theirs, own)
-        or _thinking_fault(template, theirs, own)
-    )
+    try:
+        renderer = Renderer(template, tokenizer)
+        return (
+            first_difference(list(probes_of(renderer)), theirs, own)
+            or _first_answer_fault(renderer, theirs, own)
+            or _first_marker_fault(renderer, theirs, own)
+            or _thinking_fault(template, theirs, own)
+        )
+    except (_Odd, InputError) as error:
+        return str(error)
 
 
 def _render(theirs: Any, own: str, turns: Sequence[Turn], *, prompt: bool) -> str:
