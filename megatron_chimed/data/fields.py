@@ -60,7 +60,7 @@ def watch_row(row: Any) -> Any:
 def leave_out(row: Any, name: str, number: int = 1) -> None:
     """Count what a reader leaves out of a row though it has looked at it; a row that is not watched stays as it is."""
     if isinstance(row, Fields | Block) and number:
-        row.left[name] += number
+        row.left[_shown(name)] += number
 
 
 def unread_fields(row: Any) -> Counter:
@@ -85,8 +85,13 @@ def unread_fields(row: Any) -> Counter:
                 if name in value.read:
                     todo.append((path, item))
                 elif _is_something(item):
-                    found[path[:NAME_CHARACTERS].encode(errors="replace").decode()] += 1
+                    found[_shown(path)] += 1
     return found
+
+
+def _shown(name: str) -> str:
+    """A name as a report can hold it: cut, and without halves of characters."""
+    return name[:NAME_CHARACTERS].encode(errors="replace").decode()
 
 
 def _is_something(value: Any) -> bool:

@@ -216,12 +216,13 @@ def _empty_splits(
 
 def _mixed_templates(templates: dict[str, dict[str, Any] | None]) -> list[str]:
     """Tell of folders, with their manifests' templates, that were packed with others than the first; names are none."""
+    asked = {"name": "", "think": False}  # how it is called, and how a model is asked: no word of a row
     (first, wanted), *others = templates.items() or [("", None)]
     return [
         f"{folder}: packed with template {template.get('name')!r}, {first} with {wanted.get('name')!r}, and they put "
         "other words around the turns; pack one of them again, as a model answers in one template"
         for folder, template in others
-        if template and wanted and template | {"name": ""} != wanted | {"name": ""}
+        if template and wanted and template | asked != wanted | asked
     ]
 
 

@@ -174,3 +174,9 @@ def test_names_of_unread_fields_hold_no_personal_data(tmp_path):
     row = {"instruction": "胃疼", "output": "休息", "13812345678": "x"}
     one = DialogueWorker(DialogueOptions()).prepare("cmd", [(1, row)])[0]
     assert one.unread == {"[电话]": 1}
+
+
+def test_a_name_of_half_a_character_is_shown_so_that_a_report_can_hold_it():
+    row = watch_row({"a": "b", "\udca9": "c"})
+    leave_out(row, "label \udca9")
+    assert unread_fields(row) == {"a": 1, "?": 1, "label ?": 1}
