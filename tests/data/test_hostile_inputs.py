@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from support.mutations import BYTE_KINDS, mutate_bytes
+from support.mutations import BYTE_KINDS, THOROUGH, mutate_bytes
 from support.sft_sources import (
     FORMS,
     NAMES,
@@ -20,7 +20,7 @@ from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError, one_line
 
 pytestmark = pytest.mark.slow
-NUM_MUTANTS = 500  # of each format, and a quarter of it of each of its forms
+NUM_MUTANTS, NUM_OF_FORM = (1000, 1000) if THOROUGH else (200, 60)  # of each format, and of each of its forms
 TOKENS = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b'"', b"\\", b"\t", b",", b":", b"{", b"}"]
 TOKENS += [b"[", b"]", b"null", b"NaN", b"1e999", b"\\ud800", b"\\u0000", b"[" * 3000, b"9" * 5000, b"</s>"]
 TOKENS += [b"id=1\n", b"Dialogue\n", b"id\t1\n", b"P\t", b"SUM1\n", b"<nurse>: ", b"<user>: ", b"<bot>:", b"<think>"]
@@ -102,7 +102,7 @@ def test_mutants_end_in_a_full_account_or_one_line(tmp_path, monkeypatch, reader
     draw = random.Random(f"hostile {reader}")
     contents = [content_of(reader, make_dialogues(count, seed=count)).encode() for count in (1, 4, 12)]
     outcomes = dict.fromkeys(("whole", "with rejects", "refused"), 0)
-    num_mutants = NUM_MUTANTS // 4 if reader in FORMS else NUM_MUTANTS
+    num_mutants = NUM_OF_FORM if reader in FORMS else NUM_MUTANTS
     for number in range(num_mutants):
         content = draw.choice(contents)
         for _ in range(draw.choice([1, 1, 2, 3])):

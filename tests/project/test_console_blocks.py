@@ -1,53 +1,32 @@
-"""Every command of the README's shell blocks is run as it stands, or only read, for a reason that stands here.
+"""Every command of the documents' shell blocks is run as it stands, or only read, for a reason that stands here.
 
 A command that is in neither list fails, and so does an entry that no document has. That the flags and paths of all
 commands exist is checked by tests/guards. README.zh.md has the same blocks (tests/project/test_readme_twin.py).
 """
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from guards import docs, tree
+from support.console import make_clone, shell, shell_blocks
+from support.console_walk import STEPS
 from support.exam_hf import write_answering_hf
-from support.ranks import ON_CPU
 
 pytestmark = pytest.mark.cpu
-DOCUMENTS = [path for path in tree.files() if re.fullmatch(r"(README|CONTRIBUTING|docs/.*)\.md", path)]
 FIVE_STEPS = "# 1. The data: JSON lines"
 PLAN = "chimed plan examples/ziya2_13b/model.yaml"
-RUN = (FIVE_STEPS, PLAN)
-"""What the blocks hold that are run below."""
+RUN = (FIVE_STEPS, PLAN, *STEPS)
+"""What the blocks hold that are run: the first two below, the others in test_console_walk.py."""
 
 ONLY_READ = {
     "make demo ": "minutes, and the whole of the tests",
-    "chimed documents --input questions.csv": "needs a table of thousands of rows; tests/corpus runs them",
-    "chimed sft-data --source 'chimed=": "the published data sets are not in a clone; tests/data runs each reader",
     "chimed train pretrain MODEL.yaml STAGE.yaml": "names stand for files of the reader's",
-    "chimed plot runs/demo": "needs the runs of make demo",
-    "chimed pack sft --input dialogues.jsonl": "tokenizer.model is the reader's; tests/packing runs pack and show",
-    "chimed train sft examples/quickstart/model.yaml": "needs the checkpoint of make demo",
-    "chimed reward-data --source cmd=": "the published data and an API; tests/data runs both",
-    "chimed train reward MODEL.yaml": "needs the checkpoint of make demo",
-    "chimed rejection --config": "half of make demo",
-    "chimed evaluate --model": "the published data sets are not in a clone; tests/evaluation runs each task",
-    "chimed human make": "needs two evaluations and ratings by people",
-    "chimed chat --model hf:runs/demo/hf ": "needs the model of make demo; one serves until it is stopped",
-    "chimed convert hf-to-megatron --hf Ziya2": "26 GB of weights",
+    "chimed rejection --config": "make demo runs it, and needs half of its time for it",
     "sbatch --nodes=2": "a cluster of GPUs; tests/training runs the launchers with stand-ins",
     "git clone https://github.com/NVIDIA/apex": "the network and nvcc",
     "python3.12 -m venv fresh": "the network",
 }
 """What a block holds: why it is not run."""
-
-
-def shell_blocks() -> list[str]:
-    """The text of each shell block of the documents."""
-    return [text for path in DOCUMENTS for _, kind, text in docs.blocks(tree.read(path)) if kind in docs.SHELLS]
 
 
 def unlisted(blocks: list[str]) -> list[str]:
@@ -69,23 +48,7 @@ def test_control_a_new_block_and_a_lost_one_are_reported():
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What a fresh clone has, after make setup."""
-    for name in ("examples", "launch", "tools", "megatron_chimed"):
-        (tmp_path / name).symlink_to(tree.ROOT / name)
-    script = tmp_path / ".venv" / "bin" / "chimed"
-    script.parent.mkdir(parents=True)
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m megatron_chimed "$@"\n')
-    script.chmod(0o755)
-    return tmp_path
-
-
-def shell(script: str, clone: Path, stdin: str = "") -> str:
-    """Run a script in the clone; the test fails when one of its commands does."""
-    path = f"{clone / '.venv' / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = os.environ | ON_CPU | {"PATH": path, "PYTHONPATH": str(tree.ROOT)}
-    done = subprocess.run(["sh", "-ec", script], cwd=clone, env=env, input=stdin, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout
+    return make_clone(tmp_path)
 
 
 def test_your_own_data_in_five_steps_with_ten_questions(clone):

@@ -41,6 +41,7 @@ CASES = {
     "mistral reward": ("Mistral", {"reward": True, "sliding_window": None, "tie_word_embeddings": True}),
     "llama yarn of other constants": ("Llama", {"rope_scaling": UNUSUAL, "num_key_value_heads": 4}),
     "llama llama3 of other constants": ("Llama", {"rope_scaling": LLAMA3, "rope_theta": 500.0}),
+    "llama tied, odd head size": ("Llama", {"tie_word_embeddings": True, "head_dim": 22}),
     "llama linear": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
 }
 """{name: (class of transformers, changes to CONFIG)}."""

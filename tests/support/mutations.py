@@ -1,7 +1,11 @@
 """Ways in which the bytes of any file go wrong, for tests on hostile input."""
 
+import os
 import random
 from collections.abc import Sequence
+
+THOROUGH = "THOROUGH" in os.environ
+"""As many mutants and kills as an acceptance asks for, and not what `make test` has time for."""
 
 BYTE_KINDS = ["cut", "flip", "insert", "delete", "copy"]
 
