@@ -162,20 +162,3 @@ def test_the_form_is_filled_in_by_a_browser_and_its_files_are_imported(outputs, 
     for path in saved:
         assert read_ratings(path, key) == ("annotator-1", wanted, [])
     assert read_json(saved[0])["form"] == key["form"]
-
-
-@needs_browser
-def test_the_report_opens_in_a_browser(tmp_path):
-    from test_report import write_results
-
-    from megatron_chimed.evaluation.reports.report import write_report
-
-    write_report([write_results(tmp_path / "a", "one"), write_results(tmp_path / "b", "two")], tmp_path)
-    with open_page(tmp_path) as page:
-        page.open(tmp_path / "report.html")
-        assert page.script("return document.querySelectorAll('table').length") > 2
-        for name in ("scores", "bias"):
-            box = page.script(f"return document.querySelector('#{name} svg').getBoundingClientRect().height")
-            assert box > 100
-        assert "one" in page.script("return document.querySelector('#bias').textContent")
-        assert not page.problems()

@@ -1,5 +1,7 @@
 """The report over results: tables, plots, and text that cannot break the page."""
 
+from support.browser import needs_browser, open_page
+
 from megatron_chimed.evaluation.reports.report import load_results, report_blocks, write_report
 from megatron_chimed.evaluation.reports.summary import summarize
 from megatron_chimed.jsonl import write_json
@@ -52,3 +54,16 @@ def test_one_model_on_a_task_that_the_other_lacks_leaves_a_gap(tmp_path):
     write_json(folders[1] / "results.json", content)
     write_report(folders, tmp_path)
     assert "| points | 3.00 ± 0.00 [3.00, 3.00] |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@needs_browser
+def test_the_report_opens_in_a_browser(tmp_path):
+    write_report([write_results(tmp_path / "a", "one"), write_results(tmp_path / "b", "two")], tmp_path)
+    with open_page(tmp_path) as page:
+        page.open(tmp_path / "report.html")
+        assert page.script("return document.querySelectorAll('table').length") > 2
+        for name in ("scores", "bias"):
+            box = page.script(f"return document.querySelector('#{name} svg').getBoundingClientRect().height")
+            assert box > 100
+        assert "one" in page.script("return document.querySelector('#bias').textContent")
+        assert not page.problems()
