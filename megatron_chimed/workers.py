@@ -1,12 +1,19 @@
-"""Worker processes that do pieces of work while the results come back in the order of the pieces."""
+"""Workers that do pieces of work while the results come back in the order of the pieces: processes, or a Ray cluster.
 
+What comes back, and in which order, does not depend on who did it.
+"""
+
+import argparse
 import collections
 import contextlib
 import ctypes
+import functools
 import gc
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +23,36 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_chimed.errors import InputError
+
+Workers = int | str
+"""How many processes, 0 for none but this one; or ``ray``, the cluster of this machine, or ``ray:ADDRESS``."""
+
+RAY = "ray"
+CONNECT_SECONDS = 10
+RETRIES = 5
+"""How often Ray does a piece of work again whose node or process is lost."""
+
 _work: Callable | None = None  # what this worker process does
+_sent: Any = None  # the reference by which a process of a cluster was sent it
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add --workers."""
+    text = "processes (the number of cores); or ray, or ray:ADDRESS: a cluster whose nodes see the same files"
+    parser.add_argument("--workers", type=_workers_of, metavar="N|ray", default=os.cpu_count(), help=text)
+
+
+def _workers_of(text: str) -> Workers:
+    """Read the value of --workers. Raises ValueError, as argparse wants it."""
+    return text if text.split(":")[0] == RAY else int(text)
+
+
+def check_workers(workers: Workers) -> None:
+    """Raise InputError for what is neither 0 or more nor a Ray cluster."""
+    known = workers == RAY or workers.startswith(f"{RAY}:") if isinstance(workers, str) else workers >= 0
+    if not known:
+        raise InputError(f"--workers {workers}: expected 0 or more processes, or ray, or ray:ADDRESS")
 
 
 class Bar(tqdm):
@@ -56,29 +92,47 @@ def _do(arguments: tuple) -> Any:
 
 
 def map_in_order[K](
-    work: Callable, jobs: Iterable[tuple[K, tuple | None]], num_workers: int
+    work: Callable, jobs: Iterable[tuple[K, tuple | None]], workers: Workers
 ) -> Iterator[tuple[K, Any]]:
     """Call work(*arguments) for each (key, arguments); yield (key, result) in the same order, as they are there.
 
-    num_workers: processes; 0 works in this one. They are forked, and so inherit `work` with all that it holds.
+    Processes are forked, and so inherit `work` with all that it holds; to each process of a cluster it is sent once.
     arguments None: nothing is to be done, the result is None. The number of jobs under way is bounded. Raises
-    ChildProcessError when a worker dies.
+    ChildProcessError when a worker dies, in a cluster when it does again and again; InputError where no cluster is.
     """
-    if num_workers == 0:
+    check_workers(workers)
+    if isinstance(workers, str):
+        yield from _map_on_ray(work, jobs, workers.partition(":")[2] or "auto")
+    elif workers:
+        yield from _map_in_processes(work, jobs, workers)
+    else:
         for key, arguments in jobs:
             yield key, None if arguments is None else work(*arguments)
-        return
+
+
+def _in_order[K](
+    jobs: Iterable[tuple[K, tuple | None]], submit: Callable[[tuple], Any], result: Callable[[Any], Any], most: int
+) -> Iterator[tuple[K, Any]]:
+    """Keep at most `most` jobs under way, and yield what comes of them in their order."""
+    under_way: collections.deque = collections.deque()
+    for key, arguments in jobs:
+        under_way.append((key, None if arguments is None else submit(arguments)))
+        if len(under_way) > most:
+            key, job = under_way.popleft()
+            yield key, None if job is None else result(job)
+    for key, job in under_way:
+        yield key, None if job is None else result(job)
+
+
+def _map_in_processes[K](
+    work: Callable, jobs: Iterable[tuple[K, tuple | None]], num_workers: int
+) -> Iterator[tuple[K, Any]]:
+    """`map_in_order` with processes of this machine."""
     _keep_freed_memory()
     context = multiprocessing.get_context("fork")  # inherits the loaded tokenizer; starting anew costs a second
     with ProcessPoolExecutor(num_workers, context, _start_worker, (work,)) as pool:
-        under_way: collections.deque = collections.deque()
         try:
-            for key, arguments in jobs:
-                under_way.append((key, None if arguments is None else pool.submit(_do, arguments)))
-                if len(under_way) > 3 * num_workers:
-                    yield _wait_for(*under_way.popleft())
-            while under_way:
-                yield _wait_for(*under_way.popleft())
+            yield from _in_order(jobs, functools.partial(pool.submit, _do), lambda job: job.result(), 3 * num_workers)
         except BrokenProcessPool:
             raise ChildProcessError(
                 "a worker process was killed (as a rule for lack of memory); what is finished is kept: "
@@ -88,5 +142,67 @@ def map_in_order[K](
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait_for(key: Any, future: Any) -> tuple[Any, Any]:
-    return key, None if future is None else future.result()
+def _map_on_ray[K](work: Callable, jobs: Iterable[tuple[K, tuple | None]], address: str) -> Iterator[tuple[K, Any]]:
+    """`map_in_order` with a Ray cluster that runs already."""
+    ray = _connect(address)
+    try:
+        sent = ray.put(work)
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_do_on_ray)
+        most = 3 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        # In a list a reference is handed on as such: a process takes what it stands for once, and not for each job.
+        context = [sent, os.getcwd()]
+        yield from _in_order(jobs, lambda arguments: task.remote(context, arguments), ray.get, most)
+    except ray.exceptions.RayTaskError as error:
+        lost = re.findall(r"No module named '([\w.]+)'", str(error))
+        if lost:
+            raise InputError(
+                f"--workers ray: a node's Python has no {lost[-1]}; install this package on each"
+            ) from None
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ChildProcessError(
+            f"the Ray cluster lost a piece of work {RETRIES + 1} times, or is gone ({reason}); what is finished is "
+            "kept: run the same command again"
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> Any:
+    """Join a Ray cluster; returns the package. Raises InputError."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--workers ray: Ray is not installed; pip install ray, or give a number") from None
+    try:
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit():  # where nothing listens Ray waits for minutes
+            socket.create_connection((host.rpartition("/")[2], int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        where = "no cluster runs on this machine" if address == "auto" else f"no cluster answers at {address}"
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--workers ray: {where} ({reason}); start one with `ray start --head`, or give a number of processes"
+        ) from None
+    return ray
+
+
+def _do_on_ray(context: list, arguments: tuple) -> Any:
+    """Do a piece of work in a process of a cluster, which keeps what it does and stays where the caller is."""
+    global _work, _sent
+    sent, folder = context
+    if _sent != sent:
+        import ray
+
+        try:
+            os.chdir(folder)  # paths may be relative
+        except OSError as error:
+            node = ray.util.get_node_ip_address()
+            raise InputError(
+                f"{folder}: {error.strerror} on the node {node}; the nodes must see the same files"
+            ) from None
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _work, _sent = ray.get(sent), sent
+    return _work(*arguments)

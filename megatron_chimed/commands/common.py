@@ -1,12 +1,12 @@
 """Flags that several commands have in common."""
 
 import argparse
-import os
 from pathlib import Path
 
 from megatron_chimed.convert import trained_template
 from megatron_chimed.inference.thinking import with_think
 from megatron_chimed.text.template import Template, shipped_names
+from megatron_chimed.workers import add_workers
 
 
 def add_preparation(parser: argparse.ArgumentParser, dedup: str) -> None:
@@ -55,8 +55,3 @@ def answering_template(args: argparse.Namespace) -> Template:
     """The template of `add_answering`'s flags. Raises InputError."""
     template = trained_template.choose(args.model or "", args.template, args.tokenizer, args.iteration)
     return with_think(template, args.think, "--think")
-
-
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    """Add --workers."""
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")

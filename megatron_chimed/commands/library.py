@@ -12,10 +12,11 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.text.tokenizer_template import open_template
+from megatron_chimed.workers import Workers
 
 
 def build_corpus(
-    inputs: Iterable[str | Path], prefix: str | Path, *, tokenizer: str | Path, workers: int = 0, **text: Any
+    inputs: Iterable[str | Path], prefix: str | Path, *, tokenizer: str | Path, workers: Workers = 0, **text: Any
 ) -> dict[str, Any]:
     """Build Megatron's indexed dataset of JSON lines; returns its manifest.
 

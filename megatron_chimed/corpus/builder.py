@@ -40,7 +40,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import expand, sha256_json
 from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.text.tokenizer import Tokenizer
-from megatron_chimed.workers import Bar
+from megatron_chimed.workers import Bar, Workers, check_workers
 
 MADE_BY = "tools/preprocess_data.py"
 
@@ -49,12 +49,12 @@ MADE_BY = "tools/preprocess_data.py"
 class RunOptions:
     """Options of a run; none of them changes the ids.
 
-    workers: processes, 0 for none but this one; max_rejected_share: of the rows that are not blank; num_shards,
+    workers: see `Workers`; max_rejected_share: of the rows that are not blank; num_shards,
     shard_index: make only one of so many contiguous parts of the input (shard_index None: all of it); batch_bytes:
     text for one part; progress: show a bar on stderr.
     """
 
-    workers: int = 0
+    workers: Workers = 0
     max_rejected_share: float = 0.01
     num_shards: int = 1
     shard_index: int | None = None
@@ -62,8 +62,9 @@ class RunOptions:
     progress: bool = True
 
     def __post_init__(self):
-        if self.workers < 0 or self.batch_bytes < 1 or not 0 <= self.max_rejected_share <= 1:
-            raise InputError("--workers must be 0 or more, --batch-mb above 0, --max-rejected-share from 0 to 1")
+        check_workers(self.workers)
+        if self.batch_bytes < 1 or not 0 <= self.max_rejected_share <= 1:
+            raise InputError("--batch-mb must be above 0, --max-rejected-share from 0 to 1")
         if self.num_shards < 1 or not 0 <= (self.shard_index or 0) < self.num_shards:
             raise InputError(f"--shard-index {self.shard_index} of {self.num_shards} shards; they are counted from 0")
         if self.num_shards > 1 and self.shard_index is None:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from megatron_chimed.corpus.inputs import LineBatch
 from megatron_chimed.corpus.worker import Worker
-from megatron_chimed.workers import map_in_order
+from megatron_chimed.workers import Workers, map_in_order
 
 
 def make_parts(
-    jobs: Iterable[tuple[LineBatch, Path, bool]], worker: Worker, num_workers: int
+    jobs: Iterable[tuple[LineBatch, Path, bool]], worker: Worker, workers: Workers
 ) -> Iterator[tuple[LineBatch, Path]]:
     """Make the part of each (batch, path, wanted); yield (batch, path) in the same order, as they are there.
 
-    num_workers, errors: see `map_in_order`. wanted: false for a part that is there already.
+    workers, errors: see `map_in_order`. wanted: false for a part that is there already.
     """
     pieces = (((batch, path), (batch, path) if wanted else None) for batch, path, wanted in jobs)
-    for (batch, path), _ in map_in_order(worker.make_part, pieces, num_workers):
+    for (batch, path), _ in map_in_order(worker.make_part, pieces, workers):
         yield batch, path

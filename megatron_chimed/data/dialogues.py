@@ -31,6 +31,7 @@ from megatron_chimed.data.turns import texts_of
 from megatron_chimed.jsonl import atomic_output, expand, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.workers import Workers
 
 MADE_BY = "tools/prepare_sft.py"
 UNIT = "dialogues"  # by which the report counts what is in the output
@@ -55,7 +56,7 @@ def prepare_dialogues(
     exclude: list[str] = (),
     tokenizer_path: str | None = None,
     max_rejected_share: float = 0.01,
-    workers: int = 0,
+    workers: Workers = 0,
     progress: bool = True,
 ) -> dict:
     """Make dialogues of the sources (`find_sources`) and write four files; returns the manifest.

@@ -32,6 +32,7 @@ from megatron_chimed.data.splits import PARTS, assign_parts, parse_split
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_output, read_json, sha256_file, sha256_json
 from megatron_chimed.records import RankedGroup, Turn
+from megatron_chimed.workers import Workers
 
 MADE_BY = "tools/prepare_rewards.py"
 UNIT = "groups"  # by which the report counts what is in the output
@@ -55,7 +56,7 @@ def prepare_rankings(
     split: str | None = None,
     seed: int = 1234,
     max_rejected_share: float = 0.01,
-    workers: int = 0,
+    workers: Workers = 0,
     progress: bool = True,
 ) -> dict:
     """Make groups of the sources (`find_sources`) and write them with a report; returns the manifest.

@@ -19,6 +19,7 @@ from megatron_chimed.data.source_files import SourceFile
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import manifest, sha256_file, write_json
 from megatron_chimed.steps import find_up_to_date
+from megatron_chimed.workers import Workers, check_workers
 
 
 @dataclass
@@ -63,12 +64,13 @@ def beside(output: Path, suffix: str) -> Path:
     return output.with_suffix(f".{suffix}")
 
 
-def check_flags(output: Path, inputs: Iterable[str], outputs: Iterable[Path], share: float, workers: int) -> None:
+def check_flags(output: Path, inputs: Iterable[str], outputs: Iterable[Path], share: float, workers: Workers) -> None:
     """Raise InputError for a name that is none of an output, an output that is also an input, a number out of range."""
     if output.suffix != ".jsonl" or output.name.endswith(".rejected.jsonl"):
         raise InputError(f"--output {output}: expected a name that ends in .jsonl")
-    if not 0 <= share <= 1 or workers < 0:
-        raise InputError("--max-rejected-share must be from 0 to 1, --workers 0 or more")
+    check_workers(workers)
+    if not 0 <= share <= 1:
+        raise InputError("--max-rejected-share must be from 0 to 1")
     present = [path for path in outputs if path.exists()]
     for path in inputs:
         for mine in present:

@@ -10,7 +10,7 @@ from megatron_chimed.data.json_values import strings_of
 from megatron_chimed.data.tables import table_files
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import expand
-from megatron_chimed.workers import Bar, map_in_order
+from megatron_chimed.workers import Bar, Workers, map_in_order
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1 << 20  # for one piece of work
 
@@ -86,12 +86,12 @@ def prepare_rows[P](
     readers: Mapping[str, RowReader],
     prepare: Callable[[str, list[tuple[int, Any]]], list[P]],
     *,
-    workers: int,
+    workers: Workers,
     progress: bool,
 ) -> Iterator[tuple[SourceFile, P]]:
     """Prepare each row, in the order of the files and their rows, under a bar.
 
-    prepare(reader's name, [(line, row)]) runs in worker processes and gives one result for each row.
+    prepare(reader's name, [(line, row)]) runs in workers and gives one result for each row.
     """
     jobs = ((file, (file.reader, chunk)) for file in files for chunk in read_chunks(file, readers[file.reader]))
     with Bar(unit=" rows", disable=not progress, mininterval=0.5) as bar:

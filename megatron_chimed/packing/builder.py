@@ -23,7 +23,7 @@ from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, digest_inp
 from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, is_packed, read_manifest, write_arrays
 from megatron_chimed.steps import find_up_to_date
 from megatron_chimed.text.renderer import Renderer
-from megatron_chimed.workers import Bar, map_in_order
+from megatron_chimed.workers import Bar, Workers, check_workers, map_in_order
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,20 @@ class RowOptions:
     """Options of packed rows of every kind.
 
     sequence_length: tokens of a row; seed: of the order of units of one length; one_unit_per_row: pack nothing
-    together; workers: processes beside this one, 0 for none; progress: show a bar on stderr (both change no byte).
+    together; workers: see `Workers`; progress: show a bar on stderr (both change no byte).
     Raises InputError.
     """
 
     sequence_length: int = 4096
     seed: int = 1234
     one_unit_per_row: bool = False
-    workers: int = 0
+    workers: Workers = 0
     progress: bool = True
 
     def __post_init__(self):
-        if self.sequence_length < 2 or self.workers < 0 or self.seed < 0:
-            raise InputError("--sequence-length must be 2 or more, --workers and --seed 0 or more")
+        check_workers(self.workers)
+        if self.sequence_length < 2 or self.seed < 0:
+            raise InputError("--sequence-length must be 2 or more, --seed 0 or more")
 
 
 def pack_records(

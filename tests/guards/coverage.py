@@ -29,7 +29,7 @@ THROUGH = {
         "rejection.steps.generate", "rejection.steps.prompts", "rejection.steps.report", "rejection.steps.score",
         "rejection.steps.train", "rejection.training",
     ),
-    "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool", "workers"),
+    "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool"),
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),
     "tests/data/test_sources.py": ("commands.make_documents",),
     "tests/data/test_dialogues.py": (

@@ -23,7 +23,7 @@ KERNELS = ("apex", "flash_attn", "transformer_engine")  # optional; the model lo
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "": (),  # a file at the root
     "config": ("yaml",),
-    "workers": ("tqdm",),
+    "workers": ("tqdm", "ray"),
     "api": ("openai",),
     "backend": ("torch", "megatron.core"),
     "text": ("numpy", "tqdm", *TOKENIZERS),

@@ -22,6 +22,7 @@ ONLY_READ = {
     "make demo ": "minutes, and the whole of the tests",
     "chimed train pretrain MODEL.yaml STAGE.yaml": "names stand for files of the reader's",
     "chimed rejection --config": "make demo runs it, and needs half of its time for it",
+    "ray start --head": "it would stay on the machine; tests/test_workers.py has a cluster of its own",
     "sbatch --nodes=2": "a cluster of GPUs; tests/training runs the launchers with stand-ins",
     "git clone https://github.com/NVIDIA/apex": "the network and nvcc",
     "python3.12 -m venv fresh": "the network",

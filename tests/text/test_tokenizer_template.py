@@ -2,10 +2,12 @@
 refused with the first difference. The Jinja texts are of the styles of the families."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.chat_templates import write_chat_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
@@ -204,3 +206,60 @@ def test_the_template_inside_an_installed_package(tmp_path, vocabulary):
     folder = write(tmp_path / "t", vocabulary, text, *STYLES["chatml"][1:])
     template = tokenizer_template(folder)
     assert template.default_system and template.user[0].value == "<|im_start|>"
+
+
+LEFT_OUT = "no part of requirements.lock; make test-vllm runs this file where it is"
+
+
+def named_tokenizer(folder: Path, text: str) -> Path:
+    """A tokenizer that has each token which a chat template names."""
+    write_chat_tokenizer(folder, text)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    names = sorted(set(re.findall(r"<\|[^|<>]+\|>|\[/?[A-Z_]+\]", text)))
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+VERSIONS = {
+    "v1": "first_question",
+    "v2": "last_question",
+    "v3": "last_question",
+    "v7": "turn",
+    "v11": "turn",
+    "v13": "turn",
+}
+"""Versions of Mistral's own tokenizer, and where each puts a system turn."""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_mistrals_own_templates(tmp_path, version):
+    made = pytest.importorskip("mistral_common.integrations.chat_templates.chat_templates", reason=LEFT_OUT)
+    from mistral_common.tokens.tokenizers.base import TokenizerVersion
+
+    parts = dict.fromkeys(
+        ("image_support", "audio_support", "thinking_support", "plain_thinking_support", "spm"), False
+    )
+    parts |= dict.fromkeys(("default_system_prompt", "model_settings_fields"))
+    parts |= dict.fromkeys(("reasoning_effort_values", "reasoning_effort_default"))
+    text = made.generate_chat_template(
+        tokenizer_version=TokenizerVersion(version), use_special_token_variables=True, **parts
+    )
+    template = tokenizer_template(named_tokenizer(tmp_path / "t", text))
+    assert template.system_in == VERSIONS[version]
+
+
+@pytest.mark.parametrize("name", ["deepseek_vl2", "chatml", "basic"])
+def test_templates_that_vllm_brings_are_told_or_refused_with_the_reason(tmp_path, name):
+    place = find_spec("vllm")
+    folder = place and Path(place.origin).parent / "transformers_utils" / "chat_templates"
+    if not folder:
+        pytest.skip(LEFT_OUT)
+    folder = named_tokenizer(tmp_path / "t", (folder / f"template_{name}.jinja").read_text())
+    if name == "deepseek_vl2":
+        assert tokenizer_template(folder).user[0].value == "<|User|>"
+        return
+    # That of ChatML ends no last answer, so that a model would not learn to; "basic" ends none.
+    reason = "no token ends an answer" if name == "basic" else "a dialogue that ends with the answer"
+    with pytest.raises(InputError, match=reason):
+        tokenizer_template(folder)
