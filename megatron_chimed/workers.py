@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -90,3 +90,10 @@ def map_in_order[K](
 
 def _wait_for(key: Any, future: Any) -> tuple[Any, Any]:
     return key, None if future is None else future.result()
+
+
+def count_cores(environment: Mapping[str, str] = os.environ) -> int:
+    """The cores that are ours: those that this process may run on, and no more than Slurm gave the task or the job."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = environment.get("SLURM_CPUS_PER_TASK") or environment.get("SLURM_CPUS_ON_NODE") or ""
+    return min(cores, int(given)) if given.isdecimal() and int(given) else cores

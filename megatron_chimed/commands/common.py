@@ -1,12 +1,12 @@
 """Flags that several commands have in common."""
 
 import argparse
-import os
 from pathlib import Path
 
 from megatron_chimed.convert import trained_template
 from megatron_chimed.inference.thinking import with_think
 from megatron_chimed.text.template import Template, shipped_names
+from megatron_chimed.workers import count_cores
 
 
 def add_preparation(parser: argparse.ArgumentParser, dedup: str) -> None:
@@ -59,4 +59,4 @@ def answering_template(args: argparse.Namespace) -> Template:
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add --workers."""
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
+    parser.add_argument("--workers", type=int, default=count_cores(), help="processes (the number of cores)")

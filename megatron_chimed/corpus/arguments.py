@@ -1,7 +1,6 @@
 """Flags of the corpus builder, and the options that they stand for."""
 
 import argparse
-import os
 from pathlib import Path
 
 from megatron_chimed.corpus.builder import RunOptions, build_corpus
@@ -9,6 +8,7 @@ from megatron_chimed.corpus.merge import merge_shards
 from megatron_chimed.corpus.worker import TextOptions
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from megatron_chimed.workers import count_cores
 
 SENTENCE_PIECE = ["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"]  # one and the same
 MAX_BATCH_MB = 1024  # a batch is held in memory by every worker
@@ -24,7 +24,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tokenizer-hf-no-include-special-tokens", action="store_true", help="add no BOS of its template")
     p.add_argument("--special-tokens-as-text", action="store_true", help='text is only text: "</s>" no token, no BOS')
     p.add_argument("--append-eod", action="store_true", help="end each document with EOS")
-    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (the number of cores)")
+    p.add_argument("--workers", type=int, default=count_cores(), help="processes (the number of cores)")
     p.add_argument("--clean", action="store_true", help="clean the text and redact personal data")
     p.add_argument("--redact", action="store_true", help="redact personal data only")
     p.add_argument("--dedup", choices=["exact", "near"], help="keep the first of equal or similar documents")

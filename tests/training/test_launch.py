@@ -1,11 +1,15 @@
 """How the launcher passes signals on; tests/integration/test_faults.py shows it with real ranks."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from megatron_chimed.errors import STOPPED_FILE
 from megatron_chimed.training.launch import STOP_SECONDS, STOPPED, main
 
 RANK = """
@@ -42,6 +46,34 @@ def test_a_rank_that_a_signal_ends_before_the_first_iteration_is_a_stop_too():
         launcher.send_signal(signal.SIGUSR1)
         output, said = launcher.communicate(timeout=60)
     assert output == f"ended {STOPPED}\n" and "stopped before the first iteration" in said
+
+
+@pytest.mark.parametrize("in_job", [False, True], ids=["alone", "in a job"])
+def test_a_launcher_without_ranks_stops_at_once_and_in_a_job_leaves_its_file(tmp_path, in_job):
+    code = "import os, signal\nfrom megatron_chimed.training.launch import Stop\nStop(600)\n"
+    code += "os.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
+    file = tmp_path / "stopped"
+    environment = os.environ | ({STOPPED_FILE: str(file)} if in_job else {})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0 if in_job else STOPPED, "") and file.exists() == in_job
+    assert "stopped before the ranks had started" in done.stderr
+
+
+def test_in_a_slurm_job_a_second_signal_is_passed_over_and_the_time_is_what_is_left_of_the_job():
+    """Slurm may send several close together, and kills by itself."""
+    saving = RANK.replace("signal, time", "signal, sys, time")
+    saving = saving.replace('print("told", flush=True)', '(time.sleep(1), print("saved", flush=True), sys.exit(75))')
+    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 300)}
+    command = [sys.executable, "-c", LAUNCHER.replace("int(sys.argv[1])", "None"), "", saving]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as launcher:
+        assert launcher.stdout.readline() == "up\n"
+        for _ in range(2):
+            launcher.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        output, said = launcher.communicate(timeout=60)
+    assert output == "saved\nended 75\n" and 265 <= int(re.search(r"up to (\d+) s", said)[1]) <= 270
 
 
 def test_a_time_that_is_no_number_is_refused(monkeypatch, capsys):
