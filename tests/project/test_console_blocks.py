@@ -38,7 +38,8 @@ ONLY_READ = {
     "chimed human make": "needs two evaluations and ratings by people",
     "chimed chat --model hf:runs/demo/hf ": "needs the model of make demo; one serves until it is stopped",
     "chimed convert hf-to-megatron --hf Ziya2": "26 GB of weights",
-    "sbatch --nodes=2": "a cluster of GPUs; tests/training runs the launchers with stand-ins",
+    "sbatch --nodes=2": "a cluster of GPUs; tests/slurm runs the script on a real Slurm without",
+    "LAUNCH='sbatch --wait": "the same, for days",
     "git clone https://github.com/NVIDIA/apex": "the network and nvcc",
     "python3.12 -m venv fresh": "the network",
 }
