@@ -12,11 +12,12 @@ The same command again continues from the newest checkpoint in --save. These var
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import STOP_SIGNALS, InputError
 from megatron_chimed.stages.options import STAGES
 from megatron_chimed.workers import count_cores
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         [args.stage, args.model, args.stage_yaml, *args.overrides], os.environ, count_gpus(), count_cores()
     )
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher, which takes seconds, can heed them
     os.execve(command[0], command, environment)
 
 

@@ -95,6 +95,7 @@ def main() -> None:
     words = sys.argv[1:]
     try:
         stop = Stop(_stop_seconds())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # `chimed train` has held them back
         rank_argv = words[words.index("-m") + 2 :] if "-m" in words else []
         # Settled once, on the first machine: torchrun starts no rank before all machines are ready.
         is_first = "--node-rank" not in words or words[words.index("--node-rank") + 1] == "0"

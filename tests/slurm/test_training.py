@@ -3,6 +3,7 @@
 The first line of each test is its row of the table in docs/slurm.md.
 """
 
+import fcntl
 import os
 import re
 import signal
@@ -48,7 +49,7 @@ def preempt(training: Training) -> None:
 def test_one_model_on(training, nodes):
     """two ranks: COMPLETED, losses as by torchrun.sh, on nodes"""
     training.ended(training.submit(nodes=nodes))
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_two_ranks_on_each_of_two_nodes(training, tmp_path):
@@ -82,7 +83,7 @@ def test_preempted_with_grace(training, nodes):
     preempt(training)
     training.ended(job, restarts=1)
     assert REQUEUED in training.log() and "stopped by a signal after iteration" in training.log()
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_preempted_by_the_users_signal(training):
@@ -98,7 +99,7 @@ def test_preempted_by_the_users_signal(training):
         training.slurm.configure()
         training.slurm.command("scontrol", "reconfigure")
     assert "slurm.sbatch: waiting for a save" in training.log() and REQUEUED in training.log()
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_preempted_without_grace(training):
@@ -107,7 +108,7 @@ def test_preempted_without_grace(training):
     training.until(12, job)
     preempt(training)
     training.ended(job, restarts=1)
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_scontrol_requeue(training):
@@ -116,7 +117,7 @@ def test_scontrol_requeue(training):
     training.until(12, job)
     training.slurm.command("scontrol", "requeue", job)
     training.ended(job, restarts=1)
-    training.is_exact()
+    assert training.is_exact()
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -129,7 +130,7 @@ def test_usr1_to_the_step(training, signals):
     training.slurm.restarted(job)
     training.ended(job, restarts=1)
     assert training.log().count(REQUEUED) == 1
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_sbatch_wait_over_a_restart(training):
@@ -144,7 +145,7 @@ def test_sbatch_wait_over_a_restart(training):
         training.slurm.command("scancel", "--signal=USR1", job)
         assert waiting.wait(timeout=200) == 0
     training.ended(job, restarts=1)
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_no_requeue(training):
@@ -176,7 +177,7 @@ def test_scancel(training):
     time.sleep(12)
     assert not processes("megatron_chimed", f"SLURM_JOB_ID={job}") and REQUEUED not in training.log()
     training.ended(training.submit())
-    training.is_exact()
+    assert training.is_exact()
 
 
 def test_a_killed_rank(training):
@@ -201,7 +202,7 @@ def test_a_dead_node(training):
     time.sleep(25)
     training.slurm.start_node("node2")
     training.ended(job, restarts=1)
-    training.is_exact()
+    assert training.is_exact()
 
 
 def kill(pid: int) -> None:
@@ -232,16 +233,11 @@ def test_a_failure(training, fault, nodes):
 
 def test_a_locked_save(training):
     """a locked --save, 2 nodes: FAILED 1 once, names who holds it"""
-    first = training.submit(nodes=1)
-    training.until(4, first)
-    second = training.submit("--nodelist=node2", nodes=1)
-    training.ended(second, "FAILED", "1:0")
-    training.slurm.command("scancel", first)
-    training.slurm.wait(first)
-    subprocess.run(["flock", training.save / ".lock", "true"], check=True, timeout=20)
-    with subprocess.Popen(["flock", training.save / ".lock", "sleep", "100"]) as holder:
+    training.save.mkdir()
+    with open(training.save / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         training.ended(training.submit(), "FAILED", "1:0")
-        holder.terminate()
+    assert "another job is running there" in training.log()
 
 
 def test_starts_that_lead_nowhere(training):

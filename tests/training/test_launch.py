@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,18 @@ def test_a_launcher_without_ranks_stops_at_once_and_in_a_job_leaves_its_file(tmp
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (0 if in_job else STOPPED, "") and file.exists() == in_job
     assert "stopped before the ranks had started" in done.stderr
+
+
+def test_a_signal_that_comes_while_the_launcher_is_loaded_is_a_stop(tmp_path):
+    """Slurm ends the other nodes of a job so when one has failed; a death would count more than the failure."""
+    command = [sys.executable, "-m", "megatron_chimed", "train", "pretrain", "model.yaml", "stage.yaml"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        while b"training.launch" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == STOPPED and "stopped before the ranks had started" in said
 
 
 def test_in_a_slurm_job_a_second_signal_is_passed_over_and_the_time_is_what_is_left_of_the_job():
