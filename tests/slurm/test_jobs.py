@@ -35,10 +35,10 @@ def training(slurm, reference, tmp_path) -> Training:
     return found
 
 
-def succeeds(training: Training, *words: object, **environment: str) -> str:
+def succeeds(training: Training, *words: object, seconds: int = 280, **environment: str) -> str:
     """Run a command in the folder; its output."""
     training.environment |= environment
-    done = training.run([str(word) for word in words])
+    done = training.run([str(word) for word in words], seconds)
     assert done.returncode == 0, done.stdout + done.stderr + training.log()[-3000:]
     return done.stdout
 
@@ -96,12 +96,13 @@ def shrunk_recipe(folder: Path) -> None:
         write_groups(run / f"reward/{name}.jsonl", groups[part])
 
 
+@pytest.mark.timeout(1500)  # fourteen jobs, and sbatch --wait looks every half minute
 def test_the_pipeline(training, tmp_path):
     """the pipeline by sbatch --wait on 2 nodes, a shrunk recipe: an export that is verified, all of it by jobs"""
     shrunk_recipe(tmp_path)
     slurm = f"sbatch --wait --nodes=2 --output=log.txt {shlex.join(WITHOUT_GPUS)} {SCRIPT}"
     words = ("launch/pipeline.sh", "recipe", "runs/small", "base_hf")
-    succeeds(training, *words, LAUNCH=slurm)
+    succeeds(training, *words, seconds=1400, LAUNCH=slurm)
     assert (tmp_path / "runs/small/hf/config.json").exists()
     assert all(f"{stage} on 2 x CPU" in training.log() for stage in ("pretrain", "sft", "reward"))
     assert "logits" in training.log()
@@ -121,7 +122,7 @@ def test_a_training_of_a_round(training, tmp_path):
     """rejection sampling whose launcher is `sbatch --wait ...` on 2 nodes: the round is done"""
     launcher = f"sbatch --wait --nodes=2 --output=log.txt {shlex.join(WITHOUT_GPUS)} {SCRIPT}"
     config = looped(tmp_path, launcher, 10)
-    succeeds(training, sys.executable, "-m", "megatron_chimed", "rejection", "--config", config, "--round", "1")
+    succeeds(training, sys.executable, "-m", "megatron_chimed", "rejection", "--config", config)
     assert "sft on 2 x CPU" in training.log()
 
 
@@ -129,7 +130,7 @@ def test_a_loop_as_a_job(training, tmp_path):
     """rejection sampling as a job, USR1 in its training: saved, queued again, done"""
     config = looped(tmp_path, "launch/torchrun.sh", 600)
     command = [word for word in SBATCH if word != "--wait"]
-    job = succeeds(training, *command, SCRIPT, "rejection", "--config", config, "--round", "1").strip()
+    job = succeeds(training, *command, SCRIPT, "rejection", "--config", config).strip()
     log = tmp_path / "loop/round-01/train/selected/loss.csv"
     until(lambda: log.exists() and len(log.read_text().splitlines()) > 5, "a training", 120)
     training.slurm.command("scancel", "--signal=USR1", job)

@@ -222,13 +222,16 @@ FAULTS = {
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure(training, fault, nodes):
-    """a failure: FAILED 1 once, sbatch --wait gives 1; which, on nodes"""
+    """a failure: FAILED 1 once; which, on nodes"""
     words, said = FAULTS[fault]
-    command = training.sbatch("--wait", nodes=nodes, words=words)
-    done = training.run(command)
-    assert done.returncode == 1, training.log()[-3000:]
-    training.ended(done.stdout.strip(), "FAILED", "1:0")
+    training.ended(training.submit(nodes=nodes, words=words), "FAILED", "1:0")
     assert said in training.log() and REQUEUED not in training.log()
+
+
+def test_a_failure_that_is_waited_for(training):
+    """bad input, 2 nodes, sbatch --wait: ends with 1"""
+    done = training.run(training.sbatch("--wait", words=FAULTS["bad path"][0]))
+    assert done.returncode == 1, done.stderr + training.log()[-3000:]
 
 
 def test_a_locked_save(training):

@@ -59,10 +59,10 @@ class Training:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def run(self, command: list[str]) -> subprocess.CompletedProcess:
+    def run(self, command: list[str], seconds: int = 280) -> subprocess.CompletedProcess:
         """Run a command in the folder, with what `sbatch` has set."""
         return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
         )
 
     def rows(self) -> list[tuple[str, ...]]:
