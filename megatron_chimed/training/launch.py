@@ -15,8 +15,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -29,6 +31,8 @@ from megatron_chimed.training.job import is_trained, prepare
 
 OWN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's share: it ends its ranks within 30 seconds
 STOP_SECONDS = "MEGATRON_CHIMED_STOP_SECONDS"
+BEFORE_RANKS = "stopped before the ranks had started; nothing new to save"
+DEAF = 2  # seconds
 
 
 class Stop:
@@ -44,6 +48,20 @@ class Stop:
         self.saves = True
         for number in (*STOP_SIGNALS, signal.SIGALRM):
             signal.signal(number, self.receive)
+        waked, waker = socket.socketpair()
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._end_if_deaf, args=(waked, waker), daemon=True).start()
+
+    def _end_if_deaf(self, waked: socket.socket, waker: socket.socket) -> None:
+        """End this process after a signal that `receive` does not get to see: torch's code, in which it waits for the
+        first machine, lets no handler run. waker: kept open."""
+        while waked.recv(1)[0] not in STOP_SIGNALS:
+            pass
+        time.sleep(DEAF)
+        if self.first is None and not children():
+            _say(BEFORE_RANKS)
+            os._exit(stopped_code())
 
     def receive(self, number: int, frame: object) -> None:
         """A signal's handler."""
@@ -51,7 +69,7 @@ class Stop:
         if self.first is None:
             self.first = number
             if not ranks:
-                _say("stopped before the ranks had started; nothing new to save")
+                _say(BEFORE_RANKS)
                 sys.exit(stopped_code())
             seconds = self.seconds or slurm.seconds_to_save(os.environ) or 600
             _say(f"{signal.Signals(number).name}: waiting up to {seconds} s for the ranks to save")

@@ -195,14 +195,19 @@ def test_a_dead_node(training):
     """a node dies: queued again by Slurm, continues when the node is back, same losses"""
     job = training.submit()
     training.until(12, job)
-    for pid in [training.slurm.daemons["node2"].pid, *processes(f"SLURM_JOB_ID={job}", "SLURM_NODEID=1")]:
-        kill(pid)
-    for pid in processes("slurmstepd", "node2"):
+    tasks = processes(f"SLURM_JOB_ID={job}", "SLURM_NODEID=1")
+    steps = {parent for parent in map(parent_of, tasks) if Path(f"/proc/{parent}/comm").read_text() == "slurmstepd\n"}
+    assert len(steps) == 1
+    for pid in (training.slurm.daemons["node2"].pid, *steps, *tasks):
         kill(pid)
     time.sleep(25)
     training.slurm.start_node("node2")
     training.ended(job, restarts=1)
     assert training.is_exact()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def kill(pid: int) -> None:
@@ -248,7 +253,7 @@ def test_starts_that_lead_nowhere(training):
     job = training.submit(words=("--save-interval", "1000"))
     for start in (1, 2, 3):
         training.slurm.wait(job, ("RUNNING",))
-        ranks = ("megatron_chimed.training.rank", f"SLURM_JOB_ID={job}")
+        ranks = ("megatron_chimed.training.rank", f"SLURM_JOB_ID={job}", "\0RANK=")
         until(lambda: processes(*ranks), "ranks")  # noqa: B023  called here
         training.slurm.command("scontrol", "requeue", job)
         training.slurm.restarted(job, start)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,22 @@ def test_a_signal_that_comes_while_the_launcher_is_loaded_is_a_stop(tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
+    assert process.returncode == STOPPED and "stopped before the ranks had started" in said
+
+
+def test_a_signal_is_a_stop_while_the_first_machine_is_waited_for(tmp_path):
+    """torch's code, which waits, lets no handler run."""
+    with socket.create_server(("127.0.0.1", 0)) as first:  # which says nothing
+        place = ["--master-addr", "127.0.0.1", "--master-port", str(first.getsockname()[1])]
+        command = [sys.executable, "-m", "megatron_chimed.training.launch", "--nnodes", "2", "--node-rank", "1", *place]
+        command += ["--nproc-per-node", "1", "-m", "megatron_chimed.training.rank", "pretrain", "m.yaml", "s.yaml"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+            try:
+                first.accept()
+                process.send_signal(signal.SIGTERM)
+                said = process.communicate(timeout=30)[1]
+            finally:
+                process.kill()
     assert process.returncode == STOPPED and "stopped before the ranks had started" in said
 
 

@@ -17,7 +17,7 @@ from megatron_chimed.commands.train import QUIET, count_gpus, launch
 from megatron_chimed.errors import InputError
 
 ROOT = tree.ROOT
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_END_TIME": "1"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
 SRUN = "srun --kill-on-bad-exit=1 --cpu-bind=none"
 STOPPED = 'touch "$MEGATRON_CHIMED_STOPPED_FILE"'
 """Of a task that has saved."""
