@@ -155,8 +155,8 @@ class Cluster:
 
     def end_jobs(self) -> None:
         """Cancel what a test has left, and wait until both nodes are free."""
-        self.command("scancel", "--partition=low,nograce,high")
-        self.command("scancel", "--state=PENDING,RUNNING,SUSPENDED", "--user=root")
+        if jobs := self.command("squeue", "--noheader", "--format=%A").split():
+            self.command("scancel", *jobs)
         idle = ["idle"] * len(NODES)
         until(lambda: self.command("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == idle, "free nodes", 90)
 
