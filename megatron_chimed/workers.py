@@ -15,7 +15,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -40,7 +40,7 @@ _sent: Any = None  # the reference by which a process of a cluster was sent it
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add --workers."""
     text = "processes (the number of cores); or ray, or ray:ADDRESS: a cluster whose nodes see the same files"
-    parser.add_argument("--workers", type=_workers_of, metavar="N|ray", default=os.cpu_count(), help=text)
+    parser.add_argument("--workers", type=_workers_of, metavar="N|ray", default=count_cores(), help=text)
 
 
 def _workers_of(text: str) -> Workers:
@@ -206,3 +206,10 @@ def _do_on_ray(context: list, arguments: tuple) -> Any:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _work, _sent = ray.get(sent), sent
     return _work(*arguments)
+
+
+def count_cores(environment: Mapping[str, str] = os.environ) -> int:
+    """The cores that are ours: those that this process may run on, and no more than Slurm gave the task or the job."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = environment.get("SLURM_CPUS_PER_TASK") or environment.get("SLURM_CPUS_ON_NODE") or ""
+    return min(cores, int(given)) if given.isdecimal() and int(given) else cores

@@ -12,7 +12,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.text.tokenizer_template import open_template
-from megatron_chimed.workers import Workers
+from megatron_chimed.workers import Workers, count_cores
 
 
 def build_corpus(
@@ -114,7 +114,7 @@ def train(
         values = value if isinstance(value, list | tuple) else [value]
         argv += [f"--{key}", *(() if value is True else map(str, values))]
     environment = os.environ | ({"NPROC": str(ranks)} if ranks else {})
-    command, environment = launch(argv, environment, count_gpus(), os.cpu_count() or 1)
+    command, environment = launch(argv, environment, count_gpus(), count_cores())
     code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
     if code:
         raise InputError(f"the training of stage {stage} ended with code {code}; its message stands above")

@@ -5,17 +5,21 @@ The same command again continues from the newest checkpoint in --save. These var
   NPROC        ranks on this machine
   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
                on NNODES machines the same command on each, with its own NODE_RANK from 0 and the MASTER_ADDR of
-               machine 0 (MASTER_PORT: 29500)
+               machine 0 (MASTER_PORT: 29500); a task of a Slurm step takes its NODE_RANK from Slurm
+  MEGATRON_CHIMED_STOP_SECONDS
+               time to save for ranks that were asked to stop (600; in a Slurm job, what is left of it)
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import STOP_SIGNALS, InputError
 from megatron_chimed.stages.options import STAGES
+from megatron_chimed.workers import count_cores
 
 EXAMPLE = """examples:
   chimed train pretrain MODEL.yaml STAGE.yaml --train-iters 20
@@ -39,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Become the launcher: its signals and its exit code are this command's."""
     command, environment = launch(
-        [args.stage, args.model, args.stage_yaml, *args.overrides], os.environ, count_gpus(), os.cpu_count() or 1
+        [args.stage, args.model, args.stage_yaml, *args.overrides], os.environ, count_gpus(), count_cores()
     )
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher, which takes seconds, can heed them
     os.execve(command[0], command, environment)
 
 
@@ -59,12 +64,14 @@ def launch(argv: list[str], environment: Mapping[str, str], gpus: int, cores: in
     if nodes == 1:
         command += ["--standalone"]
     else:
-        for name in ("NODE_RANK", "MASTER_ADDR"):
-            if not environment.get(name):
+        place = {"NODE_RANK": environment.get("NODE_RANK") or environment.get("SLURM_NODEID")}
+        place |= {"MASTER_ADDR": environment.get("MASTER_ADDR")}
+        for name, value in place.items():
+            if not value:
                 raise InputError(f"NNODES is {nodes} but no {name} is given; set it")
-        command += ["--nnodes", str(nodes), "--node-rank", environment["NODE_RANK"]]
-        command += ["--master-addr", environment["MASTER_ADDR"]]
-        command += ["--master-port", environment.get("MASTER_PORT") or "29500"]
+        command += ["--nnodes", str(nodes), "--node-rank", place["NODE_RANK"]]
+        command += ["--master-addr", place["MASTER_ADDR"]]
+        command += ["--master-port", str(_number(environment, "MASTER_PORT", 29500))]
     command += ["--nproc-per-node", str(ranks), "-m", "megatron_chimed.training.rank", *argv]
     return command, defaults | {name: value for name, value in environment.items() if value or name not in defaults}
 
@@ -77,8 +84,14 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def count_gpus() -> int:
-    """The GPUs of this machine, by nvidia-smi."""
+def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
+    """The GPUs that are ours: those that CUDA would show us, else those that Slurm gave us, else the machine's."""
+    if (shown := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = [name.strip() for name in shown.split(",")]
+        end = next((place for place, name in enumerate(names) if name in ("", "-1", "NoDevFiles")), len(names))
+        return end  # as CUDA reads it: what follows a name that is none is not seen
+    if (given := environment.get("SLURM_GPUS_ON_NODE", "")).isdecimal():
+        return int(given)
     try:
         done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
     except OSError:

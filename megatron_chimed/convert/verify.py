@@ -19,6 +19,7 @@ from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.convert.transformers_model import load_model
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json
+from megatron_chimed.workers import count_cores
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest absolute difference of a logit, by the type of the arithmetic. In bfloat16 it is relative to the largest
@@ -165,7 +166,7 @@ def _by_megatron(folder: Path, ranks: int) -> Tensors:
     """Compute the same and "control", by `ranks` processes with Megatron. Raises InputError with a failure's reason."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", "megatron_chimed.convert.verify_worker", str(folder)]
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    threads = str(max(1, count_cores() // ranks))
     environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:

@@ -177,7 +177,8 @@ class TrainingOptions:
     """How the fine-tuning is started."""
 
     launcher: str = ""
-    """Called as ``LAUNCHER sft MODEL.yaml STAGE.yaml --megatron-arg value ...``; `chimed train` if not given."""
+    """Called as ``LAUNCHER sft MODEL.yaml STAGE.yaml --megatron-arg value ...``; `chimed train` if not given. Several
+    words are read as a shell does: ``sbatch --wait --nodes=2 launch/slurm.sbatch``."""
 
     ranks: int = 2
     """Processes, given to the launcher as NPROC."""

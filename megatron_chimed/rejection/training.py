@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 from megatron_chimed.checkpoints import latest_iteration
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import STOPPED_FILE, InputError, Stopped
 from megatron_chimed.jsonl import write_json
 from megatron_chimed.rejection.config import LoopConfig
 
@@ -58,17 +59,22 @@ def _launch(config: LoopConfig, start: str | Path, packed: Path, folder: Path, l
     """Run the launcher to its end; it inherits the lock, and its input is a pipe that this process holds open."""
     paths, options = config.paths, config.training
     kind = "HuggingFaceTokenizer" if Path(paths.tokenizer).is_dir() else "SentencePieceTokenizer"
-    launcher = [options.launcher] if options.launcher else [sys.executable, "-m", "megatron_chimed", "train"]
+    launcher = shlex.split(options.launcher) or [sys.executable, "-m", "megatron_chimed", "train"]
     command = [*launcher, "sft", paths.model, paths.stage, "--load", str(start), "--finetune"]
     command += ["--save", str(folder), "--train-data-path", str(packed)]
     command += ["--tokenizer-type", kind, "--tokenizer-model", paths.tokenizer]
     environment = {"NPROC": str(options.ranks), "PYTHON": sys.executable, "MEGATRON_CHIMED_END_WITH_STDIN": "1"}
+    environment[STOPPED_FILE] = ""  # the loop's own: a training that was stopped is no training that has ended
     log = folder.with_name(f"{folder.name}.log")
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, env=os.environ | environment, stdin=subprocess.PIPE, stdout=output, pass_fds=(lock,)
         )
-        with process.stdin:
-            code = process.wait()
+        try:
+            with process.stdin:
+                code = process.wait()
+        except Stopped:  # the end of its input has told it
+            process.wait()
+            raise
     if code:
         raise InputError(f"{folder.name}: the training ended with code {code}; its message stands above, more in {log}")

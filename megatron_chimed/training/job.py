@@ -1,4 +1,7 @@
-"""What is settled once for a whole job, before its ranks start: who may write --save, and which checkpoint is whole."""
+"""What is settled once for a whole job, before its ranks start: who may write --save, and which checkpoint is whole.
+
+``python -m megatron_chimed.training.job STAGE MODEL.yaml STAGE.yaml ...`` ends with 0 when nothing is left to train.
+"""
 
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ from megatron_chimed.config import load_settings
 from megatron_chimed.errors import InputError
 from megatron_chimed.stages.schedule import planned_iterations
 from megatron_chimed.steps import lock_folder
+from megatron_chimed.training import slurm
 from megatron_chimed.training.tokenizers import check_tokenizers
 
 
@@ -16,7 +20,8 @@ def prepare(argv: list[str]) -> int | None:
     """Lock --save and see that the checkpoint that will be loaded is whole; on the first machine, before the ranks.
 
     argv: ``[stage, model YAML, stage YAML, overrides ...]``. A damaged checkpoint in --save is set aside with a
-    warning, and the one before it is the latest then; of --load it is refused, and so are data of another tokenizer.
+    warning, and the one before it is the latest then; of --load it is refused, and so are data of another tokenizer,
+    and a Slurm job that starts again and again and gets nowhere.
     Returns the lock's handle, to be kept as long as the job runs; None without --save. Raises InputError. What else is
     wrong with the argv the ranks say.
     """
@@ -35,6 +40,7 @@ def prepare(argv: list[str]) -> int | None:
         handle = lock_folder(save, "--save")
         if warning := checkpoints.fall_back(save):
             print(f"megatron_chimed: warning: {warning}", file=sys.stderr, flush=True)
+        slurm.note_start(save)
     except OSError as error:
         raise InputError(f"--save {save}: cannot be written ({error.strerror}); name another folder") from None
     return handle
@@ -67,3 +73,9 @@ def _check_load(folder: Path) -> None:
     """Raise InputError when the newest checkpoint of another run is damaged. The folder is not ours to mend."""
     if latest := checkpoints.latest_iteration(folder):
         checkpoints.check_whole(checkpoints.path_of(folder, latest))
+
+
+if __name__ == "__main__":
+    if not (line := is_trained(sys.argv[1:])):
+        sys.exit(1)
+    print(f"megatron_chimed: {line}")

@@ -10,7 +10,7 @@ import sys
 import time
 
 from megatron_chimed.backend.quiet import fast_imports, silence_import_warnings
-from megatron_chimed.errors import InputError, LostRank, one_line
+from megatron_chimed.errors import STOP_SIGNALS, InputError, LostRank, one_line
 
 if __name__ in ("__main__", "__mp_main__"):  # also in processes that write checkpoints, which import the program again
     silence_import_warnings()
@@ -37,14 +37,17 @@ def main() -> None:
         train(sys.argv[1:])
     except InputError as error:
         rank = int(os.environ.get("RANK", 0))
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)  # nothing is left to save
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: os._exit(1))  # nothing is left to save; and it is a fault, not a stop
         # The same error on rank 0, and the fault of another rank, end the job within this time.
         time.sleep(3 * (rank > 0) + 3 * isinstance(error, LostRank))
         origin = f"rank {rank}: " if rank else ""
         print(f"megatron_chimed: error: {origin}{one_line(error)}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # process groups of the other ranks are of no use now, and their destructors may wait
+    finally:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # Python's handlers end before the process does
 
 
 if __name__ == "__main__":

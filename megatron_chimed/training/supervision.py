@@ -20,7 +20,7 @@ import torch
 from megatron.training import checkpointing, get_args, training
 
 from megatron_chimed import checkpoints
-from megatron_chimed.errors import STOPPED, InputError, LostRank
+from megatron_chimed.errors import STOP_SIGNALS, STOPPED, InputError, LostRank
 from megatron_chimed.jsonl import atomic_output
 from megatron_chimed.training.loss_spike import LossSpikeDetector
 from megatron_chimed.training.options import JobOptions
@@ -83,7 +83,7 @@ class Supervisor:
         """Note signals from now on. Before the first step they end the process: there is nothing new to save."""
         if not self.listening:
             self.listening = True
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in STOP_SIGNALS:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:

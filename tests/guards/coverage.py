@@ -27,7 +27,7 @@ THROUGH = {
     "tests/integration/test_rejection.py": (
         "commands.rejection_sampling", "rejection.context", "rejection.steps.evaluate_heldout",
         "rejection.steps.generate", "rejection.steps.prompts", "rejection.steps.report", "rejection.steps.score",
-        "rejection.steps.train", "rejection.training",
+        "rejection.steps.train",
     ),
     "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool"),
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),

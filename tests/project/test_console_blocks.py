@@ -23,7 +23,8 @@ ONLY_READ = {
     "chimed train pretrain MODEL.yaml STAGE.yaml": "names stand for files of the reader's",
     "chimed rejection --config": "make demo runs it, and needs half of its time for it",
     "ray start --head": "it would stay on the machine; tests/test_workers.py has a cluster of its own",
-    "sbatch --nodes=2": "a cluster of GPUs; tests/training runs the launchers with stand-ins",
+    "sbatch --nodes=2": "a cluster of GPUs; tests/slurm runs the script on a real Slurm without",
+    "LAUNCH='sbatch --wait": "the same, for days",
     "git clone https://github.com/NVIDIA/apex": "the network and nvcc",
     "python3.12 -m venv fresh": "the network",
 }
