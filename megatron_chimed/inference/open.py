@@ -79,7 +79,8 @@ def open_engine(
     if kind == "vllm":
         from megatron_chimed.inference.vllm_engine import VllmEngine
 
-        engine = VllmEngine(place, tensor_parallel=tensor_parallel, data_parallel=data_parallel, dtype=dtype)
+        more = {"tensor_parallel": tensor_parallel, "data_parallel": data_parallel, "dtype": dtype}
+        engine = VllmEngine(place, head=head, **more)
     elif kind == "hf":
         from megatron_chimed.inference.hf_engine import HuggingFaceEngine
 
@@ -95,10 +96,8 @@ def open_engine(
 def _checked(engine: Engine, place: str, head: str, tokenizer: Tokenizer | None) -> Engine:
     """The engine, which now samples ids of the tokenizer alone; or close it and raise InputError where the model has
     another head, or fewer ids than the tokenizer."""
-    what = {"lm": "a language model", "reward": "a reward model, of the stage `reward`"}
     try:
-        if engine.head != head:
-            raise InputError(f"{place}: {what[engine.head]}; expected {what[head]}")
+        engine.check_head(place, head)
         if tokenizer is not None:
             if (size := tokenizer.vocab_size) > engine.num_ids:
                 raise InputError(f"the tokenizer has {size} ids, the model {engine.num_ids}; they do not fit")

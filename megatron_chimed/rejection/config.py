@@ -26,7 +26,7 @@ class Paths:
     """Folder of the Megatron checkpoint that round 1 samples from and is fine-tuned from."""
 
     reward: str = ""
-    """The reward model: a folder of Megatron checkpoints, for ``scorer: {engine: hf}`` a Hugging Face folder."""
+    """The reward model: a folder of Megatron checkpoints, for the scorers hf and vllm a Hugging Face folder."""
 
     tokenizer: str = ""
     """SentencePiece .model or Hugging Face folder."""
@@ -159,14 +159,14 @@ class HeldoutOptions:
 class ScorerOptions:
     """Who scores."""
 
-    engine: Literal["megatron", "hf"] = "megatron"
-    """The reward checkpoint, or its Hugging Face export in transformers."""
+    engine: Literal["megatron", "hf", "vllm"] = "megatron"
+    """The reward checkpoint, or its Hugging Face export in transformers or in vLLM."""
 
     batch_size: int = 64
     """Answers that are scored together and stored together."""
 
     tensor_parallel: int = 1
-    """Ranks that share the model (megatron)."""
+    """Ranks that share the model (megatron, vllm)."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""

@@ -1,7 +1,6 @@
 """Generators: what is asked is what is answered, under the right key, from a real server on loopback and from vLLM's
 interface; batches are the same in every run."""
 
-import importlib.machinery
 import random
 import sys
 import types
@@ -11,6 +10,7 @@ import pytest
 from support.candidates import make_candidate, make_prompt
 from support.chat_server import ChatServer
 from support.dialogues import make_renderer
+from support.vllm_stand_in import parts_of, put_in_place
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference import vllm_engine
@@ -148,8 +148,7 @@ def stand_in(monkeypatch, renderer) -> list:
     class LLM:
         def __init__(self, **settings):
             calls.append(settings)
-            config = types.SimpleNamespace(get_vocab_size=lambda: 420, max_model_len=128)
-            self.llm_engine = types.SimpleNamespace(model_config=config)
+            self.llm_engine = parts_of()
 
         def generate(self, prompts, params, use_tqdm):
             calls.extend(params)
@@ -169,23 +168,19 @@ def stand_in(monkeypatch, renderer) -> list:
                 for prompt, param in zip(prompts, params, strict=True)
             ]
 
-    module = types.ModuleType("vllm")
-    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, dict, dict
-    monkeypatch.setitem(sys.modules, "vllm", module)
+    put_in_place(monkeypatch, LLM)
     return calls
 
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_path, renderer, monkeypatch, copies):
     calls = stand_in(monkeypatch, renderer)
-    monkeypatch.setattr(vllm_engine, "_Elsewhere", lambda settings, gpus: vllm_engine._Here(settings))
     checkpoint = tmp_path / "run"
     checkpoint.mkdir()
     (checkpoint / "weights").write_bytes(b"x")
     export = tmp_path / f"hf-{fingerprint(checkpoint)[:12]}"
     export.mkdir()
-    (export / "config.json").write_text("{}")
+    (export / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     options = GeneratorOptions(engine="vllm", tensor_parallel=2, data_parallel=copies, dtype="bfloat16")
     asked = asked_of(renderer)
     with open_generator(options, checkpoint, tmp_path / "hf", renderer.tokenizer) as engine:
