@@ -57,7 +57,7 @@ def open_engine(
     data_parallel: int = 1,
     dtype: str = "auto",
     batch_size: int = 16,
-    base_url: str | None = None,
+    base_url: str | Sequence[str] | None = None,
     concurrency: int = 8,
     requests_per_minute: float = 0.0,
     progress: bool = False,
@@ -68,8 +68,10 @@ def open_engine(
     flag: what gives the name, for messages. head: lm or reward, what the model must have. iteration: of megatron, None
     for the newest. tensor_parallel: ranks of megatron and vllm; data_parallel: copies of the model, in vllm. dtype:
     float32 or bfloat16; "auto" is that of the weights, and float32 for megatron. batch_size: sequences that megatron
-    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai. tokenizer: of the texts;
-    ids that it lacks are then never sampled (openai: the server's affair). Raises InputError.
+    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai, or of
+    several. tokenizer: of the texts; ids that it lacks are then never sampled (openai: the server's affair).
+
+    Raises InputError.
     """
     kind, place = split_name(name, flag=flag)
     if kind == "openai":

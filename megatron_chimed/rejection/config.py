@@ -104,14 +104,15 @@ class GeneratorOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
-    base_url: str = ""
-    """For openai: of the server, up to and with /v1."""
+    base_url: str | list[str] = ""
+    """For openai: of the server, up to and with /v1; a list of servers that serve the same model share the work. The
+    first stands for all: others may come and go."""
 
     model: str = ""
     """For openai: the served model's name."""
 
     concurrency: int = 8
-    """For openai: requests under way at once."""
+    """For openai: requests under way at once, at all servers."""
 
     requests_per_minute: float = 0.0
     """For openai: 0 for no limit."""
