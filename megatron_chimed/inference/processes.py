@@ -178,12 +178,13 @@ def _of_ranks(number: int) -> dict[str, str]:
     return environment
 
 
-def last_words(log: str | Path) -> str:
-    """The line of a log that says why a process failed: the first that names an error, else the last; 300 characters.
+def last_words(log: str | Path, otherwise: str = "") -> str:
+    """The line of a log that says why a process failed: the first that names an error, else what is given, else the
+    last; 300 characters.
 
     What a logger writes in front of the error's name is left out.
     """
     lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
     named = (re.match(r"(?:.*\] )?([\w.]*(?:Error|Exception)\b.*)", line) for line in lines)
     errors = [found[1] for found in named if found]
-    return (errors or lines[-1:] or ["no reason given"])[0].strip()[:300]
+    return (errors or ([otherwise] if otherwise else lines[-1:]) or ["no reason given"])[0].strip()[:300]

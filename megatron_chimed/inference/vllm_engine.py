@@ -15,6 +15,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.processes import WorkerProcesses
 from megatron_chimed.inference.request import Generated, Request, SamplingParams
+from megatron_chimed.text.tokenizer import has_tokenizer
 
 WORKER = "megatron_chimed.inference.vllm_worker"
 PATIENCE = 30.0
@@ -53,14 +54,14 @@ class VllmEngine(Engine):
         require_vllm()
         self.head = stored_head(folder)
         self.check_head(str(folder), head)
-        if head == "reward" and (labels := stored_labels(folder)) != 1:
-            raise InputError(f"{folder}: {labels} labels; expected a reward model, which has one")
+        if head == "reward":
+            _check_reward(folder)
         settings = {
             "model": str(folder),
             "head": head,
             "dtype": stored_dtype(folder) if dtype == "auto" else dtype,
             "tensor_parallel_size": tensor_parallel,
-            "skip_tokenizer_init": True,  # ids go in and come out
+            "skip_tokenizer_init": head == "lm",  # ids go in and come out; its pooling runner wants one all the same
         }
         shares = split_gpus(data_parallel, tensor_parallel) if data_parallel > 1 else [None]
         self.copies: list[WorkerProcesses] = []
@@ -117,6 +118,14 @@ class VllmEngine(Engine):
         """End the copies and all that they have started. Twice is harmless."""
         while self.copies:
             self.copies.pop().close()
+
+
+def _check_reward(folder: str | Path) -> None:
+    """Raise InputError for what vLLM cannot serve as a reward model."""
+    if (labels := stored_labels(folder)) != 1:
+        raise InputError(f"{folder}: {labels} labels; expected a reward model, which has one")
+    if not has_tokenizer(Path(folder)):
+        raise InputError(f"{folder}: no tokenizer, which vLLM wants with a reward model; export it with --tokenizer")
 
 
 def _ids(tokens: Sequence[int]) -> list[int]:

@@ -36,10 +36,10 @@ class Copy:
 
         if head == "reward":
             settings["runner"] = "pooling"
-        if _on_cpu():
-            # There, a prompt with a seed that is prefilled in parts ends the engine ("does not use offset").
-            settings["enable_chunked_prefill"] = False
         self.model = LLM(**settings)
+        # On a CPU a prompt with a seed that is prefilled in parts ends the engine ("does not use offset").
+        scheduler = self.model.llm_engine.vllm_config.scheduler_config
+        self.tokens_at_once = scheduler.max_num_batched_tokens if _on_cpu() else sys.maxsize
 
     def limits(self) -> dict[str, int]:
         """Ids and positions of the model."""
@@ -55,7 +55,9 @@ class Copy:
         for _, settings in work:
             if "logit_bias" in settings:  # JSON has made texts of the ids
                 settings["logit_bias"] = {int(token): bias for token, bias in settings["logit_bias"].items()}
-        outputs = [answer.outputs[0] for answer in self._run(work)]
+        outputs = []
+        for part in passes_of([len(prompt) for prompt, _ in work], self.tokens_at_once):
+            outputs += [answer.outputs[0] for answer in self._run(work[part])]
         return [(list(one.token_ids), one.finish_reason == "stop") for one in outputs]
 
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -87,6 +89,20 @@ class Copy:
     def close(self) -> None:
         """End vLLM's own processes."""
         self.model.llm_engine.engine_core.shutdown()
+
+
+def passes_of(lengths: list[int], num_tokens: int) -> list[slice]:
+    """Neighbours of at most so many tokens together, or a single one.
+
+    passes_of([2, 3, 3, 9, 1], num_tokens=8) == [slice(0, 3), slice(3, 4), slice(4, 5)]
+    """
+    found, start, total = [], 0, 0
+    for number, length in enumerate(lengths):
+        if number > start and total + length > num_tokens:
+            found.append(slice(start, number))
+            start, total = number, 0
+        total += length
+    return [*found, slice(start, len(lengths))] if lengths else []
 
 
 def _on_cpu() -> bool:
@@ -131,8 +147,10 @@ def serve(settings: dict[str, Any]) -> None:
             except OSError:
                 raise
             except Exception as error:  # vLLM raises nearly anything, and says the cause in its log
-                in_log = life.copy is None or "Dead" in type(error).__name__
-                say({"error": f"vllm: {last_words(settings['log']) if in_log else one_line(error)}"})
+                said = one_line(error)
+                if life.copy is None or "Dead" in type(error).__name__:
+                    said = last_words(settings["log"], otherwise=said)
+                say({"error": f"vllm: {said}"})
         except OSError:  # the engine's process has ended
             pass
         life.thread.join()

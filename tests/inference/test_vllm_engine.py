@@ -78,7 +78,6 @@ def test_each_copy_has_gpus_of_its_own_and_one_copy_those_that_are_visible(place
     for one in found:
         assert one["settings"] == {
             "model": str(model), "dtype": "bfloat16", "tensor_parallel_size": 2, "skip_tokenizer_init": True,
-            "enable_chunked_prefill": False,
         }  # fmt: skip
     with VllmEngine(model):
         assert [one["gpus"] for one in started(place) if one not in found] == [None]

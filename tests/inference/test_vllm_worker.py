@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+from support.chatml import write_chatml
 from support.checkpoints import write_hf
 from support.vllm_stand_in import parts_of, put_in_place
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.inference.vllm_engine import VllmEngine
+from megatron_chimed.inference.vllm_worker import passes_of
 
 Record = types.SimpleNamespace
 
@@ -135,7 +137,8 @@ def test_auto_is_the_type_in_which_the_weights_are_stored(folder, settings_seen,
 
 @torch.no_grad()
 def test_rewards_are_the_scores_of_the_pooling_runner_without_its_sigmoid(tmp_path, monkeypatch):
-    folder = write_hf(tmp_path / "hf", reward=True, num_hidden_layers=1)
+    folder = write_chatml(tmp_path / "hf")
+    write_hf(folder, reward=True, num_hidden_layers=1)
     reward, seen = AutoModelForSequenceClassification.from_pretrained(folder).eval(), []
 
     def score(tokens: list[int]) -> torch.Tensor:
@@ -159,10 +162,18 @@ def test_rewards_are_the_scores_of_the_pooling_runner_without_its_sigmoid(tmp_pa
             engine.rewards([[1], []])
         with pytest.raises(InputError, match="need a model with the head 'lm'"):
             engine.loglikelihoods([([1], [2])])
-    assert seen[0]["runner"] == "pooling" and seen[0]["skip_tokenizer_init"]
+    assert seen[0]["runner"] == "pooling" and not seen[0]["skip_tokenizer_init"], "vLLM's runner insists on a tokenizer"
     with pytest.raises(InputError, match="a reward model, of the stage `reward`; expected a language model$"):
         VllmEngine(folder)
+    with pytest.raises(InputError, match="no tokenizer, which vLLM wants with a reward model; export it with --token"):
+        VllmEngine(write_hf(tmp_path / "bare", reward=True, num_hidden_layers=1), head="reward")
     config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="2 labels; expected a reward model, which has one"):
         VllmEngine(folder, head="reward")
+
+
+def test_prompts_of_a_call_are_as_many_as_one_step_takes():
+    assert passes_of([2, 3, 3, 9, 1], 8) == [slice(0, 3), slice(3, 4), slice(4, 5)]
+    assert passes_of([], 8) == [] and passes_of([9] * 3, 8) == [slice(n, n + 1) for n in range(3)]
+    assert passes_of([1] * 5, 8) == [slice(0, 5)]

@@ -26,10 +26,12 @@ def qwen3(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread_for_each():
-    """Small models gain nothing by more; and vLLM's cache of keys and values need not fill this machine."""
+    """Small models gain nothing by more; vLLM's cache of keys and values need not fill this machine; and twenty starts
+    need not compile, which is half of a start. TORCH_COMPILE_DISABLE=0 in the environment lets them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("TORCH_COMPILE_DISABLE", os.environ.get("TORCH_COMPILE_DISABLE", "1"))
         patch.setenv("VLLM_NO_USAGE_STATS", "1")
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.delenv("OPENAI_API_KEY", raising=False)
@@ -67,8 +69,9 @@ def pytest_terminal_summary(terminalreporter):
     if not ROWS or not os.environ.get("VLLM_TESTS"):
         return
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    lines = [f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, no GPU", ""]
-    lines += ["| case | what came out | s |", "|---|---|---|"]
+    machine = f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, no GPU"
+    compiled = "on" if os.environ.get("TORCH_COMPILE_DISABLE") == "0" else "off"
+    lines = [f"{machine}, torch.compile {compiled}", "", "| case | what came out | s |", "|---|---|---|"]
     lines += [f"| {case} | {outcome} | {seconds:.0f} |" for case, outcome, seconds in ROWS]
     terminalreporter.write_line("")
     for line in lines:

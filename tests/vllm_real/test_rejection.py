@@ -8,6 +8,7 @@ import pytest
 from support import rejection_loop as loop
 from support.real_vllm import NEEDED, SLOW, marked, wait_until_none_is_left
 
+from megatron_chimed.convert.checkpoint import megatron_to_hf
 from megatron_chimed.inference.open import open_engine
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import read_config
@@ -25,7 +26,8 @@ def world(tmp_path_factory):
     """(folder, settings) of a loop that samples and scores with vLLM."""
     folder = tmp_path_factory.mktemp("rejection")
     settings = loop.write_world(folder, heads=2)  # of 32, the smallest that vLLM computes on a CPU
-    settings |= {"reward": str(folder / "reward.hf"), "generator": {"engine": "vllm", "batch_size": 8}}
+    megatron_to_hf(folder / "reward", folder / "exported", tokenizer=settings["tokenizer"], progress=False)
+    settings |= {"reward": str(folder / "exported"), "generator": {"engine": "vllm", "batch_size": 8}}
     settings |= {"scorer": {"engine": "vllm", "batch_size": 8}}
     return folder, settings
 
