@@ -32,7 +32,7 @@ test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the 
 
 test-vllm: .venv-vllm/.installed ## the real vLLM on this machine's CPU, in an environment of its own: half an hour, 6 GB of disk
 	@PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" VLLM_TESTS=1 .venv-vllm/bin/python -m pytest --timeout 1800 \
-		-o faulthandler_timeout=0 tests/vllm_real $(VLLM_ARGS)
+		-o faulthandler_timeout=0 tests/vllm_real
 
 .venv-vllm/.installed: pyproject.toml tools/setup_vllm.sh tools/vllm-requirements.lock
 	@sh tools/setup_vllm.sh

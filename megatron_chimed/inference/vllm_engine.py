@@ -147,6 +147,7 @@ def settings_of(params: SamplingParams, stop: Sequence[int], never: Sequence[int
         "top_k": params.top_k or -1,  # every version takes -1 for all
         "seed": params.seed,
         "stop_token_ids": list(stop),
+        "ignore_eos": True,  # what is in `stop` ends an answer, and no other id of the folder's generation config
         "detokenize": False,
     }
 

@@ -92,6 +92,7 @@ def test_settings_go_through_and_answers_keep_their_places(folder, model, settin
     assert [answers[n].tokens for n in range(2)] == [[best[0]], [best[1]]]
     assert answers[0].finished and answers[1].finished == (best[0] == best[1])
     made, first, second = settings_seen
+    assert first["stop_token_ids"] == [best[0]] and first["ignore_eos"], "the folder's own EOS ends nothing"
     assert made["tensor_parallel_size"] == 2 and made["dtype"] == "bfloat16"
     assert (first["temperature"], first["top_p"], first["top_k"], first["seed"]) == (0.5, 0.9, -1, 4)
     assert (second["temperature"], second["top_k"], second["max_tokens"]) == (0.0, 3, 2)

@@ -88,4 +88,4 @@ def test_two_servers_give_what_one_gives_and_one_does_the_work_of_one_that_is_ki
         killing.join()
     assert engine.api.retried.total() >= 1, "it was killed when all was done"
     assert [one.text for one in found] == expected
-    case(f"60 of 60; {engine.api.retried.total()} requests tried again")
+    case(f"60 of 60; {engine.api.retried.total()} tried again")
