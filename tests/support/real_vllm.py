@@ -60,9 +60,9 @@ class Model:
         return [self.renderer.render_prompt(turns).tolist() for turns in self.dialogues(count, seed)]
 
 
-def write_llama(folder: Path) -> Model:
+def write_llama(folder: Path, positions: int = POSITIONS) -> Model:
     """A LLaMA-shaped model, random, whose answers are text, in the template chimed."""
-    return _convert(write_answering_hf(folder / "base", POSITIONS, **SHAPE), folder, Template())
+    return _convert(write_answering_hf(folder / "base", positions, **SHAPE), folder, Template())
 
 
 def write_qwen3(folder: Path) -> Model:
