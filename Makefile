@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm lint bench bench-gpu setup clean
+.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,13 @@ test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the 
 test-slurm: .venv/.installed ## jobs on a real Slurm of two nodes on this machine, as root, half an hour
 	@sh tests/slurm/packages.sh
 	@$(IN_VENV) SLURM_TESTS=1 $(PYTHON) -m pytest -q -n 0 --timeout 600 -o faulthandler_timeout=0 tests/slurm
+
+test-vllm: .venv-vllm/.installed ## the real vLLM on this machine's CPU, in an environment of its own: half an hour, 6 GB of disk
+	@PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" VLLM_TESTS=1 .venv-vllm/bin/python -m pytest --timeout 1800 \
+		-o faulthandler_timeout=0 tests/vllm_real tests/text/test_tokenizer_template.py
+
+.venv-vllm/.installed: pyproject.toml tools/setup_vllm.sh tools/vllm-requirements.lock
+	@sh tools/setup_vllm.sh
 
 lint: .venv/.installed ## ruff: style and formatting; import-linter: who may import whom
 	@$(PYTHON) -m ruff check .

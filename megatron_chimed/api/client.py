@@ -6,21 +6,20 @@ asked for again. The key comes from the environment alone (OPENAI_API_KEY) and s
 """
 
 import asyncio
-import email.utils
 import json
 import math
 import os
 import random
 import re
-import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import openai
 
+from megatron_chimed.api.servers import Server, Servers, retry_after
 from megatron_chimed.errors import InputError, one_line
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -113,6 +112,7 @@ class ChatApi:
     """A model behind an OpenAI-compatible server.
 
     base_url: up to and with ``/v1``, without a user, password or query. retried: failed attempts by reason, counted on.
+    others: further servers of the same model, which share its requests; what one of them fails at the next one tries.
     Raises InputError on a URL of another form, a key that is no single printable word, or a setting out of range.
     """
 
@@ -120,18 +120,26 @@ class ChatApi:
     base_url: str = OPENAI_URL
     settings: CallSettings = CallSettings()
     retried: Counter = field(default_factory=Counter)
+    others: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Check the URL and the key before anything is sent."""
-        self.base_url = self.base_url.rstrip("/")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or "@" in url.netloc:
-            raise InputError("the base URL must be http(s)://HOST[:PORT]/PATH without user, password and query")
+        """Check the URLs and the key before anything is sent."""
+        self.base_url, *self.others = (url.rstrip("/") for url in (self.base_url, *self.others))
+        for url in map(urlsplit, self.urls):
+            if url.scheme not in ("http", "https") or not url.hostname or url.query or "@" in url.netloc:
+                raise InputError("the base URL must be http(s)://HOST[:PORT]/PATH without user, password and query")
+        if len(set(self.urls)) < len(self.urls):
+            raise InputError("a base URL is given twice; name each server once")
         if not self.model:
             raise InputError("the model's name is empty")
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not re.fullmatch("[!-~]*", self._key):
             raise InputError(f"{KEY_VARIABLE} holds spaces or characters that no key has; set it again")
+
+    @property
+    def urls(self) -> list[str]:
+        """Those of all servers."""
+        return [self.base_url, *self.others]
 
     def complete_all(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[Hashable, Completion]]:
         """Yield (key, completion) of every request, in the order in which the answers arrive.
@@ -162,14 +170,14 @@ class ChatApi:
                     if stop:
                         calls.stopped.set()
             finally:
-                runner.run(calls.client.close())
+                runner.run(calls.servers.close())
         if stop:
             raise stop
 
-    def fault(self, reason: str) -> ChatError:
-        """An error that names server and model, and never the key."""
+    def fault(self, reason: str, url: str = "") -> ChatError:
+        """An error that names server (all if not one) and model, and never the key."""
         reason = reason.replace(self._key, "...") if self._key else reason
-        return ChatError(f"{self.base_url}, model {self.model}: {reason}; what has arrived is kept")
+        return ChatError(f"{url or ', '.join(self.urls)}, model {self.model}: {reason}; what has arrived is kept")
 
 
 class _Calls:
@@ -179,32 +187,45 @@ class _Calls:
         self.api, self.settings = api, api.settings
         # A server of one's own may want no key; the client insists on some.
         key = api._key or "none"
-        self.client = openai.AsyncOpenAI(
-            api_key=key, base_url=api.base_url, max_retries=0, timeout=self.settings.timeout
-        )
+        settings = {"api_key": key, "max_retries": 0, "timeout": self.settings.timeout}
+        self.servers = Servers(api.urls, lambda url: openai.AsyncOpenAI(base_url=url, **settings))
         self.stopped, self.turn, self.next_start = asyncio.Event(), asyncio.Lock(), 0.0
 
     async def complete(
         self, key: Hashable, messages: list, options: Mapping = {}
     ) -> tuple[Hashable, Completion] | None:
         """The answer to one request; None when the run has stopped before it was sent. Raises ChatError."""
-        for attempt in range(self.settings.max_retries + 1):
+        tried: set[Server] = set()  # since the last wait: a server's fault is no attempt while another one is up
+        attempt = 0
+        while True:
             await self._take_turn()
             if self.stopped.is_set():
                 return None
+            server = self.servers.choose(tried)
             try:
-                return key, await self._attempt(key, messages, options)
+                with server.busy():
+                    return key, await self._attempt(server, key, messages, options)
             except _Failed as error:
                 failure = error
                 self.api.retried[str(error)] += 1
-            if failure.wait > self.settings.max_retry_after:
-                raise self.api.fault(f"{failure}, and the server asks to wait {failure.wait:.0f} s; try again then")
-            if failure.wait:  # it holds for all that start from now on: the limit is the account's, not the request's
-                self.next_start = max(self.next_start, asyncio.get_running_loop().time() + failure.wait)
-            if attempt < self.settings.max_retries:
-                backoff = min(self.settings.max_backoff, self.settings.backoff * 2.0**attempt)
-                await self._sleep(backoff * random.uniform(0.5, 1.0))
-        return key, Completion(None, str(failure), failed=True)
+            tried.add(server)
+            self.servers.rest(server, failure.wait or self.settings.backoff, self.settings.max_backoff)
+            if self.servers.another(tried):
+                continue
+            self._heed(failure, server)
+            if attempt == self.settings.max_retries:
+                return key, Completion(None, str(failure), failed=True)
+            backoff = min(self.settings.max_backoff, self.settings.backoff * 2.0**attempt)
+            await self._sleep(backoff * random.uniform(0.5, 1.0))
+            attempt, tried = attempt + 1, set()
+
+    def _heed(self, failure: _Failed, server: Server) -> None:
+        """Put off the next start as a server asks. Raises ChatError where that is too long."""
+        if failure.wait > self.settings.max_retry_after:
+            asked = f"{failure}, and the server asks to wait {failure.wait:.0f} s; try again then"
+            raise self.api.fault(asked, server.url)
+        if failure.wait:  # it holds for all that start from now on: the limit is the account's, not the request's
+            self.next_start = max(self.next_start, asyncio.get_running_loop().time() + failure.wait)
 
     async def _take_turn(self) -> None:
         """Wait for the moment at which the next request may start."""
@@ -222,11 +243,11 @@ class _Calls:
         except TimeoutError:
             pass
 
-    async def _attempt(self, key: Hashable, messages: list, options: Mapping) -> Completion:
+    async def _attempt(self, server: Server, key: Hashable, messages: list, options: Mapping) -> Completion:
         """Send the request once. Raises _Failed or ChatError."""
         try:
             async with asyncio.timeout(self.settings.timeout):  # the client's own is for each read, not for all
-                create = self.client.chat.completions.with_raw_response.create
+                create = server.client.chat.completions.with_raw_response.create
                 answer = await create(model=self.api.model, messages=messages, **options)
             return _completion(answer.text)
         except (TimeoutError, openai.APITimeoutError):
@@ -234,20 +255,20 @@ class _Calls:
         except openai.APIConnectionError:
             raise _Failed("no connection") from None
         except openai.APIStatusError as error:
-            return self._refusal(key, error)
+            return self._refusal(server, key, error)
 
-    def _refusal(self, key: Hashable, error: openai.APIStatusError) -> Completion:
+    def _refusal(self, server: Server, key: Hashable, error: openai.APIStatusError) -> Completion:
         """A completion without text where the filter refused the prompt; else raises _Failed or ChatError."""
         status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
         code, message = str(body.get("code")), one_line(ValueError(body.get("message") or error.message))[:300]
         if status == 400 and code in ("content_filter", "content_policy_violation"):
             return Completion(None, "content filter", finish="content_filter")
         if code == "insufficient_quota":
-            raise self.api.fault(f"HTTP {status}: {message}: the account has no money left")
+            raise self.api.fault(f"HTTP {status}: {message}: the account has no money left", server.url)
         if status in PASSING or status >= 500:
-            raise _Failed(f"HTTP {status}", _retry_after(error.response.headers))
+            raise _Failed(f"HTTP {status}", retry_after(error.response.headers))
         asked = f"HTTP {status} to request {' '.join(map(str, key)) if isinstance(key, tuple) else key}"
-        raise self.api.fault(f"{asked}: {message}" + (f": {HINTS[status]}" if status in HINTS else ""))
+        raise self.api.fault(f"{asked}: {message}" + (f": {HINTS[status]}" if status in HINTS else ""), server.url)
 
 
 def _completion(content: str) -> Completion:
@@ -266,16 +287,3 @@ def _completion(content: str) -> Completion:
     reason = "content filter" if finish == "content_filter" else "refused" if refusal else "" if text else "empty"
     prompt, completion = (count if type(count) is int and count >= 0 else 0 for count in counts)
     return Completion(None if reason else text, reason, False, finish, prompt, completion)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds of a Retry-After header, which is a number or a date; 0 without one, or with nonsense in it."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return 0.0
-    return max(0.0, seconds) if not math.isnan(seconds) else 0.0

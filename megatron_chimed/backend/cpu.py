@@ -8,6 +8,7 @@ changed, so what runs is its own trainer, tensor parallelism, optimizer and chec
 import argparse
 import collections
 import contextlib
+import functools
 import os
 import types
 from typing import Any
@@ -35,7 +36,16 @@ _REFUSED = {
 
 
 def is_needed() -> bool:
-    """Whether this machine has no CUDA device, so that Megatron needs this backend."""
+    """Whether this machine has no CUDA device, so that Megatron needs this backend; one answer for the whole process.
+
+    Once this backend is there, torch cannot be asked again: with PYTORCH_NVML_BASED_CUDA_CHECK, which vLLM sets, it
+    counts devices, and the count is one that stands here.
+    """
+    return _installed is not None or _without_device()
+
+
+@functools.cache
+def _without_device() -> bool:
     return not torch.cuda.is_available()
 
 

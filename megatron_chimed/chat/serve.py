@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_chimed.convert.stored import stored_dtype
 from megatron_chimed.convert.tokenizer_files import generation_config
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import split_name
@@ -53,13 +54,18 @@ def with_template(folder: Path, text: str, stop_ids: Sequence[int] = ()) -> Iter
         yield view
 
 
-def server_command(name: str, port: int, dtype: str, tensor_parallel: int, seed: int) -> list[str]:
+def server_command(
+    name: str, port: int, dtype: str, tensor_parallel: int, seed: int, stored: str = "auto"
+) -> list[str]:
     """The command that serves the folder `name` of its working folder under that name, on loopback alone.
 
+    stored: the type of its weights, which stands for the dtype "auto" where vLLM's own would make bfloat16 of float32.
     Raises InputError where neither server is installed, naming what to install.
     """
+    by_vllm = importlib.util.find_spec("vllm") is not None
+    dtype = stored if by_vllm and dtype == "auto" else dtype
     common = ["serve", name, "--host", HOST, "--port", str(port), "--dtype", dtype]
-    if importlib.util.find_spec("vllm") is not None:
+    if by_vllm:
         more = ["--tensor-parallel-size", str(tensor_parallel), "--seed", str(seed)]
         return [sys.executable, "-m", "vllm.entrypoints.cli.main", *common, "--served-model-name", name, *more]
     if tensor_parallel > 1:
@@ -84,12 +90,12 @@ def serve(
     if kind != "hf":
         raise InputError("--serve takes hf:DIR; export the checkpoint with chimed convert megatron-to-hf")
     folder = Path(place)
-    command = server_command(served_name(folder), port, dtype, tensor_parallel, seed)
+    command = server_command(served_name(folder), port, dtype, tensor_parallel, seed, stored_dtype(folder))
     text, ends = chat_template(folder, template), Renderer(template, load_tokenizer(folder)).stop_ids
     with with_template(folder, text, ends) as view:
         print(f"model {view.name!r} at http://{HOST}:{port}/v1, by {command[2].split('.')[0]}", flush=True)
         # transformers lists the models of the hub's cache, and fails where that folder is missing.
-        settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(view.parent)}
+        settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(view.parent), "VLLM_NO_USAGE_STATS": "1"}
         with subprocess.Popen(command, cwd=view.parent, env=os.environ | settings) as server:
             signal.signal(signal.SIGTERM, lambda *_: server.terminate())
             with contextlib.suppress(KeyboardInterrupt):  # which the server gets as well

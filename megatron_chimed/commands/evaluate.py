@@ -37,9 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_answering(parser)
     parser.add_argument("--tokenizer", metavar="PATH", help="megatron: SentencePiece model or Hugging Face folder")
     parser.add_argument("--iteration", type=int, help="megatron: in place of the newest checkpoint")
-    parser.add_argument("--tensor-parallel", type=int, default=1, help="megatron: ranks (1)")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="megatron, vllm: ranks (1)")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences at once (8)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 (auto: hf as stored, megatron float32)")
+    parser.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16 (auto: hf, vllm as stored, megatron float32)"
+    )
     parser.add_argument("--base-url", help="openai: another server's URL, up to /v1; the key is in OPENAI_API_KEY")
 
 

@@ -42,6 +42,9 @@ _METADATA_CLASSES = (
     "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
 )  # fmt: skip
 
+# Megatron hangs the ranks' plans on the metadata: torch 2.11 dropped them as it wrote, 2.13 pickles them.
+_PLAN_CLASSES = ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
+
 
 class _MetadataUnpickler(SafeUnpickler):
     """Reads .metadata, a pickle, refusing every class that has no place in it."""
@@ -51,6 +54,7 @@ class _MetadataUnpickler(SafeUnpickler):
         | {("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
         | {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
         | {("torch.distributed.checkpoint.filesystem", "_StorageInfo")}
+        | {("torch.distributed.checkpoint.planner", name) for name in _PLAN_CLASSES}
     )
 
 

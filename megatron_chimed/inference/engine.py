@@ -28,6 +28,11 @@ class Engine(ABC):
     max_positions: int
     """Tokens that a sequence may have, prompt and answer together."""
 
+    @property
+    def max_pair(self) -> int:
+        """Tokens that the two sides of a log-likelihood may have together: the last one needs no position."""
+        return self.max_positions + 1
+
     @staticmethod
     def open(name: str, **options: Any) -> "Engine":
         """Open ``hf:DIR``, ``vllm:DIR``, ``megatron:DIR`` or ``openai:MODEL``; see `open.open_engine`.
@@ -57,8 +62,7 @@ class Engine(ABC):
         """For each (context, continuation): the sum of log p of the continuation's tokens, in nats, and whether greedy
         decoding would give just them.
 
-        Raises InputError naming the pair with an empty side, an unknown token, or more tokens than the model has
-        positions (the continuation's last one needs none).
+        Raises InputError naming the pair with an empty side, an unknown token, or more tokens than `max_pair`.
         """
         raise InputError(f"{self.kind}: engines of this kind give no log-likelihoods")
 
@@ -76,6 +80,12 @@ class Engine(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def check_head(self, place: str, wanted: str) -> None:
+        """Raise InputError for a model, named `place`, with another head than lm or reward, what is wanted."""
+        what = {"lm": "a language model", "reward": "a reward model, of the stage `reward`"}
+        if self.head != wanted:
+            raise InputError(f"{place}: {what[self.head]}; expected {what[wanted]}")
 
     def _need(self, head: str, what: str) -> None:
         """Raise InputError for a model with another head."""
@@ -100,7 +110,7 @@ class Engine(ABC):
                 raise InputError(
                     f"pair {index}: an empty side; expected at least one token in context and continuation"
                 )
-            self._check_tokens([*context, *continuation], f"pair {index}", self.max_positions + 1)
+            self._check_tokens([*context, *continuation], f"pair {index}", self.max_pair)
 
     def _check_sequences(self, sequences: Sequence[Sequence[int]]) -> None:
         """Raise InputError naming the sequence that is wrong."""

@@ -57,7 +57,7 @@ def open_engine(
     data_parallel: int = 1,
     dtype: str = "auto",
     batch_size: int = 16,
-    base_url: str | None = None,
+    base_url: str | Sequence[str] | None = None,
     concurrency: int = 8,
     requests_per_minute: float = 0.0,
     progress: bool = False,
@@ -68,8 +68,10 @@ def open_engine(
     flag: what gives the name, for messages. head: lm or reward, what the model must have. iteration: of megatron, None
     for the newest. tensor_parallel: ranks of megatron and vllm; data_parallel: copies of the model, in vllm. dtype:
     float32 or bfloat16; "auto" is that of the weights, and float32 for megatron. batch_size: sequences that megatron
-    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai. tokenizer: of the texts;
-    ids that it lacks are then never sampled (openai: the server's affair). Raises InputError.
+    computes at once. base_url, concurrency, requests_per_minute: of the server behind openai, or of
+    several. tokenizer: of the texts; ids that it lacks are then never sampled (openai: the server's affair).
+
+    Raises InputError.
     """
     kind, place = split_name(name, flag=flag)
     if kind == "openai":
@@ -79,7 +81,8 @@ def open_engine(
     if kind == "vllm":
         from megatron_chimed.inference.vllm_engine import VllmEngine
 
-        engine = VllmEngine(place, tensor_parallel=tensor_parallel, data_parallel=data_parallel, dtype=dtype)
+        more = {"tensor_parallel": tensor_parallel, "data_parallel": data_parallel, "dtype": dtype}
+        engine = VllmEngine(place, head=head, **more)
     elif kind == "hf":
         from megatron_chimed.inference.hf_engine import HuggingFaceEngine
 
@@ -95,10 +98,8 @@ def open_engine(
 def _checked(engine: Engine, place: str, head: str, tokenizer: Tokenizer | None) -> Engine:
     """The engine, which now samples ids of the tokenizer alone; or close it and raise InputError where the model has
     another head, or fewer ids than the tokenizer."""
-    what = {"lm": "a language model", "reward": "a reward model, of the stage `reward`"}
     try:
-        if engine.head != head:
-            raise InputError(f"{place}: {what[engine.head]}; expected {what[head]}")
+        engine.check_head(place, head)
         if tokenizer is not None:
             if (size := tokenizer.vocab_size) > engine.num_ids:
                 raise InputError(f"the tokenizer has {size} ids, the model {engine.num_ids}; they do not fit")

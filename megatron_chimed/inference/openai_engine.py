@@ -1,6 +1,7 @@
-"""Any OpenAI-compatible server as an engine: it samples from prompts as turns, which it renders itself.
+"""Any OpenAI-compatible server as an engine, or several of one model: they sample from prompts as turns, which they
+render themselves.
 
-Give the server the template of the training. Whether a seed makes an answer repeatable is the server's affair. The key
+Give a server the template of the training. Whether a seed makes an answer repeatable is the server's affair. The key
 is in OPENAI_API_KEY.
 """
 
@@ -18,11 +19,19 @@ class OpenAIEngine(Engine):
     kind = "openai"
 
     def __init__(
-        self, model: str, base_url: str | None = None, *, concurrency: int = 8, requests_per_minute: float = 0.0
+        self,
+        model: str,
+        base_url: str | Sequence[str] | None = None,
+        *,
+        concurrency: int = 8,
+        requests_per_minute: float = 0.0,
     ):
-        """Raises InputError for a URL or a key of another form."""
+        """base_url: several share the work, and do that of one that is gone; concurrency: requests under way at once,
+        at all of them. Raises InputError for a URL or a key of another form."""
         settings = CallSettings(concurrency=concurrency, requests_per_minute=requests_per_minute)
-        self.api = ChatApi(model, base_url or OPENAI_URL, settings)
+        base_url = base_url or OPENAI_URL
+        first, *others = [base_url] if isinstance(base_url, str) else base_url
+        self.api = ChatApi(model, first, settings, others=others)
 
     def generate(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[list[tuple[int, Generated]]]:
         """Answers as they come, each a batch of its own: text in the place of tokens; `stop` is the server's own.

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,18 @@ class WorkerProcesses:
     goes to a log in a private folder, and is quoted when one of them fails.
     """
 
-    def __init__(self, number: int, settings: dict[str, Any]):
-        """settings: for `worker`, which gets them with what tells its rank."""
+    def __init__(
+        self,
+        number: int,
+        settings: dict[str, Any],
+        worker: str = WORKER,
+        environment: Mapping[str, str] | None = None,
+        patience: float = 5.0,
+    ):
+        """settings: for the worker's module, which gets them with what tells its rank. environment: what it finds
+        there beside this process's own variables; those of tensor-parallel ranks if not given. patience: seconds in
+        which a worker ends by itself; then it is killed, and with it what it has started."""
+        self._worker, self._environment, self._patience = worker, environment, patience
         self._folder = tempfile.TemporaryDirectory(prefix="megatron_chimed-")
         self._log = Path(self._folder.name) / "log"
         self._processes: list[subprocess.Popen] = []
@@ -41,26 +52,19 @@ class WorkerProcesses:
     def _start(self, number: int, settings: dict[str, Any]) -> None:
         """Start all processes; they load the model by themselves."""
         watched, self._lifeline = os.pipe()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment = {
-            "OMP_NUM_THREADS": str(max(1, cores // number)),
-            "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as Megatron demands
-            "PYTHONWARNINGS": "ignore",
-            "LOCAL_WORLD_SIZE": str(number),
-        }
-        if sys.platform == "linux":
-            environment["GLOO_SOCKET_IFNAME"] = "lo"  # the ranks listen to each other alone
+        given = self._environment
+        environment = _of_ranks(number) | os.environ if given is None else os.environ | given
         try:
             with open(self._log, "wb") as log:
                 for rank in range(number):
                     ours, theirs = socket.socketpair()
                     self._sockets.append(ours)
                     more = {"rank": rank, "ranks": number, "store": f"{self._folder.name}/store"}
-                    more |= {"socket": theirs.fileno(), "lifeline": watched}
+                    more |= {"socket": theirs.fileno(), "lifeline": watched, "log": str(self._log)}
                     with theirs:
                         process = subprocess.Popen(
-                            [sys.executable, "-m", WORKER, json.dumps(settings | more)],
-                            env=environment | os.environ,
+                            [sys.executable, "-m", self._worker, json.dumps(settings | more)],
+                            env=environment,
                             stdin=subprocess.DEVNULL,
                             stdout=log,
                             stderr=log,
@@ -73,6 +77,11 @@ class WorkerProcesses:
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Send all ranks a request and return their answer. Raises as `answer`."""
+        self.send(request)
+        return self.answer()
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Send all ranks a request. Raises ChildProcessError when one is gone."""
         if not self._sockets:
             raise ChildProcessError("the inference engine has ended; start another one")
         line = json.dumps(request).encode() + b"\n"
@@ -81,7 +90,6 @@ class WorkerProcesses:
                 channel.sendall(line)
             except OSError:
                 raise self._failure(rank) from None
-        return self.answer()
 
     def answer(self) -> Any:
         """Wait for the answer of all ranks.
@@ -94,7 +102,10 @@ class WorkerProcesses:
             for rank, channel in enumerate(self._sockets):
                 waiting.register(channel, selectors.EVENT_READ, rank)
             while waiting.get_map():
-                for key, _ in waiting.select():
+                ready = waiting.select(1.0)
+                if not ready:  # a socket stays open where a process that the rank has forked outlives it
+                    self._raise_if_ended()
+                for key, _ in ready:
                     rank, chunk = key.data, self._read(key.data)
                     answers[rank] += chunk
                     if chunk.endswith(b"\n"):
@@ -104,6 +115,12 @@ class WorkerProcesses:
             self.close()
             raise RuntimeError("the tensor-parallel ranks disagree on a result: their arithmetic differs")
         return json.loads(answers[0])["result"]
+
+    def _raise_if_ended(self) -> None:
+        """Raise ChildProcessError if a rank is gone."""
+        for rank, process in enumerate(self._processes):
+            if process.poll() is not None:
+                raise self._failure(rank)
 
     def _read(self, rank: int) -> bytes:
         """What a rank has written; raises ChildProcessError if it is gone."""
@@ -123,13 +140,11 @@ class WorkerProcesses:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._processes[rank].wait(10)
         code = self._processes[rank].returncode
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = last_words(self._log)
         self.close()
         if code is not None and code < 0:
             why = " (as a rule for lack of memory)" if code == -signal.SIGKILL else ""
             return ChildProcessError(f"inference rank {rank} was killed by signal {-code}{why}")
-        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        said = (errors or lines[-1:] or ["no reason given"])[0].strip()[:300]
         return ChildProcessError(f"inference rank {rank} ended with code {code}: {said}")
 
     def close(self) -> None:
@@ -140,10 +155,36 @@ class WorkerProcesses:
         for channel in self._sockets:
             channel.close()
         for process in self._processes:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self._patience)
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left, or nothing of ours
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         self._processes, self._sockets = [], []
         self._folder.cleanup()
+
+
+def _of_ranks(number: int) -> dict[str, str]:
+    """What tensor-parallel ranks find in their environment, where this process's own does not say otherwise."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores // number)),
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as Megatron demands
+        "PYTHONWARNINGS": "ignore",
+        "LOCAL_WORLD_SIZE": str(number),
+    }
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # the ranks listen to each other alone
+    return environment
+
+
+def last_words(log: str | Path, otherwise: str = "") -> str:
+    """The line of a log that says why a process failed: the first that names an error, else what is given, else the
+    last; 300 characters.
+
+    What a logger writes in front of the error's name is left out.
+    """
+    lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+    named = (re.match(r"(?:.*\] )?([\w.]*(?:Error|Exception)\b.*)", line) for line in lines)
+    errors = [found[1] for found in named if found]
+    return (errors or ([otherwise] if otherwise else lines[-1:]) or ["no reason given"])[0].strip()[:300]

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import socket
-import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from megatron_chimed.backend import cpu
 from megatron_chimed.errors import InputError, one_line
 from megatron_chimed.inference import decode, scoring
+from megatron_chimed.inference.lifeline import watch
 from megatron_chimed.inference.model import Loaded, load
 from megatron_chimed.inference.request import Request, SamplingParams
 
@@ -34,12 +34,11 @@ def join_ranks(rank: int, ranks: int, store: str) -> None:
 def end_with_engine(lifeline: int, folder: Path) -> None:
     """End this process at once when the other end of a pipe is closed, whatever it is doing, and leave no folder."""
 
-    def watch() -> None:
-        os.read(lifeline, 1)
+    def end() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    watch(lifeline, end)
 
 
 class Server:

@@ -1,27 +1,28 @@
-"""A Hugging Face folder in vLLM; vllm is imported only when it is asked for.
+"""A Hugging Face folder in vLLM, in processes of its own (`vllm_worker`); the caller needs no vllm in its own process.
 
-Written against vLLM's documented interface (`LLM`, `SamplingParams`, `TokensPrompt`). It wants GPUs and an environment
-of its own (extra `vllm`), and was never run in the tests: they show what happens without vllm, and hold the calls
-against stand-ins for these three classes.
-
-Tensor parallelism is vLLM's. For data parallelism each copy of the model is a process of its own with GPUs of its own,
-and gets every n-th request: as each has its seed, it does not matter which copy draws it.
+Tensor parallelism is vLLM's. For data parallelism each copy of the model is a process with GPUs of its own, and gets
+every n-th request: as each has its seed, it does not matter which copy draws it.
 """
 
 import importlib.util
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.convert.stored import stored_dtype, stored_head, stored_labels
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.processes import WorkerProcesses
 from megatron_chimed.inference.request import Generated, Request, SamplingParams
+from megatron_chimed.text.tokenizer import has_tokenizer
 
-Answer = tuple[list[int], bool]
-"""(new tokens, whether a stop token ended them)."""
+WORKER = "megatron_chimed.inference.vllm_worker"
+PATIENCE = 30.0
+"""Seconds in which a copy ends; it gives vLLM half of them to end by itself."""
+
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1"}
+"""No report to anybody, no hub, and copies that can be reached from this machine alone."""
 
 
 def require_vllm() -> None:
@@ -37,42 +38,99 @@ class VllmEngine(Engine):
 
     kind = "vllm"
 
-    def __init__(self, folder: str | Path, *, tensor_parallel: int = 1, data_parallel: int = 1, dtype: str = "auto"):
-        """Raises InputError where vllm is not installed."""
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        head: str = "lm",
+        tensor_parallel: int = 1,
+        data_parallel: int = 1,
+        dtype: str = "auto",
+    ):
+        """head: lm or reward, what the model must have; dtype: "auto" is that of the weights.
+
+        Raises InputError where vllm is not installed, for a model with another head, and for one that vLLM refuses.
+        """
         require_vllm()
-        settings = {"model": str(folder), "dtype": dtype, "tensor_parallel_size": tensor_parallel}
-        settings["skip_tokenizer_init"] = True
-        if data_parallel == 1:
-            self.copies: list[Any] = [_Here(settings)]
-        else:
-            self.copies = [_Elsewhere(settings, share) for share in split_gpus(data_parallel, tensor_parallel)]
-        self.num_ids, self.max_positions = self.copies[0].limits()
+        self.head = stored_head(folder)
+        self.check_head(str(folder), head)
+        if head == "reward":
+            _check_reward(folder)
+        settings = {
+            "model": str(folder),
+            "head": head,
+            "dtype": stored_dtype(folder) if dtype == "auto" else dtype,
+            "tensor_parallel_size": tensor_parallel,
+            "skip_tokenizer_init": head == "lm",  # ids go in and come out; its pooling runner wants one all the same
+        }
+        shares = split_gpus(data_parallel, tensor_parallel) if data_parallel > 1 else [None]
+        self.copies: list[WorkerProcesses] = []
+        try:
+            for share in shares:
+                gpus = {} if share is None else {"CUDA_VISIBLE_DEVICES": ",".join(share)}
+                given = {name: os.environ.get(name, value) for name, value in QUIET.items()} | gpus
+                self.copies.append(WorkerProcesses(1, {"model": settings}, WORKER, given, PATIENCE))
+            limits = [copy.answer() for copy in self.copies]
+        except BaseException:
+            self.close()
+            raise
+        self.num_ids, self.max_positions = limits[0]["num_ids"], limits[0]["max_positions"]
+
+    @property
+    def max_pair(self) -> int:
+        """As `Engine.max_pair`. vLLM gives the likelihoods of a prompt, behind which it wants room for a token."""
+        return self.max_positions - 1
 
     def generate(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[list[tuple[int, Generated]]]:
         """As `Engine.generate`, all samples as one batch."""
         self._check_requests(requests)
         never = range(self.sampled_ids or self.num_ids, self.num_ids)
-        work = [(list(one.prompt), settings_of(one.params, stop, never)) for one in requests]
+        work = [(_ids(one.prompt), settings_of(one.params, _ids(stop), never)) for one in requests]
         yield list(enumerate(Generated(*answer) for answer in self._share("sample", work)))
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """As `Engine.loglikelihoods`."""
         self._check_pairs(pairs)
-        return self._share("score", [(list(context), list(continuation)) for context, continuation in pairs])
+        work = [(_ids(context), _ids(continuation)) for context, continuation in pairs]
+        return [(score, greedy) for score, greedy in self._share("score", work)]
+
+    def rewards(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """As `Engine.rewards`, by vLLM's pooling runner."""
+        self._check_sequences(sequences)
+        return self._share("rewards", [_ids(sequence) for sequence in sequences])
 
     def _share(self, do: str, work: list) -> list:
         """Let each copy do every n-th piece of work; the results in the order of the work."""
         count, results = len(self.copies), [None] * len(work)
-        for number, copy in enumerate(self.copies):
-            copy.send(do, work[number::count])
-        for number, copy in enumerate(self.copies):
-            results[number::count] = copy.receive()
+        if not count:
+            raise ChildProcessError("the inference engine has ended; start another one")
+        try:
+            for number, copy in enumerate(self.copies):
+                copy.send({"do": do, "work": work[number::count]})
+            for number, copy in enumerate(self.copies):
+                results[number::count] = copy.answer()
+        except BaseException:  # another copy's answer is not read: none may be asked again
+            self.close()
+            raise
         return results
 
     def close(self) -> None:
-        """End the copies."""
+        """End the copies and all that they have started. Twice is harmless."""
         while self.copies:
             self.copies.pop().close()
+
+
+def _check_reward(folder: str | Path) -> None:
+    """Raise InputError for what vLLM cannot serve as a reward model."""
+    if (labels := stored_labels(folder)) != 1:
+        raise InputError(f"{folder}: {labels} labels; expected a reward model, which has one")
+    if not has_tokenizer(Path(folder)):
+        raise InputError(f"{folder}: no tokenizer, which vLLM wants with a reward model; export it with --tokenizer")
+
+
+def _ids(tokens: Sequence[int]) -> list[int]:
+    """Token ids as JSON takes them."""
+    return [int(token) for token in tokens]
 
 
 def settings_of(params: SamplingParams, stop: Sequence[int], never: Sequence[int]) -> dict[str, Any]:
@@ -89,6 +147,7 @@ def settings_of(params: SamplingParams, stop: Sequence[int], never: Sequence[int
         "top_k": params.top_k or -1,  # every version takes -1 for all
         "seed": params.seed,
         "stop_token_ids": list(stop),
+        "ignore_eos": True,  # what is in `stop` ends an answer, and no other id of the folder's generation config
         "detokenize": False,
     }
 
@@ -103,99 +162,3 @@ def split_gpus(copies: int, each: int) -> list[list[str]]:
     if len(gpus) < copies * each:
         raise InputError(f"generator: {copies} x {each} GPUs are asked for, CUDA_VISIBLE_DEVICES names {len(gpus)}")
     return [gpus[place * each : (place + 1) * each] for place in range(copies)]
-
-
-class _Here:
-    """A copy of the model in this process."""
-
-    def __init__(self, settings: dict[str, Any]):
-        from vllm import LLM
-
-        self.model = LLM(**settings)
-        self.results: list = []
-
-    def limits(self) -> tuple[int, int]:
-        """(ids, positions) of the model."""
-        config = self.model.llm_engine.model_config
-        return config.get_vocab_size(), config.max_model_len
-
-    def send(self, do: str, work: list) -> None:
-        """Compute at once."""
-        self.results = self._sample(work) if do == "sample" else self._score(work)
-
-    def receive(self) -> list:
-        """What was computed."""
-        return self.results
-
-    def _sample(self, work: list[tuple[list[int], dict]]) -> list[Answer]:
-        outputs = [answer.outputs[0] for answer in self._run(work)]
-        return [(list(one.token_ids), one.finish_reason == "stop") for one in outputs]
-
-    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        wanted = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False}
-        answers = self._run([([*context, *continuation], wanted) for context, continuation in pairs])
-        scores = []
-        for (context, continuation), answer in zip(pairs, answers, strict=True):
-            # At each position: the prompt's own token, and the most likely one if that is another.
-            places = answer.prompt_logprobs[len(context) :]
-            own = [place[token] for place, token in zip(places, continuation, strict=True)]
-            scores.append((sum(one.logprob for one in own), all(one.rank == 1 for one in own)))
-        return scores
-
-    def _run(self, work: list[tuple[list[int], dict]]) -> list:
-        import vllm
-
-        prompts = [vllm.TokensPrompt(prompt_token_ids=tokens) for tokens, _ in work]
-        return self.model.generate(prompts, [vllm.SamplingParams(**one) for _, one in work], use_tqdm=False)
-
-    def close(self) -> None:
-        """Let go of the model."""
-        del self.model
-
-
-class _Elsewhere:
-    """A copy of the model in a process of its own."""
-
-    def __init__(self, settings: dict[str, Any], gpus: list[str]):
-        context = multiprocessing.get_context("spawn")
-        self.channel, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, settings, gpus), daemon=False)
-        self.process.start()
-        theirs.close()
-
-    def limits(self) -> tuple[int, int]:
-        """(ids, positions) of the model."""
-        self.channel.send(("limits", None))
-        return self.receive()
-
-    def send(self, do: str, work: list) -> None:
-        """Ask the process."""
-        self.channel.send((do, work))
-
-    def receive(self) -> Any:
-        """Its results. Raises InputError when it has died."""
-        try:
-            return self.channel.recv()
-        except EOFError:
-            raise InputError("a vLLM process died; its own message stands above") from None
-
-    def close(self) -> None:
-        """End the process."""
-        self.channel.close()
-        self.process.join()
-
-
-def _serve(channel: Connection, settings: dict[str, Any], gpus: list[str]) -> None:
-    """The life of such a process: it ends when the other side has closed the channel."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    copy = _Here(settings)
-    while True:
-        try:
-            do, work = channel.recv()
-        except EOFError:
-            return
-        if do == "limits":
-            channel.send(copy.limits())
-        else:
-            copy.send(do, work)
-            channel.send(copy.receive())

@@ -26,7 +26,7 @@ class Paths:
     """Folder of the Megatron checkpoint that round 1 samples from and is fine-tuned from."""
 
     reward: str = ""
-    """The reward model: a folder of Megatron checkpoints, for ``scorer: {engine: hf}`` a Hugging Face folder."""
+    """The reward model: a folder of Megatron checkpoints, for the scorers hf and vllm a Hugging Face folder."""
 
     tokenizer: str = ""
     """SentencePiece .model or Hugging Face folder."""
@@ -104,14 +104,15 @@ class GeneratorOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
-    base_url: str = ""
-    """For openai: of the server, up to and with /v1."""
+    base_url: str | list[str] = ""
+    """For openai: of the server, up to and with /v1; a list of servers that serve the same model share the work. The
+    first stands for all: others may come and go."""
 
     model: str = ""
     """For openai: the served model's name."""
 
     concurrency: int = 8
-    """For openai: requests under way at once."""
+    """For openai: requests under way at once, at all servers."""
 
     requests_per_minute: float = 0.0
     """For openai: 0 for no limit."""
@@ -159,14 +160,14 @@ class HeldoutOptions:
 class ScorerOptions:
     """Who scores."""
 
-    engine: Literal["megatron", "hf"] = "megatron"
-    """The reward checkpoint, or its Hugging Face export in transformers."""
+    engine: Literal["megatron", "hf", "vllm"] = "megatron"
+    """The reward checkpoint, or its Hugging Face export in transformers or in vLLM."""
 
     batch_size: int = 64
     """Answers that are scored together and stored together."""
 
     tensor_parallel: int = 1
-    """Ranks that share the model (megatron)."""
+    """Ranks that share the model (megatron, vllm)."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""

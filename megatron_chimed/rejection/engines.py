@@ -10,10 +10,17 @@ from megatron_chimed.steps import fingerprint
 from megatron_chimed.text.tokenizer import Tokenizer
 
 
-def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Path, tokenizer: Tokenizer) -> Engine:
+def open_generator(
+    options: GeneratorOptions,
+    checkpoint: str | Path,
+    export: Path,
+    tokenizer: Tokenizer,
+    files: str | None = None,
+) -> Engine:
     """The engine that samples ids of a tokenizer from a checkpoint folder. Raises InputError.
 
     export: where vllm finds a Hugging Face export, made if it is not there; a part that tells the checkpoint is added.
+    files: the tokenizer's, which the export gets; those of the checkpoint's training if not given.
     """
     if options.engine == "openai":
         return open_engine(
@@ -23,7 +30,7 @@ def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Pa
             concurrency=options.concurrency,
             requests_per_minute=options.requests_per_minute,
         )
-    place = _export(Path(checkpoint), export) if options.engine == "vllm" else checkpoint
+    place = _export(Path(checkpoint), export, files) if options.engine == "vllm" else checkpoint
     return open_engine(
         f"{options.engine}:{place}",
         flag="generator",
@@ -35,14 +42,14 @@ def open_generator(options: GeneratorOptions, checkpoint: str | Path, export: Pa
     )
 
 
-def _export(checkpoint: Path, export: Path) -> Path:
+def _export(checkpoint: Path, export: Path, files: str | None) -> Path:
     """The Hugging Face export of a checkpoint; an export of what the folder held before has another name."""
     export = export.with_name(f"{export.name}-{fingerprint(checkpoint)[:12]}")
     require_vllm()  # before hours of exporting
     if not export.exists():
         from megatron_chimed.convert.checkpoint import megatron_to_hf
 
-        megatron_to_hf(checkpoint, export)
+        megatron_to_hf(checkpoint, export, tokenizer=files)
     return export
 
 
@@ -62,5 +69,6 @@ def describe_sampling(options: GeneratorOptions, sampling: Sampling) -> dict:
     """What of the settings decides the answers; the rest decides how fast they come."""
     decisive = {name: getattr(options, name) for name in ("engine", "dtype")}
     if options.engine == "openai":
-        decisive |= {"base_url": options.base_url, "model": options.model}
+        urls = options.base_url  # servers of one model: the first stands for all, so that others may come and go
+        decisive |= {"base_url": urls if isinstance(urls, str) else urls[0], "model": options.model}
     return decisive | asdict(sampling)

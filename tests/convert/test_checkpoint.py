@@ -1,6 +1,7 @@
 """Whole checkpoints there and back: exact to the bit, lazy, atomic, and strict."""
 
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -20,6 +21,8 @@ from support.checkpoints import CONFIG, KINDS, same_bits, weights, write_hf, wri
 from support.dialogues import KINDS as TOKENIZERS
 from support.dialogues import make_tokenizer
 from support.paths import ROOT
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import BytesIOWriteData, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from megatron_chimed.checkpoints import resolve
@@ -309,6 +312,23 @@ def test_the_metadata_of_a_checkpoint_cannot_run_code(tmp_path):
     with pytest.raises(InputError, match=r"\.metadata: damaged"):
         TorchDistCheckpoint(tmp_path / "run/release")
     assert not marker.exists()
+
+
+def test_metadata_with_the_plans_of_the_ranks_is_read_as_torch_2_13_writes_it(tmp_path):
+    hf = write_plain(tmp_path / "hf")
+    checkpoint.hf_to_megatron(hf, tmp_path / "run", progress=False)
+    place, path = tmp_path / "run/release", tmp_path / "run/release/.metadata"
+    with open(path, "rb") as file:
+        metadata = pickle.load(file)
+    index = MetadataIndex("w", (0, 0))
+    chunk = ChunkStorageMetadata(torch.Size((0, 0)), torch.Size((2, 3)))
+    data = TensorWriteData(chunk, TensorProperties(dtype=torch.bfloat16), torch.Size((2, 3)))
+    items = [WriteItem(index, WriteItemType.SHARD, tensor_data=data)]
+    items.append(WriteItem(index, WriteItemType.BYTE_IO, bytes_io_data=BytesIOWriteData(5)))
+    metadata.all_local_plans = [SavePlan(items), SavePlan([])]
+    names = TorchDistCheckpoint(place).tensors.keys()
+    path.write_bytes(pickle.dumps(metadata))
+    assert TorchDistCheckpoint(place).tensors.keys() == names
 
 
 def test_all_faults_of_a_folder_are_told_at_once(tmp_path):

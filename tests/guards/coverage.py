@@ -22,6 +22,9 @@ THROUGH = {
     "tests/integration/test_inference.py": (
         "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
+    "tests/inference/test_vllm_engine.py": ("inference.lifeline",),
+    "tests/inference/test_vllm_worker.py": ("convert.stored",),
+    "tests/api/test_servers.py": ("api.servers",),
     "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import yaml
 
 SOURCES = (".py", ".sh", ".md", ".html", ".yaml", ".yml", ".toml", ".lock", ".sbatch", ".cfg")
-OUTPUTS = ("runs", "build", ".venv")
+OUTPUTS = ("runs", "build", ".venv", ".venv-vllm")
 SHELLS = ("sh", "bash", "shell", "console")
 INTERPRETERS = ("python", "python3", "python3.12", ".venv/bin/python", "sh", "bash")
 

@@ -33,15 +33,19 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "datasets": ("numpy", "torch", "megatron.core.datasets"),
     "models": ("torch", "megatron.core", *KERNELS),
     "convert": ("torch", "safetensors", "yaml", "tqdm", "transformers", "megatron.core"),
+    "convert.stored": (),
     "stages": ("torch", "megatron.core"),
     "stages.schedule": (),
-    "inference": ("torch", "safetensors", "megatron.core", "transformers", "vllm"),
+    "inference": ("torch", "safetensors", "megatron.core", "transformers"),
     "inference.megatron_engine": (),  # an engine's client side is without torch
     "inference.engine": (),
     "inference.open": (),
     "inference.request": (),
     "inference.batching": (),
     "inference.processes": (),
+    "inference.lifeline": (),
+    "inference.vllm_engine": (),
+    "inference.vllm_worker": ("vllm",),  # the one process that has it
     "training": ("numpy", "torch", "megatron.core", "megatron.training", "yaml", "tqdm", "matplotlib", "wandb"),
     "training.job": (),  # before the ranks start
     "commands": (),  # what it runs imports libraries

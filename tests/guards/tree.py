@@ -6,7 +6,7 @@ from functools import cache
 
 from support.paths import ROOT
 
-IGNORED = {".git", ".venv", "runs", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+IGNORED = {".git", ".venv", ".venv-vllm", "runs", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
 @cache

@@ -1,114 +1,128 @@
-"""vLLM as an engine of evaluations: its calls, against stand-ins for its classes that a transformers model answers.
+"""The life of vLLM's processes, with a package in its place that starts one which nobody else ends: gone with the
+engine's `with`, with a parent that is killed, and with a copy that is killed.
 
-vllm itself needs GPUs and a torch of its own; it is not run here.
+`make test-vllm` shows it on the real one.
 """
 
-import importlib.machinery
+import json
+import os
+import signal
+import subprocess
 import sys
-import types
+import time
 
 import pytest
-import torch
-from support.checkpoints import write_hf
-from transformers import AutoModelForCausalLM
+from support.paths import ROOT
+from support.processes import alive, wait_until_ended
+from support.vllm_stand_in import started, write_package
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference import vllm_engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.inference.vllm_engine import VllmEngine
 
-Record = types.SimpleNamespace
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(write_hf(tmp_path_factory.mktemp("hf") / "hf", num_hidden_layers=1))
+REQUESTS = [Request([1] * (number + 1), SamplingParams(4, seed=number)) for number in range(7)]
 
 
 @pytest.fixture
-def settings_seen(monkeypatch, model) -> list[dict]:
-    """Puts a `vllm` with the documented names in place; returns the settings that its models are asked with."""
-    seen = []
-
-    class LLM:
-        def __init__(self, **settings):
-            seen.append(settings)
-            config = Record(get_vocab_size=lambda: 103, max_model_len=128)
-            self.llm_engine = Record(model_config=config)
-
-        def generate(self, prompts, params, use_tqdm):
-            return [self.answer(prompt["prompt_token_ids"], one) for prompt, one in zip(prompts, params, strict=True)]
-
-        @torch.no_grad()
-        def answer(self, ids: list[int], params: dict):
-            seen.append(params)
-            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            for token, bias in params.get("logit_bias", {}).items():
-                logprobs[:, token] += bias
-            best = logprobs.argmax(-1).tolist()
-            places = [None]
-            for token, row, likeliest in zip(ids[1:], logprobs, best, strict=False):
-                rank = 1 + int((row > row[token]).sum())
-                places.append({n: Record(logprob=row[n].item(), rank=rank) for n in (token, likeliest)})
-            reason = "stop" if best[-1] in params.get("stop_token_ids", ()) else "length"
-            return Record(outputs=[Record(token_ids=(best[-1],), finish_reason=reason)], prompt_logprobs=places)
-
-    module = types.ModuleType("vllm")
-    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, dict, dict
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    return seen
+def place(tmp_path, monkeypatch):
+    """The folder of the package in vLLM's place, found by the engine's processes."""
+    write_package(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.setattr(vllm_engine, "require_vllm", lambda: None)
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
 
 
-@torch.no_grad()
-def test_likelihoods_are_those_of_the_model(tmp_path, model, settings_seen):
-    draw = torch.Generator().manual_seed(0)
-    pairs = [
-        (torch.randint(103, (context,), generator=draw).tolist(), torch.randint(103, (n,), generator=draw).tolist())
-        for context, n in ((5, 1), (9, 4), (1, 3))
-    ]
-    context = pairs[0][0]
-    pairs.append((context, [model(torch.tensor([context])).logits[0, -1].argmax().item()]))
-    found = VllmEngine(tmp_path).loglikelihoods(pairs)
-    for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
-        rows = model(torch.tensor([[*context, *continuation]])).logits[0].log_softmax(-1)[len(context) - 1 : -1]
-        assert total == pytest.approx(sum(row[n].item() for row, n in zip(rows, continuation, strict=True)), abs=1e-5)
-        assert greedy == (rows.argmax(-1).tolist() == continuation)
-    assert [greedy for _, greedy in found][-1] and not all(greedy for _, greedy in found)
+@pytest.fixture
+def model(tmp_path):
+    """A folder whose config.json is a model's."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"}))
+    return folder
 
 
-def test_settings_go_through_and_answers_keep_their_places(tmp_path, model, settings_seen):
-    engine = VllmEngine(tmp_path, tensor_parallel=2, dtype="bfloat16")
-    requests = [
-        Request([1, 2, 3], SamplingParams(7, temperature=0.5, top_p=0.9, seed=4)),
-        Request([5], SamplingParams(2, temperature=0.0, top_k=3)),
-    ]
-    with torch.no_grad():
-        best = [model(torch.tensor([list(one.prompt)])).logits[0, -1].argmax().item() for one in requests]
-    answers = dict(answer for batch in engine.generate(requests, [best[0]]) for answer in batch)
-    assert [answers[n].tokens for n in range(2)] == [[best[0]], [best[1]]]
-    assert answers[0].finished and answers[1].finished == (best[0] == best[1])
-    made, first, second = settings_seen
-    assert made["tensor_parallel_size"] == 2 and made["dtype"] == "bfloat16"
-    assert (first["temperature"], first["top_p"], first["top_k"], first["seed"]) == (0.5, 0.9, -1, 4)
-    assert (second["temperature"], second["top_k"], second["max_tokens"]) == (0.0, 3, 2)
-    engine.close()
+def processes_of(place) -> list[int]:
+    """All processes of the package's models."""
+    return [one[name] for one in started(place) for name in ("pid", "core")]
 
 
-def test_ids_behind_the_tokenizers_are_never_sampled(tmp_path, model, settings_seen):
-    engine = VllmEngine(tmp_path)
-    requests = [Request([number], SamplingParams(1, temperature=0.0)) for number in range(20)]
+def wait_for(found) -> None:
+    while not found():
+        time.sleep(0.01)
 
-    def answers() -> list[int]:
-        return [answer.tokens[0] for batch in engine.generate(requests, []) for _, answer in batch]
 
-    free = answers()
-    engine.sampled_ids = sorted(free)[10]
-    likelihood = engine.loglikelihoods([([1], [102])])
-    assert max(answers()) < engine.sampled_ids <= max(free)
-    engine.sampled_ids = None
-    assert engine.loglikelihoods([([1], [102])]) == likelihood
-    assert answers() == free
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_engine_ends_with_its_with_block_and_leaves_no_trace_in_this_process(place, model, copies):
+    environment = dict(os.environ)
+    with VllmEngine(model, data_parallel=copies) as engine:
+        answers = dict(answer for batch in engine.generate(REQUESTS, [2]) for answer in batch)
+        assert len(started(place)) == copies and all(map(alive, processes_of(place)))
+        assert os.getpid() not in processes_of(place)
+    assert {n: (one.tokens, one.finished) for n, one in answers.items()} == {
+        number: ([number + 1, number, 2], bool(number % 2)) for number in range(7)
+    }
+    assert not any(map(alive, processes_of(place)))
+    assert len(list(place.glob("*.ended"))) == copies, "vLLM was told to end"
+    assert dict(os.environ) == environment and "vllm" not in sys.modules
+    with pytest.raises(ChildProcessError, match="the inference engine has ended"):
+        list(engine.generate(REQUESTS, [2]))
+
+
+def test_each_copy_has_gpus_of_its_own_and_one_copy_those_that_are_visible(place, model):
+    with VllmEngine(model, data_parallel=2, tensor_parallel=2, dtype="bfloat16"):
+        found = started(place)
+    assert sorted(one["gpus"] for one in found) == ["0,1", "2,3"]
+    for one in found:
+        assert one["settings"] == {
+            "model": str(model), "dtype": "bfloat16", "tensor_parallel_size": 2, "skip_tokenizer_init": True,
+        }  # fmt: skip
+    with VllmEngine(model):
+        assert [one["gpus"] for one in started(place) if one not in found] == [None]
+
+
+def test_vllms_own_words_are_the_message_and_nothing_stays(place, model):
+    (place / "refuse").touch()
+    with VllmEngine(model) as engine, pytest.raises(InputError, match="^vllm: the prompt is too long$"):
+        list(engine.generate(REQUESTS, [2]))
+    (place / "fail").touch()
+    with pytest.raises(InputError, match="^vllm: ValueError: no memory for the cache$"):
+        VllmEngine(model)
+    assert len(processes_of(place)) == 4 and not any(map(alive, processes_of(place)))
+
+
+def test_a_copy_that_is_killed_is_one_line_and_its_own_processes_end(place, model):
+    (place / "hold").touch()
+    with VllmEngine(model, data_parallel=2) as engine:
+        victim = started(place)[0]["pid"]
+        answers = engine.generate(REQUESTS, [2])
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match=r"^inference rank 0 was killed by signal 9[^\n]*$"):
+            list(answers)
+        wait_until_ended(processes_of(place))
+
+
+PARENT = """
+import sys
+from megatron_chimed.inference import vllm_engine
+from megatron_chimed.inference.request import Request, SamplingParams
+vllm_engine.require_vllm = lambda: None
+engine = vllm_engine.VllmEngine(sys.argv[1], data_parallel=2)
+list(engine.generate([Request([1], SamplingParams(4))] * 2, [2]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["start", "generate"])
+def test_nothing_outlives_a_parent_that_is_killed(place, model, moment):
+    (place / ("hold_start" if moment == "start" else "hold")).touch()
+    with subprocess.Popen([sys.executable, "-c", PARENT, model]) as parent:
+        pattern = "*.started" if moment == "start" else "*.asked"
+        wait_for(lambda: len(list(place.glob(pattern))) == 2)
+        assert all(map(alive, processes_of(place)))
+        parent.kill()
+    wait_until_ended(processes_of(place))
 
 
 def test_without_vllm_the_error_is_one_line(tmp_path, monkeypatch):

@@ -329,6 +329,7 @@ def test_an_openai_client_reaches_the_server_which_ends_with_the_command(tmp_pat
         answer = client.chat.completions.create(model="hf", messages=MESSAGES).choices[0].message.content
     arguments, text, place = json.loads(answer)
     assert arguments[:2] == ["serve", "hf"] and arguments[arguments.index("--tensor-parallel-size") + 1] == "2"
+    assert arguments[arguments.index("--dtype") + 1] == "float32", "as stored; vLLM's own auto would make it bfloat16"
     assert text == serve.chat_template(folder / "hf", Template())
     assert not Path(place).exists()
     with pytest.raises(ConnectionRefusedError):

@@ -6,13 +6,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from support.checkpoints import CONFIG, KINDS, write_hf, write_plain
 from support.paths import TESTS
+from support.processes import alive, wait_until_ended
 from support.ranks import ON_CPU
 from support.reference import chi_square_z
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -232,20 +232,6 @@ def test_a_checkpoint_that_cannot_be_served_is_one_line(tmp_path):
     hf_to_megatron(write_plain(tmp_path / "hf", **KINDS["mqa"]), tmp_path / "one group", progress=False)
     with pytest.raises(InputError, match=r"--num-query-groups 1 is no multiple of TP \(2\)"):
         Engine(tmp_path / "one group", tensor_parallel=2, progress=False)
-
-
-def alive(process: int) -> bool:
-    """Whether a process runs; one that has ended but that nobody has waited for does not."""
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until_ended(processes: list[int]) -> None:
-    while any(map(alive, processes)):  # pytest's limit ends a test that hangs
-        time.sleep(0.05)
 
 
 def test_a_killed_rank_is_one_line_and_takes_the_others_along(checkpoint):

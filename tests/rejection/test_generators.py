@@ -1,7 +1,6 @@
 """Generators: what is asked is what is answered, under the right key, from a real server on loopback and from vLLM's
 interface; batches are the same in every run."""
 
-import importlib.machinery
 import random
 import sys
 import types
@@ -10,17 +9,21 @@ from dataclasses import replace
 import pytest
 from support.candidates import make_candidate, make_prompt
 from support.chat_server import ChatServer
+from support.checkpoints import write_plain
 from support.dialogues import make_renderer
+from support.vllm_stand_in import parts_of, put_in_place
 
+from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference import vllm_engine
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Generated
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling
-from megatron_chimed.rejection.engines import open_generator
+from megatron_chimed.rejection.engines import describe_sampling, open_generator
 from megatron_chimed.rejection.generator import batches_left, build_requests, generate_into, sample
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.steps import fingerprint
+from megatron_chimed.text.tokenizer import load_tokenizer
 
 PROMPTS = [make_prompt("您好", "请说", f"头痛{number * '很'}怎么办", id=f"p{number}") for number in range(7)]
 SAMPLING = Sampling(n=3, max_tokens=9, temperature=0.7, top_p=0.8, top_k=5)
@@ -132,6 +135,37 @@ def test_a_server_gets_dialogue_and_sampling_and_its_answers_keep_their_keys(tmp
         assert (body["max_tokens"], body["temperature"], body["top_p"], body["top_k"]) == (9, 0.7, 0.8, 5)
 
 
+def test_servers_share_a_round_and_one_that_is_gone_changes_no_answer(tmp_path, renderer):
+    def by_seed(body, attempt):
+        return {"text": f"{body['seed']}"}
+
+    def answers(*urls):
+        options = GeneratorOptions(engine="openai", base_url=list(urls), model="m1", concurrency=4)
+        with open_generator(options, tmp_path, tmp_path, renderer.tokenizer) as engine:
+            return {one.key: one for one in sample(engine, asked_of(renderer), SAMPLING, renderer)}
+
+    def dying(body, attempt):
+        return by_seed(body, attempt) if next(answered, None) else "drop"
+
+    answered = iter([True] * 5)
+    with ChatServer(by_seed) as one, ChatServer(by_seed) as other:
+        alone, shared = answers(one.url), answers(other.url, one.url)
+    with (
+        ChatServer(by_seed) as one,
+        ChatServer(dying) as dead,
+    ):
+        left = answers(dead.url, one.url)
+    assert alone == shared == left and len(other.requests) > 5 and dead.num_answered.total() == 5
+    assert {int(found.response) for found in alone.values()} == {asked.seed for asked in asked_of(renderer)}
+
+
+def test_the_first_of_several_servers_stands_for_all_in_what_decides_the_answers():
+    def told(base_url):
+        return describe_sampling(GeneratorOptions(engine="openai", base_url=base_url, model="m1"), SAMPLING)
+
+    assert told("http://a/v1") == told(["http://a/v1"]) == told(["http://a/v1", "http://b/v1"]) != told("http://b/v1")
+
+
 def test_without_vllm_the_error_is_one_line(tmp_path, renderer, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
@@ -148,8 +182,7 @@ def stand_in(monkeypatch, renderer) -> list:
     class LLM:
         def __init__(self, **settings):
             calls.append(settings)
-            config = types.SimpleNamespace(get_vocab_size=lambda: 420, max_model_len=128)
-            self.llm_engine = types.SimpleNamespace(model_config=config)
+            self.llm_engine = parts_of()
 
         def generate(self, prompts, params, use_tqdm):
             calls.extend(params)
@@ -169,23 +202,19 @@ def stand_in(monkeypatch, renderer) -> list:
                 for prompt, param in zip(prompts, params, strict=True)
             ]
 
-    module = types.ModuleType("vllm")
-    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, dict, dict
-    monkeypatch.setitem(sys.modules, "vllm", module)
+    put_in_place(monkeypatch, LLM)
     return calls
 
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_path, renderer, monkeypatch, copies):
     calls = stand_in(monkeypatch, renderer)
-    monkeypatch.setattr(vllm_engine, "_Elsewhere", lambda settings, gpus: vllm_engine._Here(settings))
     checkpoint = tmp_path / "run"
     checkpoint.mkdir()
     (checkpoint / "weights").write_bytes(b"x")
     export = tmp_path / f"hf-{fingerprint(checkpoint)[:12]}"
     export.mkdir()
-    (export / "config.json").write_text("{}")
+    (export / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     options = GeneratorOptions(engine="vllm", tensor_parallel=2, data_parallel=copies, dtype="bfloat16")
     asked = asked_of(renderer)
     with open_generator(options, checkpoint, tmp_path / "hf", renderer.tokenizer) as engine:
@@ -201,6 +230,17 @@ def test_vllm_gets_tokens_seeds_and_settings_and_answers_keep_their_keys(tmp_pat
     for params in calls[copies:]:
         assert params["stop_token_ids"] == [renderer.tokenizer.eos_id] and params["top_k"] == -1
         assert (params["max_tokens"], params["temperature"], params["top_p"]) == (9, 0.7, 0.8)
+
+
+def test_an_export_has_the_loops_tokenizer_where_that_of_the_training_is_not_found(tmp_path, renderer, monkeypatch):
+    stand_in(monkeypatch, renderer)
+    model = tmp_path / "sentencepiece/tokenizer.model"
+    make_renderer("sentencepiece", tmp_path)
+    hf = write_plain(tmp_path / "plain", vocab_size=renderer.tokenizer.vocab_size)
+    hf_to_megatron(hf, tmp_path / "run", progress=False)
+    options, place = GeneratorOptions(engine="vllm"), tmp_path / "hf"
+    with open_generator(options, tmp_path / "run", place, renderer.tokenizer, str(model)):
+        assert load_tokenizer(next(tmp_path.glob("hf-*"))).encode("头痛") == renderer.tokenizer.encode("头痛")
 
 
 def test_each_copy_of_the_model_gets_gpus_of_its_own(monkeypatch):

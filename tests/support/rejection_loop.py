@@ -18,18 +18,23 @@ ITERATIONS = 30
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 160}
 
 
-def write_world(folder: Path) -> dict:
-    """Write models, dialogues, held-out questions and YAMLs; the settings of a loop over them, without its output."""
+def write_world(folder: Path, heads: int = 4) -> dict:
+    """Write models, dialogues, held-out questions and YAMLs; the settings of a loop over them, without its output.
+
+    heads: of attention, each group of keys having two.
+    """
+    shape = SHAPE | {"num_attention_heads": heads, "num_key_value_heads": heads // 2}
     renderer = make_renderer("sentencepiece", folder)
     vocab = renderer.tokenizer.vocab_size
     for name, reward in (("start", False), ("reward", True)):
-        hf = write_hf(folder / f"{name}.hf", reward=reward, vocab_size=vocab, **SHAPE)
+        hf = write_hf(folder / f"{name}.hf", reward=reward, vocab_size=vocab, **shape)
         hf_to_megatron(hf, folder / name, progress=False)
     dialogues = make_dialogues(60, most_turns=2, most_words=6)
     train = write_dialogues(folder / "train.jsonl", dialogues[:40])
     heldout = write_dialogues(folder / "heldout.jsonl", dialogues[40:])
     pack_dialogues([str(heldout)], folder / "heldout", renderer, DialogueRowOptions(128, progress=False))
     model = {key: value for key, value in MODEL.items() if key not in ("tokenizer-type", "vocab-size")}
+    model |= {"num-attention-heads": heads, "num-query-groups": heads // 2}
     (folder / "model.yaml").write_text(yaml.safe_dump({"megatron": model | {"max-position-embeddings": 128}}))
     stage = {key: value for key, value in STAGE.items() if key != "split"} | {
         "seq-length": 128,
@@ -66,6 +71,6 @@ def start(config: Path, *arguments) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def run(config: Path, *arguments) -> None:
+def run(config: Path, *arguments, timeout: float = 240) -> None:
     """Run the command to its end; the test fails when it does."""
-    assert start(config, *arguments).wait(timeout=240) == 0, config.with_suffix(".log").read_text()[-3000:]
+    assert start(config, *arguments).wait(timeout=timeout) == 0, config.with_suffix(".log").read_text()[-3000:]

@@ -38,7 +38,7 @@ class EngineModel(TemplateLM):
         return self.encoder.text(string, bos=add_special_tokens)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        return self.encoder.pair(context, super()._encode_pair(context, continuation), self.max_length + 1)
+        return self.encoder.pair(context, super()._encode_pair(context, continuation), self.engine.max_pair)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs

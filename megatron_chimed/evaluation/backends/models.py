@@ -18,7 +18,7 @@ from megatron_chimed.text.template import Template
 @dataclass(frozen=True)
 class EngineOptions:
     """How a model is run. tokenizer: of a megatron: checkpoint; iteration: None for the newest; dtype: "auto" is that
-    of the weights for hf: and float32 for megatron:; base_url: of openai:."""
+    of the weights for hf: and vllm:, float32 for megatron:; base_url: of openai:."""
 
     tokenizer: str | None = None
     iteration: int | None = None

@@ -50,11 +50,12 @@ def evaluate_model(ctx: RoundContext, name: str, checkpoint: Path, inputs_hash: 
     if options.engine == "openai":  # a server has one model, and several are to be measured
         options = replace(options, engine="megatron")
     inputs_hash = sha256_json([inputs_hash, name])
+    files = config.paths.tokenizer
     seed, n = (config.paths.seed, "heldout"), config.heldout_sampling.n
     requests = build_requests(prompts, renderer, round=ctx.number, n=n, seed=seed)
     with CandidateStore(ctx.file(f"heldout.{name}.sampled.store"), inputs_hash) as store:
         if len(store.candidates) < len(requests):
-            with open_generator(options, checkpoint, ctx.file(f"hf.{name}"), renderer.tokenizer) as generator:
+            with open_generator(options, checkpoint, ctx.file(f"hf.{name}"), renderer.tokenizer, files) as generator:
                 # First, so that there is none of another model once the answers are whole.
                 likelihood = reference_nll(config, generator, renderer, ctx.shape.max_positions)
                 write_json(ctx.file(f"drift.{name}.json"), likelihood)

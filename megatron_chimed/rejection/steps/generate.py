@@ -33,8 +33,8 @@ def run(ctx: RoundContext, inputs_hash: str) -> StepResult:
     )
     with CandidateStore(_store(ctx), inputs_hash) as store:
         if len(store.candidates) < len(requests):
-            tokenizer = ctx.renderer.tokenizer
-            with open_generator(options, ctx.previous.checkpoint, ctx.file("hf"), tokenizer) as generator:
+            tokenizer, files = ctx.renderer.tokenizer, ctx.config.paths.tokenizer
+            with open_generator(options, ctx.previous.checkpoint, ctx.file("hf"), tokenizer, files) as generator:
                 generate_into(store, requests, generator, sampling, ctx.renderer, options.batch_size)
         return StepResult(store.publish(ctx.file("candidates.jsonl")))
 

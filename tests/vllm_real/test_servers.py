@@ -1,0 +1,91 @@
+"""`vllm serve` of exports: the ids of the training from the export's own chat template, and the engine `openai`."""
+
+import contextlib
+import threading
+
+import pytest
+from support.real_vllm import NEEDED, SLOW, answers, messages_of, serve
+
+from megatron_chimed.inference.open import open_engine
+from megatron_chimed.inference.request import Request, SamplingParams
+from megatron_chimed.inference.thinking import spell
+from megatron_chimed.records import Turn
+
+pytestmark = [NEEDED, SLOW]
+TOKENS = 48
+HOSTILE = [
+    (Turn("user", " 头痛\n\n三次  "),),
+    (Turn("user", "🩺 血压 37.5℃？"), Turn("assistant", " 休息 "), Turn("user", "再见")),
+    (Turn("system", "你是医生"), Turn("user", "头痛")),
+]
+
+
+@pytest.fixture(scope="module")
+def pair(llama, tmp_path_factory):
+    """Two servers of one export."""
+    folder = tmp_path_factory.mktemp("servers")
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(serve(llama.export, folder / f"{number}.log")) for number in range(2)]
+        for one in servers:
+            one.wait_until_ready()
+        yield servers
+
+
+def ids_agree(model, server) -> int:
+    """How many dialogues the server turns into the ids of the training; all of them."""
+    dialogues = [*model.dialogues(20), *HOSTILE]
+    for turns in dialogues:
+        assert server.tokenize(messages_of(turns)) == model.renderer.render_prompt(turns).tolist()
+    return len(dialogues)
+
+
+def test_a_server_of_a_llama_shaped_export_makes_the_ids_of_the_training(llama, pair, case):
+    case("LLaMA-shaped export served with its own chat_template.jinja: `/tokenize` = the training's ids")
+    case(f"{ids_agree(llama, pair[0])} dialogues, with spaces, newlines, emoji, a system turn")
+
+
+def test_a_server_of_a_qwen3_shaped_export_makes_the_ids_of_the_training(qwen3, tmp_path, case):
+    case("Qwen3-shaped export served with its own chat_template.jinja: `/tokenize` = the training's ids")
+    with serve(qwen3.export, tmp_path / "log") as server:
+        server.wait_until_ready()
+        case(f"{ids_agree(qwen3, server)} dialogues")
+
+
+def asked_of(model, count: int, **settings) -> list[Request]:
+    """Requests with the turns of a server and the ids of an engine."""
+    return [
+        Request(model.renderer.render_prompt(turns).tolist(), SamplingParams(TOKENS, seed=number, **settings), turns)
+        for number, turns in enumerate(model.dialogues(count, seed=1))
+    ]
+
+
+def texts(urls: list[str], requests: list[Request]) -> list[str]:
+    with open_engine("openai:chimed", base_url=urls, concurrency=4) as engine:
+        return [one.text for one in answers(engine, requests, [])]
+
+
+def test_the_engine_openai_gives_the_answers_of_the_checkpoint(llama, pair, case):
+    case("engine `openai` against `vllm serve`: greedy texts = our checkpoint's, seeds: together = alone")
+    requests = asked_of(llama, 20, temperature=0.0)
+    with open_engine(f"megatron:{llama.checkpoint}", tokenizer=llama.renderer.tokenizer) as ours:
+        expected = [spell(one.tokens, llama.renderer).strip() for one in answers(ours, requests, [2])]
+    assert texts([pair[0].url], requests) == expected
+    seeded = asked_of(llama, 12, temperature=0.8, top_p=0.9)
+    together = texts([pair[0].url], seeded)
+    assert [texts([pair[0].url], [one])[0] for one in seeded] == together and len(set(together)) == 12
+    case("20 of 20; 12 of 12")
+
+
+def test_two_servers_give_what_one_gives_and_one_does_the_work_of_one_that_is_killed(llama, pair, case):
+    case("two servers (`base_url` a list), one killed with -9 in the middle: the answers of one server")
+    seeded = asked_of(llama, 60)
+    expected = texts([pair[0].url], seeded)
+    assert texts([one.url for one in pair], seeded) == expected
+    killing = threading.Timer(1.0, pair[1].kill)
+    with open_engine("openai:chimed", base_url=[pair[1].url, pair[0].url], concurrency=2) as engine:
+        killing.start()
+        found = answers(engine, seeded, [])
+        killing.join()
+    assert engine.api.retried.total() >= 1, "it was killed when all was done"
+    assert [one.text for one in found] == expected
+    case(f"60 of 60; {engine.api.retried.total()} tried again")
