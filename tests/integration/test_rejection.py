@@ -26,7 +26,7 @@ from megatron_chimed.rejection.store import count_stored, read_candidates
 
 OFTEN = {"prompts": 4, "generate": 3, "score": 2, "select": 4, "pack": 4}
 OFTEN |= dict.fromkeys(("train", "evaluate_heldout", "report"), 1)
-KILLS = OFTEN if THOROUGH else dict.fromkeys(OFTEN, 1)
+KILLS = OFTEN if THOROUGH else dict.fromkeys(OFTEN, 0) | dict.fromkeys(("generate", "score", "select", "train"), 1)
 DECIDING = list(STEPS)[:4]  # up to the selection
 MANIFESTS = {"evaluate_heldout": "sample.manifest.json"}  # keeps its first name, so that begun loops go on
 ANSWERS = 32
@@ -83,7 +83,7 @@ def moment(draw: random.Random, step: str, round_folder: Path, seconds: dict):
     return lambda: time.monotonic() >= end
 
 
-def test_killed_in_every_step_the_same_answers_are_selected(world):
+def test_killed_on_its_way_the_same_answers_are_selected(world):
     folder, settings, seconds = world
     config = loop.write_config(folder / "killed.yaml", settings)
     seed = random.randrange(1000)

@@ -220,7 +220,8 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_makes_the_same(tmp_path,
         (["--template", "none.yaml"], "none.yaml: No such file"),
         (["--input", "none.jsonl"], "none.jsonl"),
         (["--tokenizer", "none.model"], "none.model: no such file"),
-        (["--workers", "-1"], "--workers and --seed 0 or more"),
+        (["--workers", "-1"], "--workers -1: expected 0 or more processes"),
+        (["--seed", "-1"], "--seed 0 or more"),
     ],
 )
 def test_the_tool_answers_bad_input_with_one_line_and_exit_code_1(tmp_path, large, flags, expected):
