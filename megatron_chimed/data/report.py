@@ -41,12 +41,14 @@ class SourceCounts:
 
     def drop(self, file: SourceFile, one: PreparedRow, bad: IO[str]) -> None:
         """Count a row that has a reason, and write it to the file of rejected rows."""
-        self.dropped[kind_of(one.reason)] += 1
+        # A name in a reason may hold half a character, which no file does.
+        reason, excerpt = (text.encode(errors="replace").decode() for text in (one.reason, one.excerpt))
+        self.dropped[kind_of(reason)] += 1
         if one.malformed:
             self.malformed += 1
-            self.first_malformed = self.first_malformed or f"{file.path}:{one.line}: {one.reason}"
+            self.first_malformed = self.first_malformed or f"{file.path}:{one.line}: {reason}"
         where = {"source": file.label, "file": file.path, "line": one.line}
-        bad.write(json.dumps({**where, "reason": one.reason, "excerpt": one.excerpt}, ensure_ascii=False) + "\n")
+        bad.write(json.dumps({**where, "reason": reason, "excerpt": excerpt}, ensure_ascii=False) + "\n")
 
     def keep(self, one: PreparedRow) -> None:
         """Count what was done to a row in the output."""

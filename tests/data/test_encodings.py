@@ -143,3 +143,10 @@ def test_an_empty_file_is_utf8_and_a_missing_one_is_said(tmp_path):
         assert file.read() == b""
     with pytest.raises(InputError, match="no such file"):
         detect_encoding(tmp_path / "c.txt")
+
+
+def test_a_long_run_of_letters_takes_no_time(tmp_path):
+    """chardet looks for words by a pattern that takes the square of their length: hours for this one."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(("头痛怎么办？先休息两天。" * 40).encode("gb18030") + b"a" * 60_000)
+    assert detect_encoding(path) == "gb18030"

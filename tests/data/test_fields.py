@@ -180,3 +180,12 @@ def test_a_name_of_half_a_character_is_shown_so_that_a_report_can_hold_it():
     row = watch_row({"a": "b", "\udca9": "c"})
     leave_out(row, "label \udca9")
     assert unread_fields(row) == {"a": 1, "?": 1, "label ?": 1}
+
+
+def test_a_reason_with_half_a_character_is_written(tmp_path):
+    path, output = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    good, bad = {"instruction": "胃疼怎么办", "output": "休息"}, {"\udcef": "x"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, bad)))
+    prepare([f"auto={path}"], output, max_rejected_share=1)
+    (row,) = map(json.loads, output.with_suffix(".rejected.jsonl").read_text("utf-8").splitlines())
+    assert "?" in row["reason"]
