@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from megatron_chimed.data.rejected import writable
 from megatron_chimed.errors import InputError
 
 NAME_CHARACTERS = 60
@@ -91,7 +92,7 @@ def unread_fields(row: Any) -> Counter:
 
 def _shown(name: str) -> str:
     """A name as a report can hold it: cut, and without halves of characters."""
-    return name[:NAME_CHARACTERS].encode(errors="replace").decode()
+    return writable(name[:NAME_CHARACTERS])
 
 
 def _is_something(value: Any) -> bool:

@@ -14,6 +14,11 @@ def kind_of(reason: str) -> str:
     return reason
 
 
+def writable(text: str) -> str:
+    """The text with "?" for halves of characters, which JSON may hold and no file can."""
+    return text.encode(errors="replace").decode()
+
+
 def excerpt(content: bytes | str, as_it_is: bool = False) -> str:
     """Cut the beginning of a rejected row, for people, at most EXCERPT_CHARS characters; without personal data unless
     it is wanted as it is. Bytes are read as UTF-8; what is no character becomes U+FFFD."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from megatron_chimed.data.preprocess import PreparedRow
-from megatron_chimed.data.rejected import kind_of
+from megatron_chimed.data.rejected import kind_of, writable
 from megatron_chimed.data.source_files import SourceFile
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import manifest, sha256_file, write_json
@@ -41,8 +41,7 @@ class SourceCounts:
 
     def drop(self, file: SourceFile, one: PreparedRow, bad: IO[str]) -> None:
         """Count a row that has a reason, and write it to the file of rejected rows."""
-        # A name in a reason may hold half a character, which no file does.
-        reason, excerpt = (text.encode(errors="replace").decode() for text in (one.reason, one.excerpt))
+        reason, excerpt = writable(one.reason), writable(one.excerpt)  # a reason may name a field
         self.dropped[kind_of(reason)] += 1
         if one.malformed:
             self.malformed += 1
