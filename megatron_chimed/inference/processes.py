@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.workers import count_cores
 
 WORKER = "megatron_chimed.inference.worker"
 
@@ -166,9 +167,8 @@ class WorkerProcesses:
 
 def _of_ranks(number: int) -> dict[str, str]:
     """What tensor-parallel ranks find in their environment, where this process's own does not say otherwise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // number)),
+        "OMP_NUM_THREADS": str(max(1, count_cores() // number)),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as Megatron demands
         "PYTHONWARNINGS": "ignore",
         "LOCAL_WORLD_SIZE": str(number),

@@ -64,6 +64,7 @@ def test_the_engine_ends_with_its_with_block_and_leaves_no_trace_in_this_process
     assert {n: (one.tokens, one.finished) for n, one in answers.items()} == {
         number: ([number + 1, number, 2], bool(number % 2)) for number in range(7)
     }
+    wait_until_ended(processes_of(place))
     assert not any(map(alive, processes_of(place)))
     assert len(list(place.glob("*.ended"))) == copies, "vLLM was told to end"
     assert dict(os.environ) == environment and "vllm" not in sys.modules
@@ -90,6 +91,7 @@ def test_vllms_own_words_are_the_message_and_nothing_stays(place, model):
     (place / "fail").touch()
     with pytest.raises(InputError, match="^vllm: ValueError: no memory for the cache$"):
         VllmEngine(model)
+    wait_until_ended(processes_of(place))  # the kernel takes a moment to end what was killed
     assert len(processes_of(place)) == 4 and not any(map(alive, processes_of(place)))
 
 
