@@ -5,11 +5,15 @@ A message says what was wrong, where, what was expected and what to do, in one l
 """
 
 import os
+import reprlib
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+short = reprlib.Repr(maxstring=80, maxlong=80, maxother=80, maxdict=6).repr
+"""The repr of a value from a file, of which any length of a message may come."""
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code 75 of a training that was asked to stop: it has saved, and the same command continues."""

@@ -15,7 +15,7 @@ from megatron_chimed.convert.hf_keys import SIZE_KEYS, refused_keys
 from megatron_chimed.convert.rope import Rope
 from megatron_chimed.convert.routing import Routing
 from megatron_chimed.convert.sizes import Head, Sizes
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import InputError, short
 from megatron_chimed.jsonl import read_json
 
 
@@ -56,11 +56,11 @@ def from_hf(config: dict[str, Any], where: str) -> Architecture:
     epsilon, length = config.get("rms_norm_eps", 1e-6), config.get("max_position_embeddings", 2048)
     tied = config.get("tie_word_embeddings")
     if not positions.is_number(epsilon) or epsilon <= 0:
-        problems.append(f"rms_norm_eps is {epsilon!r}; expected a number above 0")
+        problems.append(f"rms_norm_eps is {short(epsilon)}; expected a number above 0")
     if not _is_size(length):
-        problems.append(f"max_position_embeddings is {length!r}; expected a whole number above 0")
+        problems.append(f"max_position_embeddings is {short(length)}; expected a whole number above 0")
     if not isinstance(tied, bool | None):
-        problems.append(f"tie_word_embeddings is {tied!r}; expected true or false")
+        problems.append(f"tie_word_embeddings is {short(tied)}; expected true or false")
     rope, given = positions.read_hf(config, length, problems)
     problems += refused_keys(config, given, family)
     if problems:
@@ -85,13 +85,13 @@ def _family(config: dict[str, Any], where: str) -> tuple[Family, Head]:
         return found
     supported = ", ".join(name for family in FAMILIES for name in family.architectures)
     reason = refused.bracketed(refused.ARCHITECTURES, name)
-    raise InputError(f"{where}: architecture {name!r} is not supported{reason}; supported are {supported}")
+    raise InputError(f"{where}: architecture {short(name)} is not supported{reason}; supported are {supported}")
 
 
 def _plain_names(config: dict[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
     """The keys under the names that are read, and what is wrong with two names of one."""
     problems = [
-        f"{alias} is {config[alias]!r} and {name} {config[name]!r}, two names of one number; make them one"
+        f"{alias} is {short(config[alias])} and {name} {short(config[name])}, two names of one number; make them one"
         for alias, name in family.hf_aliases.items()
         if {alias, name} <= config.keys() and config[alias] != config[name]
     ]
@@ -109,7 +109,7 @@ def _sizes(config: dict[str, Any], family: Family, problems: list[str]) -> Sizes
     if follows and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         values["head_dim"] = hidden // heads
     wrong = [
-        f"{keys[name]} is {value!r}; expected a whole number above 0"
+        f"{keys[name]} is {short(value)}; expected a whole number above 0"
         for name, value in values.items()
         if not _is_size(value)
     ]

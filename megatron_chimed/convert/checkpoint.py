@@ -61,6 +61,7 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     model = read_hf(hf)
     if has_tokenizer(hf):
         require_rows(hf, model.sizes.vocab)
+        generation_config(hf, {})
     planned = list(_plan_megatron(model, source, DTYPES.get(dtype)))
     with atomic_folder(megatron) as folder:
         _require_space(folder, planned)

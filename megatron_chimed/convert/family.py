@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_chimed.convert.sizes import Head, Sizes
+from megatron_chimed.errors import short
 
 LAYER = "decoder.layers."
 
@@ -161,7 +162,7 @@ class Family:
         One that is absent or None stands for what the family has, unless that is SOME.
         """
         return [
-            f"{name} is {args[name]!r}; Hugging Face's {self.title} has {value!r}"
+            f"{name} is {short(args[name])}; Hugging Face's {self.title} has {value!r}"
             for name, value in self.fixed_args.items()
             if (args.get(name) is None if value is SOME else args.get(name, value) not in (value, None))
         ]

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from megatron_chimed.convert.plan import Planned
-from megatron_chimed.errors import InputError
+from megatron_chimed.errors import InputError, short
 from megatron_chimed.jsonl import is_lfs_pointer, read_json, write_json
 
 FORMATS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
@@ -75,8 +75,8 @@ class HuggingFaceFolder:
         if not weight_map or not all(isinstance(name, str) for name in names):
             raise InputError(f"{path}: expected {{'weight_map': {{tensor: file}}}}")
         for name in sorted(set(names)):
-            if Path(name).name != name:
-                self.problems.append(f"{path.name}: {name!r} is no file of this folder")
+            if not name or len(name) > 255 or Path(name).name != name:
+                self.problems.append(f"{path.name}: {short(name)} is no file of this folder")
             else:
                 self._open(name)
         for tensor, file in weight_map.items():
@@ -84,7 +84,7 @@ class HuggingFaceFolder:
             if found is None and file not in self.unreadable and (self.folder / file).is_file():
                 self.problems.append(f"{path.name}: {tensor} is not in {file}")
             elif found is not None and found.file != file:
-                self.problems.append(f"{path.name}: {tensor} is in {found.file}, not in {file}")
+                self.problems.append(f"{path.name}: {tensor} is in {found.file}, not in {short(file)}")
         extra = sorted(self.tensors.keys() - weight_map.keys())
         self.problems += [f"{path.name}: does not list {tensor} of {self.tensors[tensor].file}" for tensor in extra]
 

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_chimed.convert import routing
 from megatron_chimed.convert.families import refused
 from megatron_chimed.convert.family import Family
+from megatron_chimed.errors import short
 
 SIZE_KEYS = {
     "layers": "num_hidden_layers",
@@ -73,13 +74,13 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
     """
     fixed = FIXED | {"model_type": family.name} | family.fixed_hf_keys
     found = [
-        f"{key} is {_short(config[key])}; only {value!r} is supported{refused.bracketed(refused.KEYS, key)}"
+        f"{key} is {short(config[key])}; only {value!r} is supported{refused.bracketed(refused.KEYS, key)}"
         for key, value in fixed.items()
         if not _is(config.get(key), value)
     ]
     if rope.get("partial_rotary_factor", 1.0) not in (1.0, None):
         found.append(
-            f"rope has partial_rotary_factor {rope['partial_rotary_factor']!r}; only 1.0 is supported"
+            f"rope has partial_rotary_factor {short(rope['partial_rotary_factor'])}; only 1.0 is supported"
             + refused.bracketed(refused.KEYS, "partial_rotary_factor")
         )
     known = READ | HARMLESS | family.known_hf_keys | fixed.keys() | {*family.size_keys.values()}
@@ -89,7 +90,7 @@ def refused_keys(config: dict[str, Any], rope: dict[str, Any], family: Family) -
         f"rope's {key}": value for key, value in rope.items() if key not in ROPE_READ | {"partial_rotary_factor"}
     }
     return found + [
-        f"{key} is {_short(value)}, a key that is not known and may change the model; remove it if it changes nothing"
+        f"{key} is {short(value)}, a key that is not known and may change the model; remove it if it changes nothing"
         for key, value in unknown.items()
     ]
 
@@ -99,9 +100,3 @@ def _is(given: Any, fixed: Any) -> bool:
     if isinstance(fixed, list) and isinstance(given, list):
         return all(one in fixed for one in given)
     return given is None or given == fixed
-
-
-def _short(value: Any) -> str:
-    """Show a value in a message of one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

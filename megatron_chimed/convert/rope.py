@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_chimed.convert.families import refused
+from megatron_chimed.errors import short
 from megatron_chimed.models.options import ModelOptions
 
 KINDS = ("default", "linear", "llama3", "yarn")
@@ -53,14 +54,16 @@ def read_hf(config: dict[str, Any], max_positions: object, problems: list[str]) 
     bases = [place["rope_theta"] for place in (given, config) if "rope_theta" in place]
     base = bases[0] if bases else 10000.0
     if bases[1:] and bases[1] != base:
-        problems.append(f"rope_theta is {bases[1]!r}, and {base!r} in the rope settings; keep one of them")
+        problems.append(f"rope_theta is {short(bases[1])}, and {short(base)} in the rope settings; keep one of them")
     if not is_number(base) or base != int(base) or base <= 0:
-        problems.append(f"rope_theta is {base!r}; Megatron takes a whole number")
+        problems.append(f"rope_theta is {short(base)}; Megatron takes a whole number")
         base = 1
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in KINDS:
         reason = refused.bracketed(refused.SCALINGS, kind)
-        problems.append(f"rope scaling of type {kind!r} is not supported{reason}; supported are {', '.join(KINDS)}")
+        problems.append(
+            f"rope scaling of type {short(kind)} is not supported{reason}; supported are {', '.join(KINDS)}"
+        )
         return Rope(int(base)), given
     if kind == "default":
         return Rope(int(base)), given
@@ -84,7 +87,9 @@ def read_hf(config: dict[str, Any], max_positions: object, problems: list[str]) 
 def _settings(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Find rope_parameters (transformers 5) or rope_scaling (before); what is wrong is added to `problems`."""
     given = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
-    wrong = [f"{key} is {value!r}; expected an object" for key, value in given.items() if not isinstance(value, dict)]
+    wrong = [
+        f"{key} is {short(value)}; expected an object" for key, value in given.items() if not isinstance(value, dict)
+    ]
     if not wrong and len(given) == 2 and given["rope_parameters"] != given["rope_scaling"]:
         wrong.append("rope_parameters and rope_scaling are both given, and differ; keep one of them")
     problems += wrong
@@ -106,7 +111,7 @@ class _Numbers:
         """A number above 0; `default` stands for one that is missing or null."""
         value = default if self.given.get(key) is None else self.given[key]
         if not is_number(value) or value <= 0:
-            self.problems.append(f"rope scaling has {key} {self.given.get(key)!r}; expected a number above 0")
+            self.problems.append(f"rope scaling has {key} {short(self.given.get(key))}; expected a number above 0")
             return 1.0
         return float(value)
 
@@ -125,7 +130,7 @@ def _read_yarn(read: _Numbers, base: int, original: int, max_positions: object) 
         read.problems.append(f"yarn has attention_factor {attention} with factor {factor}; Megatron then has 1")
     truncate = read.given.get("truncate", True)
     if not isinstance(truncate, bool):
-        read.problems.append(f"rope scaling has truncate {truncate!r}; expected true or false")
+        read.problems.append(f"rope scaling has truncate {short(truncate)}; expected true or false")
     fast, slow = read.number("beta_fast", 32.0), read.number("beta_slow", 1.0)
     return Rope(
         base, "yarn", factor, original, beta_fast=fast, beta_slow=slow, attention_factor=attention, truncate=truncate
@@ -196,7 +201,7 @@ def problems_of_args(args: dict[str, Any], options: ModelOptions) -> list[str]:
     """List what of Megatron's arguments and the model's options no scaling has."""
     kind, found = args.get("position_embedding_type", "rope"), []
     if kind not in ("rope", "yarn"):
-        found.append(f"position_embedding_type is {kind!r}; expected rope or yarn")
+        found.append(f"position_embedding_type is {short(kind)}; expected rope or yarn")
     linear, llama3 = args.get("rotary_seq_len_interpolation_factor"), args.get("use_rope_scaling")
     if sum((bool(linear), bool(llama3), kind == "yarn")) > 1:
         found.append(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.convert.sizes import Sizes
+from megatron_chimed.errors import short
 
 DIGITS = 12
 """Digits of a coefficient: Megatron's is a multiple of transformers'."""
@@ -39,12 +40,12 @@ def read_hf(config: dict[str, Any], sizes: Sizes | None, problems: list[str]) ->
     count, normalized, coefficient, balanced = (config.get(key) for key in KEYS)
     wrong = []
     if type(count) is not int or count <= 0 or (sizes is not None and count > sizes.experts):
-        wrong.append(f"{KEYS[0]} is {count!r}; expected a whole number above 0, at most the number of experts")
+        wrong.append(f"{KEYS[0]} is {short(count)}; expected a whole number above 0, at most the number of experts")
     for key, value in ((KEYS[1], normalized), (KEYS[3], balanced)):
         if not isinstance(value, bool):
-            wrong.append(f"{key} is {value!r}; expected true or false")
+            wrong.append(f"{key} is {short(value)}; expected true or false")
     if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or coefficient < 0:
-        wrong.append(f"{KEYS[2]} is {coefficient!r}; expected a number, at least 0")
+        wrong.append(f"{KEYS[2]} is {short(coefficient)}; expected a number, at least 0")
     if count == 1 and normalized is True:
         wrong.append(f"{KEYS[0]} is 1 with {KEYS[1]}: a score that is always 1, which Megatron refuses")
     problems += wrong

@@ -171,7 +171,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise InputError(f"{folder}: not a Hugging Face tokenizer folder ({reason})") from None
         if not getattr(loaded, "is_fast", False):
             raise InputError(f"{folder}: only a slow tokenizer; save it with a tokenizer.json (a fast tokenizer)")
-        _complete_special_tokens(loaded)
+        _complete_special_tokens(loaded, folder)
         # Only the Rust object is kept: it can be pickled, and is twice as fast as going through transformers.
         self._backend = loaded.backend_tokenizer
         self._backend.no_truncation()
@@ -249,8 +249,12 @@ def _set_prepend_scheme(settings: dict) -> bool:
     return bool(found)
 
 
-def _complete_special_tokens(loaded) -> None:
-    """Let EOS and SEP, and BOS and CLS, stand in for each other, as Megatron's HuggingFaceTokenizer does."""
+def _complete_special_tokens(loaded, folder: str | Path) -> None:
+    """Let EOS and SEP, and BOS and CLS, stand in for each other, as Megatron's HuggingFaceTokenizer does. Raises
+    InputError for a special token without an id: transformers would take that of <unk>."""
+    for name, token in loaded.special_tokens_map.items():
+        if loaded.backend_tokenizer.token_to_id(token) is None:
+            raise InputError(f"{folder}: its {name} is {token!r}, and no token of the vocabulary; mend the name")
     pairs = (("eos_token", "sep_token"), ("bos_token", "cls_token"))
     present = {name: getattr(loaded, name, None) for pair in pairs for name in pair}
     missing = {a: present[b] for pair in pairs for a, b in (pair, pair[::-1]) if present[b] and not present[a]}

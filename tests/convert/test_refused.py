@@ -61,7 +61,7 @@ SHAPES = {
     ),
     "quantised weights": (
         QWEN2 | {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        "quantization_config is {'quant_method': 'gptq', 'bits': 4}",
+        "quantization_config is {'bits': 4, 'quant_method': 'gptq'}",
         KEYS,
     ),
     "positions of pictures": (QWEN2 | {"use_mrope": True}, "use_mrope is True; only False", None),
