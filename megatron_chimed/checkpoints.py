@@ -26,6 +26,16 @@ def path_of(folder: str | Path, iteration: int) -> Path:
     return Path(folder) / f"iter_{iteration:07d}"
 
 
+def split_adapter(place: str | Path) -> tuple[Path, Path | None]:
+    """(folder of a model or of adapters, folder of their base if it is named) of a folder or ``BASE+ADAPTER``.
+
+    >>> split_adapter("runs/base+runs/lora")
+    (PosixPath('runs/lora'), PosixPath('runs/base'))
+    """
+    base, plus, adapter = str(place).rpartition("+")
+    return (Path(adapter), Path(base)) if plus and not Path(place).exists() else (Path(place), None)
+
+
 def iterations(folder: str | Path) -> list[int]:
     """The iterations of which there is a folder, whole or not, ascending."""
     numbers = (path.name.removeprefix("iter_") for path in Path(folder).glob("iter_*") if path.is_dir())

@@ -219,6 +219,9 @@ def as_written(options: Any) -> dict[str, Any]:
 def _checked(key: str, setting: Located, expected: Any) -> Any:
     """The setting's value if it has the expected type (an int may stand for a float)."""
     value = setting.value
+    inner = next((one for one in (expected, *typing.get_args(expected)) if dataclasses.is_dataclass(one)), None)
+    if inner is not None and isinstance(value, dict):
+        return _filled(key, setting, inner)
     if isinstance(value, str) and expected is float:
         try:
             return float(value)  # YAML 1.1 reads 1e-5 as text
@@ -230,6 +233,22 @@ def _checked(key: str, setting: Located, expected: Any) -> Any:
         found = "a mapping" if isinstance(value, dict) else repr(value)
         raise InputError(f"{setting.where}: {key}: expected {_name(expected)}, found {found}")
     return value
+
+
+def _filled(key: str, setting: Located, cls: type) -> Any:
+    """A dataclass from a mapping below a key. Raises InputError as `parse_dataclass`, and for what is missing."""
+    given = setting.value
+    for f in dataclasses.fields(cls):
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in given:
+            raise InputError(f"{setting.where}: {key} has no {f.name}; give it")
+    return parse_dataclass(given, cls, block=f" in {key}:")[0]
+
+
+def plain(value: Any) -> Any:
+    """A block of settings without the places where they were given, for JSON."""
+    if isinstance(value, Located):
+        return plain(value.value)
+    return {key: plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _name(expected: Any) -> str:

@@ -15,6 +15,9 @@ from pathlib import Path
 short = reprlib.Repr(maxstring=80, maxlong=80, maxother=80, maxdict=6).repr
 """The repr of a value from a file, of which any length of a message may come."""
 
+MAX_MESSAGE = 2500
+"""Characters of a message: names in a file may be of any length, and a model has hundreds of tensors."""
+
 STOPPED = os.EX_TEMPFAIL
 """Exit code 75 of a training that was asked to stop: it has saved, and the same command continues."""
 
@@ -100,7 +103,10 @@ def exit_cleanly(main: Callable[[], int | None], program: str | None = None) -> 
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text with line breaks folded to spaces; an OSError as ``path: reason``."""
+    """The error's text with line breaks folded to spaces, its middle left out where it is long; an OSError as ``path:
+    reason``."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    left_out = len(text) - MAX_MESSAGE
+    return text if left_out <= 0 else f"{text[: -500 - left_out]} ({left_out} characters left out) {text[-500:]}"

@@ -235,10 +235,15 @@ def write_json_lines(path: str | Path, rows: Iterable[dict]) -> int:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write one JSON value, indented, atomically."""
+    """Write one JSON value, indented, atomically. Raises InputError for half a character, which is no UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 30) : error.start]
+        raise InputError(f"{path}: half a character behind {near!r}; mend the file that it comes from") from None
     with atomic_output(path) as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
+        file.write(f"{text}\n")
 
 
 def read_json(path: str | Path) -> Any:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from megatron_chimed.errors import STOPPED_FILE
+from megatron_chimed.errors import STOPPED_FILE, InputError, one_line
 
 COMMAND = """
 import os, sys, time
@@ -70,3 +70,9 @@ def test_a_failure_of_a_job_leaves_no_file_and_outside_of_one_a_signal_kills(tmp
         command.stdout.readline()
         command.send_signal(signal.SIGTERM)
         assert command.wait(timeout=60) == -signal.SIGTERM
+
+
+def test_a_message_of_any_length_is_shown_with_its_ends():
+    text = one_line(InputError("model: 900 faults: " + "tensor, " * 900 + "take another copy"))
+    assert text.startswith("model: 900 faults: tensor") and text.endswith("take another copy")
+    assert "(4736 characters left out)" in text and len(text) < 2600

@@ -18,24 +18,27 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from megatron_chimed.checkpoints import check_whole, has_manifest, resolve
 from megatron_chimed.convert import trained_template
 from megatron_chimed.convert.architecture import Architecture, read_hf, to_hf
 from megatron_chimed.convert.family import Entry
 from megatron_chimed.convert.hf_folder import HuggingFaceFolder, write_weights
-from megatron_chimed.convert.megatron_args import read_megatron, to_megatron, to_megatron_args, to_options
+from megatron_chimed.convert.lora import MergedCheckpoint, Source, open_checkpoint
+from megatron_chimed.convert.megatron_args import to_megatron, to_megatron_args, to_options
+from megatron_chimed.convert.peft_folder import peft_to_megatron, write_peft
 from megatron_chimed.convert.plan import DTYPES, Planned, name_of, total_bytes
+from megatron_chimed.convert.stored import is_peft_folder
 from megatron_chimed.convert.strict import check_hf_tensors, check_megatron_tensors
 from megatron_chimed.convert.tensors import merge, split
 from megatron_chimed.convert.tokenizer_files import (
     copy_tokenizer,
     export_tokenizer,
     generation_config,
+    require_loadable,
     require_rows,
     tokenizer_folder,
     vocabulary,
 )
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint, write_checkpoint
+from megatron_chimed.convert.torch_dist import write_checkpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, atomic_output, write_json
 from megatron_chimed.text.tokenizer import has_tokenizer
@@ -44,11 +47,18 @@ RESERVE = 64 << 20
 """Bytes that must stay free on the disk beside the weights: for metadata, tokenizer, and a file system's own needs."""
 
 
-def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", progress: bool = True) -> Architecture:
+def hf_to_megatron(
+    hf: str | Path,
+    megatron: str | Path,
+    dtype: str = "keep",
+    progress: bool = True,
+    base: str | Path | None = None,
+) -> Architecture:
     """Convert the Hugging Face folder `hf` to the Megatron checkpoint folder `megatron`.
 
     The new folder holds the checkpoint ("release": a start without optimizer or iteration), model.yaml with Megatron's
-    arguments of the model, and the tokenizer's files. dtype: bfloat16, float32 or keep.
+    arguments of the model, and the tokenizer's files. dtype: bfloat16, float32 or keep. base: of a folder of PEFT, the
+    Megatron folder of the model that the adapters belong to.
 
     Raises InputError listing all that does not fit, before anything is written.
 
@@ -57,6 +67,8 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
     4
     """
     hf, megatron = Path(hf), Path(megatron)
+    if is_peft_folder(hf) or base is not None:
+        return peft_to_megatron(hf, base, megatron)
     source = HuggingFaceFolder(hf)
     model = read_hf(hf)
     if has_tokenizer(hf):
@@ -70,6 +82,7 @@ def hf_to_megatron(hf: str | Path, megatron: str | Path, dtype: str = "keep", pr
         if has_tokenizer(hf):
             (folder / "tokenizer").mkdir()
             copy_tokenizer(hf, folder / "tokenizer")
+            require_loadable(folder / "tokenizer", hf)
             template = trained_template.of_folder(hf)
             _copy_if_there(hf / "generation_config.json", folder / "tokenizer")
             settings |= {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": str(megatron / "tokenizer")}
@@ -125,6 +138,7 @@ def megatron_to_hf(
     iteration: int | None = None,
     tokenizer: str | Path | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    merge: bool = False,
     progress: bool = True,
 ) -> Architecture:
     """Convert a checkpoint in the Megatron folder `megatron` to the Hugging Face folder `hf`.
@@ -132,7 +146,8 @@ def megatron_to_hf(
     iteration: the newest one by default. tokenizer: a folder or SentencePiece model whose files go with the weights;
     by default the one that the model was trained with, where it still is. Rows that Megatron has added to the
     vocabulary are left out. The template of the training is written as the chat template, and the ids that end its
-    answers into config.json and generation_config.json; without one these are the tokenizer folder's.
+    answers into config.json and generation_config.json; without one these are the tokenizer folder's. LoRA's adapters
+    become a folder of PEFT, or with `merge` one model with their base.
 
     Raises InputError listing all that does not fit, before anything is written.
 
@@ -140,8 +155,13 @@ def megatron_to_hf(
     >>> mc.megatron_to_hf("base", "back", progress=False).head
     'lm'
     """
-    source = _open_whole(megatron, iteration)
-    model = read_megatron(source)
+    opened = open_checkpoint(megatron, iteration, check_bytes=True)
+    source, model = opened.source, opened.model
+    if opened.lora is not None and not merge:
+        write_peft(opened, Path(hf), tokenizer)
+        return model
+    if merge:
+        source = MergedCheckpoint(opened)
     if tokenizer is not None and tokenizer_folder(tokenizer) is None:
         raise InputError(f"{tokenizer}: no such file or folder; give a tokenizer")
     trained_with = getattr(source.args, "tokenizer_model", None)
@@ -177,15 +197,7 @@ def _with_vocabulary(model: Architecture, size: int, files: Path, is_known: bool
     return model
 
 
-def _open_whole(megatron: str | Path, iteration: int | None) -> TorchDistCheckpoint:
-    """Open a checkpoint whose bytes are those of its manifest, if it has one. Raises InputError."""
-    place = resolve(megatron, iteration)
-    if has_manifest(place):
-        check_whole(place)
-    return TorchDistCheckpoint(place)
-
-
-def _plan_hf(model: Architecture, source: TorchDistCheckpoint) -> Iterator[Planned]:
+def _plan_hf(model: Architecture, source: Source) -> Iterator[Planned]:
     """Plan Hugging Face's tensors, layer by layer, and expert by expert."""
     entries = model.family.entries(model.head, model.tied)
     first = [entry for entry in entries if not entry.per_layer and entry.has_vocabulary][:1]
@@ -216,9 +228,7 @@ def _one_by_one(read: Callable[[], list[torch.Tensor]]) -> Callable[[], torch.Te
     return make
 
 
-def _split(
-    entry: Entry, model: Architecture, source: TorchDistCheckpoint, place: tuple[int, ...]
-) -> list[torch.Tensor]:
+def _split(entry: Entry, model: Architecture, source: Source, place: tuple[int, ...]) -> list[torch.Tensor]:
     """Read one Megatron tensor and split it into Hugging Face's, of shapes `entry.hf_shapes`.
 
     place: (layer,) or (layer, expert) of a tensor [layers, rows, ...] or [layers, experts, rows, ...]. Rows behind the

@@ -100,7 +100,7 @@ class HuggingFaceFolder:
             self.unreadable.add(name)
             return
         try:
-            stored = _open_safetensors(path) if name.endswith(".safetensors") else _open_bin(path)
+            stored = open_safetensors(path) if name.endswith(".safetensors") else _open_bin(path)
         except Exception as error:  # a damaged file raises nearly anything
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             self.problems.append(f"{name}: damaged or truncated ({reason})")
@@ -112,7 +112,7 @@ class HuggingFaceFolder:
             self.tensors[tensor] = found
 
 
-def _open_safetensors(path: Path) -> dict[str, Stored]:
+def open_safetensors(path: Path) -> dict[str, Stored]:
     """Open the tensors of a safetensors file, mapped into memory. Raises SafetensorError and ValueError."""
     names = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
     file = safe_open(path, framework="pt")  # kept open by the readers below

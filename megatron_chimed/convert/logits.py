@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.family import Entry
-from megatron_chimed.convert.megatron_args import read_megatron
-from megatron_chimed.convert.model import build_model, load_weights
+from megatron_chimed.convert.lora import open_checkpoint
+from megatron_chimed.convert.model import build_model, load_opened
 from megatron_chimed.convert.plan import DTYPES
 from megatron_chimed.convert.tensors import split
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
@@ -54,11 +54,11 @@ def answer(folder: Path) -> None:
     """Answer FOLDER/request.json on the tokens of tokens.safetensors by megatron.safetensors, on this rank."""
     torch.distributed.init_process_group("gloo")
     request = read_json(folder / "request.json")
-    source = TorchDistCheckpoint(request["checkpoint"])
-    model = read_megatron(source)
+    opened = open_checkpoint(request["checkpoint"])
+    model = opened.model
     tokens = load_file(folder / "tokens.safetensors")
-    gpt = build_model(model, DTYPES[request["dtype"]])
-    load_weights(gpt, source.folder)
+    gpt = build_model(model, DTYPES[request["dtype"]], lora=opened.lora and opened.lora.options)
+    load_opened(gpt, opened)
     vocab = model.sizes.vocab
     if model.head == "reward":
         outputs = functools.partial(rewards, gpt, tokens["tokens"], tokens["lengths"])
@@ -68,7 +68,7 @@ def answer(folder: Path) -> None:
     if request["generate"]:
         results["generated"] = continue_greedily(gpt, tokens["prompts"], request["generate"], vocab)
     fused = next(entry for entry in model.family.body if entry.merge == "qkv")
-    undo_interleaving(gpt, fused, model, source)
+    undo_interleaving(gpt, fused, model, opened.base or opened.source)
     results["control"] = outputs()
     if torch.distributed.get_rank() == 0:
         save_file(results, folder / "megatron.safetensors")

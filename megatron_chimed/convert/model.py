@@ -16,13 +16,14 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from megatron_chimed.convert.architecture import Architecture
+from megatron_chimed.convert.lora import Opened
 from megatron_chimed.convert.megatron_args import to_options
 from megatron_chimed.convert.rope import Rope, yarn_mscale
 from megatron_chimed.convert.routing import config_fields
 from megatron_chimed.convert.sizes import pad_vocab
 from megatron_chimed.models.gpt import build_gpt
-from megatron_chimed.models.options import ModelOptions
-from megatron_chimed.models.reward import build_reward
+from megatron_chimed.models.options import LoraOptions, ModelOptions
+from megatron_chimed.models.reward import HEAD, build_reward
 
 
 def transformer_config(model: Architecture, dtype: torch.dtype, **changes: Any) -> TransformerConfig:
@@ -98,11 +99,13 @@ def gpt_config(model: Architecture, dtype: torch.dtype, gather_logits: bool, **c
     )
 
 
-def build_part(model: Architecture, config: SimpleNamespace, **placement: Any) -> GPTModel:
+def build_part(
+    model: Architecture, config: SimpleNamespace, lora: LoraOptions | None = None, **placement: Any
+) -> GPTModel:
     """Build this rank's part of the model, its weights not set yet, from `gpt_config`; placement: see `build_gpt`."""
     build = build_reward if model.head == "reward" else build_gpt
     return build(
-        ModelOptions(**to_options(model)),
+        ModelOptions(**to_options(model), lora=lora),
         config,
         vocab_size=pad_vocab(model.sizes.vocab, parallel_state.get_tensor_model_parallel_world_size()),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
@@ -110,7 +113,9 @@ def build_part(model: Architecture, config: SimpleNamespace, **placement: Any) -
     )
 
 
-def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = True) -> GPTModel:
+def build_model(
+    model: Architecture, dtype: torch.dtype, gather_logits: bool = True, lora: LoraOptions | None = None
+) -> GPTModel:
     """Build this rank's part of the model, its weights not set yet.
 
     Logits are [batch, sequence, padded vocabulary], or without gather_logits this rank's slice of them, as a loss wants
@@ -120,7 +125,18 @@ def build_model(model: Architecture, dtype: torch.dtype, gather_logits: bool = T
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=torch.distributed.get_world_size())
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     config = gpt_config(model, dtype, gather_logits)
-    return build_part(model, config, pre_process=True, post_process=True).eval()
+    return build_part(model, config, lora, pre_process=True, post_process=True).eval()
+
+
+def load_opened(gpt: GPTModel, opened: Opened) -> None:
+    """Fill a model from a checkpoint; one of adapters after its base, which may have another head."""
+    if opened.base is None:
+        load_weights(gpt, opened.source.folder)
+        return
+    gpt.part, gpt.init_missing = "base", HEAD not in opened.base.tensors
+    load_weights(gpt, opened.base.folder)
+    gpt.part, gpt.init_missing = "adapters", False
+    load_weights(gpt, opened.source.folder)
 
 
 def load_weights(gpt: GPTModel, folder: Path) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
 
+PEFT_CONFIG = "adapter_config.json"
+"""PEFT's settings of adapters, beside their weights."""
+
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -17,6 +20,17 @@ def stored_dtype(folder: str | Path) -> str:
     config = _config(folder)
     name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     return name if name in DTYPES else "auto"
+
+
+def is_peft_folder(folder: str | Path) -> bool:
+    """Whether a folder holds adapters of PEFT."""
+    return (Path(folder) / PEFT_CONFIG).is_file()
+
+
+def peft_head(folder: str | Path) -> str:
+    """lm, or reward for adapters that have a head of their own. Raises InputError."""
+    settings = read_json(Path(folder) / PEFT_CONFIG)
+    return "reward" if isinstance(settings, dict) and settings.get("task_type") == "SEQ_CLS" else "lm"
 
 
 def stored_head(folder: str | Path) -> str:

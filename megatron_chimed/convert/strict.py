@@ -1,13 +1,13 @@
 """Check the tensors of a checkpoint against those that the model needs, both ways; all differences are one error."""
 
 import re
+from typing import Any
 
 import torch
 
 from megatron_chimed.convert.architecture import Architecture
 from megatron_chimed.convert.hf_folder import HuggingFaceFolder
 from megatron_chimed.convert.plan import FLOATS
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 
 OTHER_OBJECTS = re.compile(r"common_state/|rng_state|rerun_state|.*_extra_state|(chained_\d+\.)?optimizer\.")
@@ -62,7 +62,7 @@ def _mixed_types(model: Architecture, source: HuggingFaceFolder) -> list[str]:
     return problems
 
 
-def check_megatron_tensors(model: Architecture, source: TorchDistCheckpoint) -> None:
+def check_megatron_tensors(model: Architecture, source: Any) -> None:
     """Raise InputError listing missing, unknown and misshapen tensors and wrong types of a Megatron checkpoint."""
     problems, known = [], set()
     for entry in model.family.entries(model.head, model.tied):

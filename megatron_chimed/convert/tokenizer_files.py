@@ -48,6 +48,15 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def require_loadable(copy: Path, source: Path) -> None:
+    """Raise InputError where a tokenizer's files alone are none: transformers may have found its class elsewhere."""
+    try:
+        load_tokenizer(copy)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{copy}: ")
+        raise InputError(f"{source}: its tokenizer needs more than its own files; {reason}") from None
+
+
 def export_tokenizer(
     source: Path, target: Path, template: Template | None, token_ids: dict[str, int | None], head: Head
 ) -> tuple[dict[str, Any], tuple[int, ...]]:

@@ -5,7 +5,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_chimed.checkpoints import resolve
+from megatron_chimed.checkpoints import resolve, split_adapter
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.jinja import CHAT_TEMPLATE, recorded
 from megatron_chimed.text.template import Template
@@ -25,13 +25,16 @@ def of_checkpoint(folder: str | Path, iteration: int | None = None) -> Template 
     """Read that of a Megatron checkpoint, the newest one by default. Raises InputError."""
     from megatron_chimed.convert.torch_dist import TorchDistCheckpoint  # which imports torch
 
-    place = resolve(folder, iteration)
+    place = resolve(split_adapter(folder)[0], iteration)
     return of_args(TorchDistCheckpoint(place).args, str(place))
 
 
 def of_folder(folder: str | Path) -> Template | None:
     """Read that of a Hugging Face folder, which an export of ours has. Raises InputError."""
-    path = Path(folder) / CHAT_TEMPLATE
+    adapter, base = split_adapter(folder)
+    path = adapter / CHAT_TEMPLATE
+    if base is not None and not path.is_file():
+        path = base / CHAT_TEMPLATE
     try:
         return recorded(path.read_text(encoding="utf-8"), str(path))[0] if path.is_file() else None
     except UnicodeDecodeError:

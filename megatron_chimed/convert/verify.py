@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_chimed.checkpoints import resolve
+from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.convert.architecture import Architecture, read_hf
-from megatron_chimed.convert.megatron_args import read_megatron
+from megatron_chimed.convert.lora import Opened, open_checkpoint
 from megatron_chimed.convert.plan import DTYPES
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
+from megatron_chimed.convert.stored import peft_head
 from megatron_chimed.convert.transformers_model import load_model
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json
@@ -81,20 +81,21 @@ def verify(
 
     Raises InputError when one side cannot be read or gives no numbers, or their architectures differ.
     """
-    place = resolve(megatron, iteration)
-    model = same_architecture(Path(hf), place)
+    opened = open_checkpoint(megatron, iteration)
+    place, model = opened.source.folder, same_architecture(hf, opened)
     if problems := model.sizes.problems(tensor_parallel):
         raise InputError(f"--tensor-parallel {tensor_parallel}: " + "; ".join(problems))
     if model.head == "reward" and generate:
         raise InputError(f"{hf}: a reward model, which generates nothing; leave --generate out")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        request = {"checkpoint": str(place), "dtype": dtype, "generate": generate}
+        asked = str(place) if opened.base is None else f"{opened.base.folder}+{place}"
+        request = {"checkpoint": asked, "dtype": dtype, "generate": generate}
         write_json(folder / "request.json", request)
         if model.head == "reward":
-            tokens, expected = _rewards_by_transformers(Path(hf), model, DTYPES[dtype])
+            tokens, expected = _rewards_by_transformers(hf, model, DTYPES[dtype])
         else:
-            tokens, expected = _by_transformers(Path(hf), model, DTYPES[dtype], generate)
+            tokens, expected = _by_transformers(hf, model, DTYPES[dtype], generate)
         save_file(tokens, folder / "tokens.safetensors")
         found = _by_megatron(folder, tensor_parallel)
     for name, side in ((hf, expected), (place, found)):
@@ -103,9 +104,12 @@ def verify(
     return _report(model.head, dtype, expected, found)
 
 
-def same_architecture(hf: Path, place: Path) -> Architecture:
+def same_architecture(hf: str | Path, opened: Opened) -> Architecture:
     """Read the architecture of both, which may have families of two names. Raises InputError listing what differs."""
-    ours, theirs = read_hf(hf), read_megatron(TorchDistCheckpoint(place))
+    adapter, base = split_adapter(hf)
+    ours, theirs, place = read_hf(base or adapter), opened.model, opened.source.folder
+    if base is not None:  # the adapters have the head
+        ours = dataclasses.replace(ours, head=peft_head(adapter))
     if ours.head != theirs.head:
         raise InputError(f"{hf} and {place}: one is a reward model, the other is not; give two of a kind")
     if ours.family.body == theirs.family.body and ours.family.fixed_args == theirs.family.fixed_args:
@@ -125,7 +129,7 @@ def _draw(model: Architecture, rows: int, length: int) -> torch.Tensor:
     return torch.randint(model.sizes.vocab, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-def _rewards_by_transformers(hf: Path, model: Architecture, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+def _rewards_by_transformers(hf: str | Path, model: Architecture, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
     """Compute (tokens [b, s] and lengths [b]; outputs, their rewards [b] float32 in one batch). Raises InputError."""
     reference = load_model(hf, "AutoModelForSequenceClassification", dtype)
     lengths = torch.tensor(REWARDED).clamp(max=model.max_positions)
@@ -142,7 +146,7 @@ def _rewards_by_transformers(hf: Path, model: Architecture, dtype: torch.dtype) 
     return {"tokens": tokens, "lengths": lengths}, {"outputs": rewards.float()}
 
 
-def _by_transformers(hf: Path, model: Architecture, dtype: torch.dtype, generate: int) -> tuple[Tensors, Tensors]:
+def _by_transformers(hf: str | Path, model: Architecture, dtype: torch.dtype, generate: int) -> tuple[Tensors, Tensors]:
     """Compute (tokens [b, s] and prompts [b, PROMPT]; outputs, their logits [b, s, vocab], and generated).
 
     generated: [b, generate], int64 as all tokens; logits are float32. Raises InputError.

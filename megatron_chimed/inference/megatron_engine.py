@@ -12,6 +12,7 @@ may differ in its last bits (`batching`), and the samples of a model with anothe
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.batching import batches
 from megatron_chimed.inference.engine import Engine
@@ -35,8 +36,8 @@ class MegatronEngine(Engine):
         batch_size: int = 16,
         progress: bool = True,
     ):
-        """checkpoint: a folder of Megatron checkpoints; the newest one, or that of `iteration`. dtype: of weights and
-        arithmetic, float32 or bfloat16. batch_size: sequences that are computed at once.
+        """checkpoint: a folder of Megatron checkpoints, or BASE+ADAPTER; the newest one, or that of `iteration`.
+        dtype: of weights and arithmetic, float32 or bfloat16. batch_size: sequences that are computed at once.
 
         Raises InputError if the checkpoint cannot be read, or the number of ranks does not divide its model.
         """
@@ -45,8 +46,9 @@ class MegatronEngine(Engine):
         for name, number in (("tensor_parallel", tensor_parallel), ("batch_size", batch_size)):
             if number < 1:
                 raise InputError(f"{name} is {number}; expected at least 1")
-        if not Path(checkpoint).is_dir():  # what else may be wrong with it a rank says
-            raise InputError(f"{checkpoint}: no such folder; give a folder of Megatron checkpoints")
+        for folder in filter(None, split_adapter(checkpoint)):
+            if not folder.is_dir():  # what else may be wrong with it a rank says
+                raise InputError(f"{folder}: no such folder; give a folder of Megatron checkpoints")
         self.batch_size, self.progress = batch_size, progress
         settings = {"checkpoint": str(checkpoint), "iteration": iteration, "dtype": dtype}
         self._workers = WorkerProcesses(tensor_parallel, settings)

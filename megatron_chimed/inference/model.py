@@ -6,12 +6,10 @@ from pathlib import Path
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from megatron_chimed.checkpoints import resolve
-from megatron_chimed.convert.megatron_args import read_megatron
-from megatron_chimed.convert.model import build_model, load_weights
+from megatron_chimed.convert.lora import open_checkpoint
+from megatron_chimed.convert.model import build_model, load_opened
 from megatron_chimed.convert.plan import DTYPES
 from megatron_chimed.convert.sizes import Head
-from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 
 
@@ -27,16 +25,16 @@ class Loaded:
     max_positions: int
 
 
-def load(checkpoint: Path, iteration: int | None, dtype: str) -> Loaded:
+def load(checkpoint: str | Path, iteration: int | None, dtype: str) -> Loaded:
     """Read a checkpoint, the newest one or that of an iteration, with all ranks of torch.distributed as one
     tensor-parallel group.
 
     Raises InputError when it cannot be read, or the number of ranks does not divide the model.
     """
-    source = TorchDistCheckpoint(resolve(checkpoint, iteration))
-    architecture = read_megatron(source)
+    opened = open_checkpoint(checkpoint, iteration)
+    architecture = opened.model
     if problems := architecture.sizes.problems(torch.distributed.get_world_size()):
-        raise InputError(f"{source.folder}: " + "; ".join(problems))
-    model = build_model(architecture, DTYPES[dtype])
-    load_weights(model, source.folder)
+        raise InputError(f"{opened.source.folder}: " + "; ".join(problems))
+    model = build_model(architecture, DTYPES[dtype], lora=opened.lora and opened.lora.options)
+    load_opened(model, opened)
     return Loaded(model.cuda(), architecture.head, architecture.sizes.vocab, architecture.max_positions)

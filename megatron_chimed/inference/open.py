@@ -1,12 +1,13 @@
 """Open an engine by its name: the one place that reads ``KIND:PLACE``. A kind's libraries come with its engine."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from megatron_chimed.checkpoints import split_adapter
+from megatron_chimed.convert.stored import is_peft_folder
 from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
-from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 __all__ = ["KINDS", "Engine", "kinds_text", "open_engine", "split_name", "tokenizer_of"]
 
@@ -20,18 +21,35 @@ def kinds_text(kinds: Sequence[str] = tuple(KINDS)) -> str:
 
 
 def split_name(name: str, kinds: Sequence[str] = tuple(KINDS), flag: str = "--model") -> tuple[str, str]:
-    """(kind, place) of an engine's name. flag: what gives it, for messages.
+    """(kind, place) of an engine's name; the place of hf and megatron may be BASE+ADAPTER. flag: what gives it, for
+    messages.
 
     Raises InputError for another kind than these, a folder that is not there, or one that holds no such model.
     """
     kind, _, place = name.partition(":")
     if kind not in kinds or not place:
         raise InputError(f"{flag} {name}: expected {kinds_text(kinds)}")
-    if KINDS[kind] == "DIR" and not Path(place).is_dir():
-        raise InputError(f"{flag} {name}: {place} is no folder")
-    if kind in ("hf", "vllm") and not (Path(place) / "config.json").is_file():
-        raise InputError(f"{flag} {name}: {place} holds no config.json; expected a Hugging Face folder")
+    if KINDS[kind] == "DIR":
+        _check_folders(kind, place, f"{flag} {name}")
     return kind, place
+
+
+def _check_folders(kind: str, place: str, what: str) -> None:
+    """Raise InputError where the folder of a model, or those of base and adapter, are not there or hold none."""
+    folder, base = split_adapter(place)
+    for one in filter(None, (folder, base)):
+        if not one.is_dir():
+            raise InputError(f"{what}: {one} is no folder")
+    if kind == "megatron":
+        return
+    if kind == "vllm" and base is not None:
+        raise InputError(f"{what}: vllm takes one folder; merge the two, or let vllm serve --enable-lora serve them")
+    if base is None and is_peft_folder(folder) and not (folder / "config.json").is_file():
+        raise InputError(f"{what}: {folder} holds adapters; give {kind}:BASE+{folder}")
+    if base is not None and not is_peft_folder(folder):
+        raise InputError(f"{what}: {folder} holds no adapter_config.json; expected adapters of PEFT")
+    if not ((base or folder) / "config.json").is_file():
+        raise InputError(f"{what}: {base or folder} holds no config.json; expected a Hugging Face folder")
 
 
 def tokenizer_of(name: str, given: str | None) -> Tokenizer:
@@ -41,7 +59,8 @@ def tokenizer_of(name: str, given: str | None) -> Tokenizer:
     """
     kind, place = split_name(name, ("hf", "vllm", "megatron"))
     if kind != "megatron":
-        return load_tokenizer(place)
+        folder, base = split_adapter(place)
+        return load_tokenizer(folder if base is None or has_tokenizer(folder) else base)
     if given is None:
         raise InputError(f"--model {name}: give the checkpoint's tokenizer, --tokenizer MODEL_OR_FOLDER")
     return checkpoint_tokenizer(given)

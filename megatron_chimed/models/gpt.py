@@ -18,14 +18,14 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from megatron_chimed.models import norm
+from megatron_chimed.models import lora, norm
 from megatron_chimed.models.attention import CoreAttention, choose_kernel
 from megatron_chimed.models.moe import find_routers, moe_problems, take_router
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.rotary import set_llama3_constants, take_packed_positions
 
 
-def check_layers(config: TransformerConfig) -> None:
+def check_layers(config: TransformerConfig, options: ModelOptions) -> None:
     """Raise ValueError listing what of a Megatron configuration the chosen layers cannot do.
 
     That a family has the model at all `convert.megatron_args.unexportable` tells.
@@ -43,6 +43,8 @@ def check_layers(config: TransformerConfig) -> None:
         if config.context_parallel_size > 1:
             wrong.append("--context-parallel-size needs --transformer-impl transformer_engine")
     wrong += moe_problems(config)
+    if options.lora is not None:
+        wrong += options.lora.problems() or lora.problems(options.lora, config)
     if wrong:
         raise ValueError("the layers cannot do this: " + "; ".join(wrong))
 
@@ -93,7 +95,8 @@ def build_gpt(
     post_process: whether this rank holds the embedding and the output layer; model_class: one with another output. The
     configuration has passed `check_layers`.
     """
-    model = model_class(
+    made_class = model_class if options.lora is None else lora.with_adapters(model_class)
+    model = made_class(
         config=config.transformer,
         transformer_layer_spec=layer_spec(config.transformer, options.attention),
         vocab_size=vocab_size,
@@ -119,6 +122,8 @@ def build_gpt(
     model.routers = find_routers(model)
     if post_process and config.num_ids is not None and model_class is GPTModel:
         mask_padded_vocab(model, config.num_ids, vocab_size, pg_collection.tp.rank())
+    if options.lora is not None:
+        lora.attach(model, options.lora, config.transformer, pg_collection)
     return model
 
 

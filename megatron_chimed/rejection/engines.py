@@ -48,8 +48,9 @@ def _export(checkpoint: Path, export: Path, files: str | None) -> Path:
     require_vllm()  # before hours of exporting
     if not export.exists():
         from megatron_chimed.convert.checkpoint import megatron_to_hf
+        from megatron_chimed.convert.lora import holds_adapters
 
-        megatron_to_hf(checkpoint, export, tokenizer=files)
+        megatron_to_hf(checkpoint, export, tokenizer=files, merge=holds_adapters(checkpoint))
     return export
 
 

@@ -28,7 +28,7 @@ from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import Stage
-from megatron_chimed.training import patches, saving
+from megatron_chimed.training import lora, patches, saving
 from megatron_chimed.training.job import trained_line
 from megatron_chimed.training.loaders import DataProvider, data_request
 from megatron_chimed.training.options import JobOptions
@@ -70,6 +70,7 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
         log_rank0(trained_line(args.save, done))
         return
     model = model_config(args, stage, options)
+    base = None if options.lora is None else lora.base_of(settings.megatron, args, options.lora)
     try:
         record = RunRecord(args.save, args.rank, args.world_size)
         line = start_line(args, stage, options)
@@ -81,6 +82,8 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
     log_rank0(line)
     patches.install(without_cuda=cpu.is_needed(), log=log)
     patches.check_state_dict(stage.missing_keys, stage.unexpected_keys)
+    if base is not None:
+        lora.install(options.lora, base)
     saving.install(job.keep_checkpoints, in_background=args.async_save)
     provider = DataProvider(stage, stage_config)
     supervisor = Supervisor(job, lambda: provider.data.train)
@@ -102,7 +105,7 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
 def _begin(record: RunRecord, args: argparse.Namespace, given: dict[str, Any], iterations: tuple, line: str) -> None:
     """Enter the attempt into the run's record: stage and configuration, first and last iteration, start line."""
     resolved = {
-        name: {key: one.value for key, one in sorted(block.items())} if isinstance(block, dict) else block
+        name: {key: config.plain(one) for key, one in sorted(block.items())} if isinstance(block, dict) else block
         for name, block in given.items()
     }
     request = data_request(args, (0, 0, 0))
@@ -142,7 +145,7 @@ def model_config(args: argparse.Namespace, stage: Stage, options: ModelOptions) 
     made.rope_scaling_factor = args.rope_scaling_factor  # forgotten upstream
     made.num_ids = args.vocab_size
     try:
-        check_layers(made.transformer)
+        check_layers(made.transformer, options)
         if problems := unexportable(args, options):
             raise ValueError(f"the model could not be exported: {'; '.join(problems)}. Leave these arguments out")
         choose_kernel(options.attention)

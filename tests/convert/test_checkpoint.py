@@ -29,6 +29,7 @@ from megatron_chimed.checkpoints import resolve
 from megatron_chimed.convert import checkpoint, hf_folder, verify
 from megatron_chimed.convert.architecture import read_hf
 from megatron_chimed.convert.families import FAMILIES
+from megatron_chimed.convert.lora import open_checkpoint
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 
@@ -361,7 +362,7 @@ def test_two_families_that_differ_in_their_names_alone_are_compared_as_one_model
     }.items():
         write_plain(tmp_path / name, **changes)
     checkpoint.hf_to_megatron(tmp_path / "llama", tmp_path / "run", progress=False)
-    place = resolve(tmp_path / "run")
+    place = open_checkpoint(tmp_path / "run")
     assert verify.same_architecture(tmp_path / "mistral", place) == read_hf(tmp_path / "mistral")
     with pytest.raises(InputError, match=r"are different models: max_positions is 256, and 128$"):
         verify.same_architecture(tmp_path / "longer", place)

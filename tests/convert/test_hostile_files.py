@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -153,11 +154,11 @@ def test_a_damaged_model_is_refused_in_one_line_or_converted_as_a_whole(tmp_path
             convert(source, work / "output", work / "back")
         except InputError as error:
             message = one_line(error)
-            assert len(message) < 3000 and message == str(error), message
+            assert len(message) < 3000 and "\n" not in str(error), message
             assert [path.name for path in work.iterdir()] == [kind], message
             outcomes["refused"] += 1
         else:
             outcomes["whole"] += 1
         shutil.rmtree(work)
     assert min(outcomes.values()) > NUM_MUTANTS // 20, outcomes  # both were seen
-    assert "Traceback" not in capfd.readouterr().err
+    assert not re.search("^Traceback", capfd.readouterr().err, re.M)

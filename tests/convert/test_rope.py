@@ -126,6 +126,8 @@ def test_constants_that_make_no_sense_or_that_megatron_has_not_are_named(scaling
 def test_the_fused_kernel_that_leaves_out_yarns_attention_factor_is_refused():
     layers = {"transformer_impl": "transformer_engine", "apply_rope_fusion": True, "num_moe_experts": None}
     with pytest.raises(ValueError, match="--position-embedding-type yarn needs --no-rope-fusion"):
-        check_layers(SimpleNamespace(**layers, yarn_rotary_scaling_factor=4.0))
-    check_layers(SimpleNamespace(**layers))
-    check_layers(SimpleNamespace(**layers | {"apply_rope_fusion": False}, yarn_rotary_scaling_factor=4.0))
+        check_layers(SimpleNamespace(**layers, yarn_rotary_scaling_factor=4.0), ModelOptions())
+    check_layers(SimpleNamespace(**layers), ModelOptions())
+    check_layers(
+        SimpleNamespace(**layers | {"apply_rope_fusion": False}, yarn_rotary_scaling_factor=4.0), ModelOptions()
+    )

@@ -32,7 +32,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "packing": ("numpy",),
     "datasets": ("numpy", "torch", "megatron.core.datasets"),
     "models": ("torch", "megatron.core", *KERNELS),
-    "convert": ("torch", "safetensors", "yaml", "tqdm", "transformers", "megatron.core"),
+    "convert": ("torch", "safetensors", "yaml", "tqdm", "transformers", "peft", "megatron.core"),
     "convert.stored": (),
     "stages": ("torch", "megatron.core"),
     "stages.schedule": (),

@@ -101,7 +101,9 @@ def make_batch(vocab: int) -> dict[str, torch.Tensor]:
     }
 
 
-def expected(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def expected(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], trained_only: bool = False
+) -> dict[str, torch.Tensor]:
     """What transformers computes: "outputs", logits [2, 40, vocab] or rewards [2]; "generated" [2, NEW], greedily, of
     the first PROMPT tokens; "gradient of NAME" for every weight, of the mean loss of the packed documents.
 
@@ -120,7 +122,7 @@ def expected(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str
         for tokens, labels, mask in zip(*documents, strict=True):
             nll = torch.nn.functional.cross_entropy(model(tokens).logits[0], labels[0], reduction="none")
             ((nll * mask[0]).sum() / batch["loss_mask"].sum()).backward()
-    named = [(name, parameter.grad) for name, parameter in model.named_parameters()]
+    named = [(name, one.grad) for name, one in model.named_parameters() if one.requires_grad or not trained_only]
     gradients = {f"gradient of {name}": gradient for pair in named for name, gradient in stored_as(*pair)}
     return {name: tensor.detach().contiguous() for name, tensor in (results | gradients).items()}
 

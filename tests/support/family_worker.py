@@ -126,7 +126,8 @@ def add_gradients(ddp, model: Architecture, batch: Tensors) -> None:
 def save_gradients(gpt, folder: Path, args) -> None:
     """The gradients in the place of the weights, as a checkpoint that can be exported."""
     for parameter in gpt.parameters():
-        parameter.data.copy_(parameter.main_grad)
+        if parameter.requires_grad:
+            parameter.data.copy_(parameter.main_grad)
     place = folder / "release"
     if torch.distributed.get_rank() == 0:
         place.mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.api.client import OPENAI_URL
-from megatron_chimed.checkpoints import resolve
+from megatron_chimed.checkpoints import resolve, split_adapter
 from megatron_chimed.inference.open import open_engine, split_name, tokenizer_of
 from megatron_chimed.jsonl import sha256_file, sha256_json
 from megatron_chimed.text.template import Template
@@ -48,10 +48,11 @@ def open_model(name: str, options: EngineOptions, template: Template, label: str
         identity = {"model": place, "base_url": options.base_url or OPENAI_URL}
     elif kind == "megatron":
         tokenizer_of(name, options.tokenizer)  # a missing one is found before the hours of hashing
-        files = list(resolve(place, options.iteration).iterdir())
+        folder, _ = split_adapter(place)  # of adapters, whose checkpoint has the hash of their base
+        files = list(resolve(folder, options.iteration).iterdir())
         identity = _identity(files, name, template, options, "float32" if options.dtype == "auto" else options.dtype)
     else:
-        there = (path for path in Path(place).iterdir() if path.is_file())
+        there = (path for one in filter(None, split_adapter(place)) for path in one.iterdir() if path.is_file())
         files = [path for path in there if path.suffix in (".json", ".safetensors", ".bin")]
         identity = _identity(files, name, template, options, options.dtype)
         identity |= {"backend": "vllm"} if kind == "vllm" else {}
