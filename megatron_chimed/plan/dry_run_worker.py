@@ -47,7 +47,8 @@ def main() -> None:
 def allocated(parts: list, optimizer) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state of this rank; scalars, such as Adam's step, are not counted."""
     buffers = [buffer for part in parts for buffer in [*part.buffers, *part.expert_parallel_buffers]]
-    weights = [
+    frozen = [weight for part in parts for weight in part.parameters() if not weight.requires_grad]
+    weights = frozen + [
         tensor
         for buffer in buffers
         for tensor in ([buffer.param_data] if buffer.param_data is not None else buffer.params)

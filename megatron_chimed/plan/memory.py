@@ -73,7 +73,8 @@ def worst(model: Model, layout: Layout) -> tuple[int, Memory]:
 def states(model: Model, layout: Layout, stage: int) -> tuple[int, int, int]:
     """Bytes of (weights, gradients, optimizer). Scalars, such as Adam's step, are not counted."""
     weights = model.weights(layout.tp, layout.pp, stage, layout.ep, layout.etp)
-    total = [0, 0, 0]
+    total = [sum((2 if layout.half else 4) * weight.numel for weight in weights if weight.frozen), 0, 0]
+    weights = [weight for weight in weights if not weight.frozen]
     for half, expert in itertools.product((True, False), repeat=2):
         group = [w for w in weights if (layout.half and not w.float32) is half and w.expert is expert]
         if not group:
@@ -144,6 +145,21 @@ def activations(model: Model, layout: Layout, stage: int) -> int:
     return in_flight * model.layers // layout.pp * kept + ends + working
 
 
+def adapters_kept(model: Model, layout: Layout) -> int:
+    """Bytes that the adapters of a layer keep of a token beside `linears_kept`: A x, and with dropout what it has made
+    of x, and its mask."""
+    if model.lora is None:
+        return 0
+    size, kept = (2 if layout.half else 4), 0
+    whole = layout.tp if layout.sequence_parallel else 1
+    for name, _, columns in model.targets():
+        row = name in ("o_proj", "down_proj")
+        kept += size * model.lora.rank // (whole if row else 1)
+        if model.lora.dropout:
+            kept += (size + 1) * columns // (layout.tp if row else whole)
+    return kept
+
+
 def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
     """Bytes that one layer keeps of one micro batch (no scores: attention is computed in blocks; no dropout; norms and
     SwiGLU fused, as on a GPU).
@@ -164,16 +180,28 @@ def layer_kept(model: Model, layout: Layout, all_of_it: bool = False) -> int:
         scales = 4 * (model.heads + model.num_query_groups)
         # What they normalise: keys are a view too, and queries where each has a key of its own.
         attention += model.q_dim if model.heads > model.num_query_groups else 0
-    mlp, routed = 3 * model.ffn, 0  # gate and up, and their product
+    normed, product = linears_kept(model, layout)
+    mlp, routed = 2 * model.ffn + product, 0  # gate and up, and their product
     if model.experts:
         mlp, routed = 0, _routed(model, layout, size) if recompute == "none" or "moe" not in layout.recomputed else 0
     if recompute == "selective":
         mlp = 0 if "mlp" in layout.recomputed else mlp
         log_sum_exp = 0 if "core_attn" in layout.recomputed else log_sum_exp
-    inputs = 4 * model.hidden * size + 2 * 4  # of two norms, with their scales, and of the projections behind them
+    inputs = (2 * model.hidden + normed) * size + 2 * 4  # of two norms, with scales, and of the linears behind them
     rotary = 4 * size * model.head_dim * layout.sequence  # sine and cosine, for queries and for keys
     kept = inputs // whole + (size * (attention + mlp) + log_sum_exp + scales) // layout.tp + routed
+    kept += adapters_kept(model, layout)
     return tokens * kept + rotary
+
+
+def linears_kept(model: Model, layout: Layout) -> tuple[int, int]:
+    """(elements of norms' results, of the product of gate and up) that a token's linears keep: what a weight is trained
+    by. A frozen one keeps nothing, nor does an adapter of what its dropout replaces."""
+    if model.lora is None:
+        return 2 * model.hidden, model.ffn
+    targets = set() if model.lora.dropout else {name for name, _, _ in model.targets()}
+    read = bool(targets & {"q_proj", "k_proj", "v_proj"}) + bool(targets & {"gate_proj", "up_proj"})
+    return read * model.hidden, model.ffn if "down_proj" in targets else 0
 
 
 def _routed(model: Model, layout: Layout, size: int) -> int:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_chimed.convert.families import LLAMA
 from megatron_chimed.convert.family import LAYER, Entry, Family
 from megatron_chimed.convert.sizes import Head, Sizes, pad_vocab
+from megatron_chimed.models.options import LORA_TARGETS, LoraOptions
 
 ORDER = (
     "self_attention.linear_qkv.layer_norm_weight",
@@ -36,6 +37,9 @@ class Weight:
     shared: bool = False
     """An embedding that two pipeline stages hold; it has a bucket of its own among the gradients."""
 
+    frozen: bool = False
+    """Not trained: a base's, below adapters."""
+
     expert: bool = False
     """An expert's that other ranks hold than the weights beside it: its gradients have a buffer of their own."""
 
@@ -51,6 +55,8 @@ class Model(Sizes):
     head: Head = "lm"
     family: Family = LLAMA
     experts_per_token: int = 0
+    lora: LoraOptions | None = None
+    """Of adapters in the place of all weights."""
 
     def padded_vocab(self, tp: int) -> int:
         """Rows of the embedding: the vocabulary rounded up to vocab_multiple * tp, as Megatron does."""
@@ -89,7 +95,30 @@ class Model(Sizes):
 
     def weights(self, tp: int = 1, pp: int = 1, stage: int = 0, ep: int = 1, etp: int | None = None) -> list[Weight]:
         """All weights of a rank of pipeline stage `stage`, in the order of the module's parameters; see `layer`."""
-        return list(self._weights(tp, pp, stage, self.layer(tp, ep, etp)))
+        found = list(self._weights(tp, pp, stage, self.layer(tp, ep, etp)))
+        if self.lora is None:
+            return found
+        base = [replace(weight, frozen=not weight.float32) for weight in found]  # a reward head is trained as a whole
+        return base + self.adapters(tp) * (self.layers // pp)
+
+    def adapters(self, tp: int = 1) -> list[Weight]:
+        """A and B of each target of a layer, on one of `tp` ranks: one of the two is shared out."""
+        found = []
+        for name, rows, columns in self.targets():
+            column = name not in ("o_proj", "down_proj")
+            found.append(Weight(self.lora.rank * columns // (1 if column else tp)))
+            found.append(Weight(rows // (tp if column else 1) * self.lora.rank))
+        return found
+
+    def targets(self) -> list[tuple[str, int, int]]:
+        """(name, out, in) of the linears of a layer that have adapters."""
+        found = []
+        for entry in self.layer_entries():
+            for name, shape in zip(entry.hf, entry.hf_shapes(self), strict=True):
+                target, kind = name.split(".")[-2:]
+                if target in self.lora.targets and kind == "weight" and not entry.per_expert:
+                    found.append((target, *shape))
+        return sorted(found, key=lambda one: LORA_TARGETS.index(one[0]))  # as the module has them
 
     def _weights(self, tp: int, pp: int, stage: int, layer: list[Weight]) -> Iterator[Weight]:
         first, last = stage == 0, stage == pp - 1

@@ -7,6 +7,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.plan import choices, memory, speed
 from megatron_chimed.plan.layout import Layout, problems
 from megatron_chimed.plan.memory import GIB
+from megatron_chimed.plan.model import Model
 from megatron_chimed.plan.settings import Plan
 
 EXACT = ("weights", "gradients", "optimizer")
@@ -30,10 +31,17 @@ def _head(plan: Plan) -> Iterator[str]:
     """Model and layout."""
     layout, model = plan.layout, plan.model
     total = f"{model.parameters():,} parameters"
+    if model.lora is not None:
+        total += f", of which adapters of rank {model.lora.rank} are trained, {trained(model):,}"
     if model.experts:
         total += f", of which a token passes {model.active():,}"
     yield f"stage {plan.stage}: {total} (vocabulary padded to {model.padded_vocab(1):,} at TP 1)"
     yield f"{layout.gpus} GPUs: {_name(layout)}; {layout.micro_batches} micro batches of {layout.micro_batch} to a step"
+
+
+def trained(model: Model) -> int:
+    """Weights that are trained: the adapters and a reward model's head."""
+    return sum(weight.numel for weight in model.weights() if not weight.frozen)
 
 
 def _name(layout: Layout) -> str:

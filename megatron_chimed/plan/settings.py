@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import Located, RunConfig, whole_number
+from megatron_chimed.config import Located, RunConfig, parse_dataclass, whole_number
 from megatron_chimed.convert.families import of_args
 from megatron_chimed.convert.families.blocks import ABSENT
 from megatron_chimed.convert.family import Family
 from megatron_chimed.errors import InputError
+from megatron_chimed.models.options import LoraOptions, ModelOptions
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
 from megatron_chimed.stages.options import STAGES
@@ -68,10 +69,19 @@ def read_plan(stage: str, settings: RunConfig, gpus: int) -> Plan:
         steps = _steps(stage, settings, layout)
     except InputError as error:
         why = str(error)
-    return Plan(stage, read_model(stage, given), layout, steps, why)
+    return Plan(stage, read_model(stage, given, _lora(settings)), layout, steps, why)
 
 
-def read_model(stage: str, given: dict[str, Located]) -> Model:
+def _lora(settings: RunConfig) -> LoraOptions | None:
+    """The adapters that are asked for. Raises InputError."""
+    given = {key: setting for key, setting in settings.chimed.items() if key == "lora"}
+    lora = parse_dataclass(given, ModelOptions)[0].lora
+    if lora is not None and (wrong := lora.problems()):
+        raise InputError(f"{given['lora'].where}: {'; '.join(wrong)}")
+    return lora
+
+
+def read_model(stage: str, given: dict[str, Located], lora: LoraOptions | None = None) -> Model:
     """The sizes of the model. Raises InputError."""
     hidden, heads = whole_number(given, "hidden-size"), whole_number(given, "num-attention-heads")
     grouped, family = flag(given, "group-query-attention"), _family(given)
@@ -87,6 +97,7 @@ def read_model(stage: str, given: dict[str, Located]) -> Model:
         tied=not flag(given, "untie-embeddings-and-output-weights"),
         head="reward" if stage == "reward" else "lm",
         family=family,
+        lora=lora,
         **(_experts(given) if family.has_experts else {}),
     )
 

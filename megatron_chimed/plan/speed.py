@@ -14,20 +14,20 @@ GPUS = {
 }
 """Peak of dense bf16 products per second, SXM (NVIDIA's data sheets). For float32 weights half of it, as TF32 has."""
 
-RECOMPUTED = {"none": 0.0, "full": 1 / 3}
-"""Further products as a share of a step: a full recomputation is a second forward pass, a third of the step."""
-
 
 def flops_per_token(model: Model, sequence: int) -> int:
     """Products and sums of one token, forward and backward, without recomputation.
 
-    6 for each weight of a matrix (the embedding is none: it is looked up), and 6 * layers * heads * head_dim * sequence
-    for attention, as a token sees half of the row on average. Source: Chowdhery et al., 2022, arXiv 2204.02311,
-    appendix B, whose 12 counts the whole row.
+    6 for each weight of a matrix, 4 for one that is not trained (the embedding is none: it is looked up), and
+    6 * layers * heads * head_dim * sequence for attention, as a token sees half of the row on average. Source:
+    Chowdhery et al., 2022, arXiv 2204.02311, appendix B, whose 12 counts the whole row.
     """
     output = model.hidden * (model.padded_vocab(1) if model.head == "lm" else 1)
     attention = 6 * model.layers * model.heads * model.head_dim * sequence
-    return 6 * (model.layers * model.layer_matrices() + output) + attention
+    base = model.layers * model.layer_matrices() + output
+    if model.lora is None:
+        return 6 * base + attention
+    return 4 * base + 6 * model.layers * sum(weight.numel for weight in model.adapters()) + attention
 
 
 def step_seconds(model: Model, layout: Layout, peak: float, mfu: float) -> float:
@@ -48,8 +48,10 @@ def relative_time(model: Model, layout: Layout) -> float:
 
 def _again(model: Model, layout: Layout) -> float:
     """Recomputed products as a share of the step."""
-    if layout.recompute != "selective":
-        return RECOMPUTED[layout.recompute]
+    if layout.recompute == "none":
+        return 0.0
+    if layout.recompute == "full":  # a second forward pass
+        return 1 / 3 if model.lora is None else 1 / 2
     attention = 2 * model.layers * model.heads * model.head_dim * layout.sequence
     mlp = 2 * model.layers * 3 * model.hidden
     experts = {"moe": mlp * model.experts_per_token * model.expert_ffn}

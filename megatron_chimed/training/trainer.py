@@ -70,7 +70,9 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
         log_rank0(trained_line(args.save, done))
         return
     model = model_config(args, stage, options)
-    base = None if options.lora is None else lora.base_of(settings.megatron, args, options.lora)
+    base = None
+    if options.lora is not None and not args.fake_process_group:  # a dry run reads no checkpoint
+        base = lora.base_of(settings.megatron, args, options.lora)
     try:
         record = RunRecord(args.save, args.rank, args.world_size)
         line = start_line(args, stage, options)

@@ -15,6 +15,7 @@ from support.ranks import ON_CPU
 
 from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.family import Family
+from megatron_chimed.models.options import LoraOptions
 from megatron_chimed.plan import memory
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
@@ -54,6 +55,14 @@ CASES += [
     MOE | {"etp": 1, "tp": 2, "dp": 2, "tied": True},
 ]
 
+LORA = {"rank": 4, "alpha": 8}
+CASES += [
+    CASE | HALF | {"sizes": GROUPED, "dp": 3, "tp": 2, "family": "qwen3", "lora": LORA},
+    CASE | {"sizes": GROUPED, "tied": True, "lora": LORA | {"targets": ["q_proj", "down_proj"]}},
+    CASE | HALF | {"pp": 2, "tp": 2, "last": True, "head": "reward", "tied": True, "lora": LORA},
+    MOE | HALF | {"tp": 2, "dp": 3, "lora": LORA | {"targets": ["v_proj", "o_proj"]}},
+]
+
 WIDE = {"layers": 1, "hidden": 256, "ffn": 704, "heads": 8, "num_query_groups": 4, "head_dim": 32, "vocab": 250}
 CASES += [
     CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute}
@@ -67,6 +76,15 @@ CASES += [
     MOE | HALF | {"sizes": WIDE | {"experts": 8, "expert_ffn": 96}, "tp": tp, "top": top, "recompute": recompute}
     for tp, top, recompute in ((1, 2, "none"), (2, 3, "none"), (1, 2, "moe"), (1, 2, "full"))
 ]
+DROPPED = ((1, "none", 0.0), (2, "none", 0.0), (1, "none", 0.1), (2, "none", 0.1), (1, "full", 0.0))
+CASES += [
+    CASE | HALF | {"sizes": WIDE, "tp": tp, "recompute": recompute, "lora": LORA | {"dropout": dropout}}
+    for tp, recompute, dropout in DROPPED
+]
+CASES += [
+    CASE | HALF | {"sizes": WIDE, "tp": 1, "recompute": "none", "lora": LORA | {"targets": targets}}
+    for targets in (["q_proj", "v_proj"], ["o_proj"], ["up_proj", "down_proj"])
+]
 CASES.append(CASE | HALF | {"sizes": WIDE | {"num_query_groups": 8}, "recompute": "none", "family": "qwen3"})
 
 
@@ -75,7 +93,8 @@ def planned(case: dict) -> dict[str, int]:
     if "recompute" in case:
         return {"kept": layer_kept(case)}
     more = {"family": family_of(case), "tied": case["tied"], "head": case["head"]}
-    model = Model(**case["sizes"], vocab_multiple=case["multiple"], experts_per_token=case.get("top", 0), **more)
+    more |= {"experts_per_token": case.get("top", 0), "lora": lora_of(case)}
+    model = Model(**case["sizes"], vocab_multiple=case["multiple"], **more)
     experts = {"ep": case.get("ep", 1), "etp": case.get("etp")}
     tp, pp, stage = case["tp"], case["pp"], case["pp"] - 1 if case["last"] else 0
     layout = Layout(
@@ -99,12 +118,17 @@ def family_of(case: dict) -> Family:
     return next(family for family in FAMILIES if family.name == case["family"])
 
 
+def lora_of(case: dict) -> LoraOptions | None:
+    return LoraOptions(**case["lora"]) if "lora" in case else None
+
+
 def layer_kept(case: dict) -> int:
     """What a layer keeps of a row of 128 tokens."""
     recompute = case["recompute"] if case["recompute"] in ("none", "full") else "selective"
     split = case["tp"] > 1
     layout = Layout(case["tp"], case["tp"], 1, 1, 1, 128, split, half=True, recompute=recompute)
-    model = Model(**case["sizes"], family=family_of(case), experts_per_token=case.get("top", 0))
+    more = {"experts_per_token": case.get("top", 0), "lora": lora_of(case)}
+    model = Model(**case["sizes"], family=family_of(case), **more)
     return memory.layer_kept(model, replace(layout, recomputed=(case["recompute"],)))
 
 

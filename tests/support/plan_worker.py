@@ -28,7 +28,7 @@ from megatron_chimed.convert.model import gpt_config
 from megatron_chimed.convert.routing import Routing
 from megatron_chimed.convert.sizes import Sizes
 from megatron_chimed.models.gpt import build_gpt
-from megatron_chimed.models.options import ModelOptions
+from megatron_chimed.models.options import LoraOptions, ModelOptions
 from megatron_chimed.models.reward import build_reward
 from megatron_chimed.plan.dry_run_worker import allocated
 
@@ -42,8 +42,8 @@ LENGTH = 128
 
 
 def build(case: dict) -> torch.nn.Module:
-    """This rank's model. case: sizes, tied, head, family, multiple, half, tp, pp, dp, last (pipeline stage); of a model
-    with experts also top (of a token), ep, etp."""
+    """This rank's model. case: sizes, tied, head, family, multiple, half, tp, pp, dp, last (pipeline stage); with
+    adapters lora; of a model with experts also top (of a token), ep, etp."""
     sizes = Sizes(**case["sizes"])
     family = next(one for one in FAMILIES if one.name == case["family"])
     routing = Routing(case["top"], True, 0.0, False) if "top" in case else None
@@ -63,7 +63,7 @@ def build(case: dict) -> torch.nn.Module:
     )
     multiple = case["multiple"] * case["tp"]
     return {"lm": build_gpt, "reward": build_reward}[case["head"]](
-        ModelOptions(),
+        ModelOptions(lora=case.get("lora") and LoraOptions(**case["lora"])),
         config,
         vocab_size=-(-sizes.vocab // multiple) * multiple,
         pre_process=not case["last"] or case["pp"] == 1,
@@ -113,6 +113,7 @@ class FusedNorm(torch.autograd.Function):
 
 def kept(case: dict) -> dict[str, int]:
     """Bytes that a layer keeps: those of the model's layers, by their storages, without what is kept but once."""
+    torch.nn.functional.dropout = lambda x, p: torch.native_dropout(x, p, True)[0]  # a CPU keeps no mask of bools
     torch.nn.functional.rms_norm = lambda x, shape, weight, eps: FusedNorm.apply(x, weight)
     totals = []
     for layers in (1, 2):
