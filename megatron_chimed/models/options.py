@@ -10,8 +10,8 @@ class ModelOptions:
 
     attention: Literal["auto", "flash", "varlen", "sdpa", "flex"] = "auto"
     """Kernel of packed attention: flash-attn's varlen, torch's varlen, SDPA per document, or torch's FlexAttention,
-    which is compiled. auto takes the first that the machine has, never FlexAttention. With dropout in attention varlen and
-    flex give way to sdpa."""
+    which is compiled. auto takes the first that the machine has, never FlexAttention. With dropout in attention varlen
+    and flex give way to sdpa."""
 
     family: str | None = None
     """Family of the model, for its export, where Megatron's arguments do not tell it: mistral."""
