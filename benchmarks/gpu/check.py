@@ -26,6 +26,7 @@ from measurements import MEASUREMENTS, Budget, absent  # noqa: E402
 
 from megatron_chimed.errors import InputError, exit_cleanly  # noqa: E402
 from megatron_chimed.jsonl import atomic_output, write_json  # noqa: E402
+from megatron_chimed.training.run_record import git_state  # noqa: E402
 
 VERSIONS = ("torch", "megatron-core", "transformers", "transformer-engine", "flash-attn", "apex")
 SMALL = {
@@ -153,7 +154,7 @@ def main() -> None:
     given = settings(args, machine)
     about = {
         "command": shlex.join(sys.orig_argv[1:]), "date": datetime.date.today().isoformat(), "device": machine,
-        "cores": os.cpu_count(), "versions": versions(), "formula": FORMULA, "settings": given,
+        "cores": os.cpu_count(), "versions": versions(), "code": git_state(ROOT), "formula": FORMULA, "settings": given,
     }  # fmt: skip
     chosen, results = [name for name in MEASUREMENTS if not args.only or name in args.only], {}
     for name, found in measure_all(chosen, given, machine, args.output, budget):
