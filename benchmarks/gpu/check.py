@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]  # the machine may not have this package installed
 
-from children import Run, run, with_fewer_layers  # noqa: E402
+from children import PATIENCE, Run, run, with_fewer_layers  # noqa: E402
 from figures import FORMULA, SCORE_BYTES, SHAPES, layers_that_fit, report, training_figures  # noqa: E402
 from measurements import MEASUREMENTS, Budget, absent  # noqa: E402
 
@@ -142,7 +142,7 @@ def require_passed(results: dict[str, dict[str, Any]], folder: Path) -> None:
 def main() -> None:
     """Run all measurements; print the report. Exits with 1 when a test of tests/gpu has failed."""
     args = arguments()
-    budget = Budget(args.minutes * 60)
+    budget = Budget(args.minutes * 60, reserve=PATIENCE + 1)
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
     prepare(args.device)

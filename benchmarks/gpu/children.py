@@ -18,6 +18,9 @@ import one_way
 from megatron_chimed.inference.processes import last_words
 from megatron_chimed.jsonl import read_json
 
+PATIENCE = 5
+"""Seconds in which what is late ends by itself; then it is killed."""
+
 Run = Callable[[str, dict[str, Any], Path, float], dict[str, Any]]
 
 
@@ -40,6 +43,10 @@ def run(way: str, given: dict[str, Any], folder: Path, limit: float) -> dict[str
     child.start()
     child.join(limit)
     late = child.exitcode is None
+    if late:  # a test ends what it has started, in sessions of their own, when it is interrupted
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGINT)
+        child.join(PATIENCE)
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, with all that it had started
         os.killpg(child.pid, signal.SIGKILL)
     child.kill()

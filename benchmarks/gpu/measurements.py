@@ -31,17 +31,17 @@ class Measurement:
     """Whether it cannot run on a CPU."""
 
 
-def _training(title: str, *needs: str, gpu: bool = False) -> Measurement:
-    return Measurement("training", title, needs, 30, gpu)
+def _training(title: str, *needs: str, gpu: bool = False, weight: float = 30) -> Measurement:
+    return Measurement("training", title, needs, weight, gpu)
 
 
 MEASUREMENTS = {
     "tests": Measurement("tests", "tests/gpu", ("pytest", *MEGATRON), 150),
-    "stock": _training("Megatron, local layers as they come", *MEGATRON),
+    "stock": _training("Megatron, local layers as they come", *MEGATRON, weight=40),
     "ours": _training("ours, whole rows", *MEGATRON),
     "flash": _training("ours, packed, flash-attn", *MEGATRON, "flash_attn", gpu=True),
     "varlen": _training("ours, packed, torch's varlen", *MEGATRON, gpu=True),
-    "flex": _training("ours, packed, FlexAttention", *MEGATRON),
+    "flex": _training("ours, packed, FlexAttention", *MEGATRON, weight=45),
     "sdpa": _training("ours, packed, SDPA for each document", *MEGATRON),
     "transformers": _training("transformers, {dtype} weights and moments", "torch", "transformers"),
     "amp": _training("transformers, float32 weights under autocast", "torch", "transformers", gpu=True),
@@ -49,7 +49,7 @@ MEASUREMENTS = {
     "dialogues": Measurement("dialogues", "Short dialogues, packed against padded", MEGATRON, 25),
     "generation": Measurement("generation", "Generation, ours against transformers", (*MEGATRON, "transformers"), 60),
 }
-"""By name, in their order: the tests before the figures."""
+"""By name, in their order: the tests before the figures. stock may need several tries, and flex is compiled."""
 
 KERNELS = ("flash", "varlen", "flex", "sdpa")
 """Ways of training that are named after the kernel of packed rows."""
@@ -67,9 +67,10 @@ class Budget:
     """Seconds for all measurements, from now on. Each may take its share of what is left, so that what one leaves over
     is the others', and the last has its share too."""
 
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic, reserve: float = 0):
+        """reserve: seconds of them that are nobody's, to end what is late."""
         self.seconds, self._now = seconds, now
-        self._end = now() + seconds
+        self._end = now() + seconds - reserve
 
     def left(self) -> float:
         """Seconds."""
