@@ -16,6 +16,7 @@ import pytest
 import torch
 from guards import tree
 from megatron.training.training import num_floating_point_operations
+from support.processes import wait_until_ended
 
 sys.path.insert(0, str(tree.ROOT / "benchmarks/gpu"))
 import check  # noqa: E402
@@ -28,6 +29,7 @@ from megatron_chimed.errors import InputError  # noqa: E402
 from megatron_chimed.plan import memory  # noqa: E402
 from megatron_chimed.plan.layout import Layout  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 MEASUREMENTS = measurements.MEASUREMENTS
 NEED_A_GPU = {"flash", "varlen", "amp", "te"}
 MACHINE = {"name": "NVIDIA H200", "packages": dict.fromkeys(measurements.PACKAGES, True)}
@@ -212,18 +214,7 @@ def test_a_way_that_hangs_is_ended_with_what_it_has_started(a_way, tmp_path, mon
     a_way(measure)
     found = children.run("flex", given(), tmp_path, 2)
     assert found["left_out"] == "not done in its share of the time, 2 s" and found["passed"] == 3
-    end = time.monotonic() + 60
-    while _runs(found["child"]):
-        assert time.monotonic() < end, "it was left behind"
-        time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there and no zombie, which nobody may have waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until_ended([found["child"]])
 
 
 TESTS = """
