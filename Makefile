@@ -1,12 +1,13 @@
 # Every target does its own set-up; the second time set-up is a no-op. `make help` lists the targets.
 
+GPU_PYTHON := $(or $(PYTHON),.venv/bin/python)
 PYTHON := .venv/bin/python
 # For commands that call `python` or `torchrun`. Not exported to set-up, which looks for a Python outside .venv.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint bench bench-gpu setup clean
+.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint bench gpu-check setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,8 +62,9 @@ bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools
 	@$(IN_VENV) $(PYTHON) benchmarks/reward_step.py --questions 96 --runs 5 --sequence-length 2048
 	@$(IN_VENV) $(PYTHON) benchmarks/generation.py --runs 5 --new-tokens 64
 
-bench-gpu: .venv/.installed ## training on one GPU against Megatron's layers and transformers; CPU=1 for its small twin
-	@$(IN_VENV) $(PYTHON) benchmarks/gpu/throughput.py --output runs/throughput $(if $(CPU),--shape tiny --device cpu)
+# PYTHON=python3 for a machine's own Python: nothing is installed, and what it lacks is left out by name.
+gpu-check: $(if $(filter .venv/%,$(GPU_PYTHON)),.venv/.installed) ## tests/gpu and all figures of one GPU in 8 minutes; CPU=1: small twin; PYTHON=python3: no set-up
+	@$(GPU_PYTHON) benchmarks/gpu/check.py --output runs/gpu-check $(if $(CPU),--device cpu)
 
 setup: .venv/.installed ## make .venv and install requirements.lock into it
 

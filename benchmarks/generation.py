@@ -54,16 +54,17 @@ def by_transformers(model, batch_size: int, prompts: Texts, new_tokens: int) -> 
         longest = max(len(prompts[number]) for number in batch)
         ids = torch.tensor([[0] * (longest - len(prompts[number])) + prompts[number] for number in batch])
         mask = torch.tensor([[0] * (longest - len(prompts[n])) + [1] * len(prompts[n]) for n in batch])
+        ids, mask = ids.to(model.device), mask.to(model.device)
         out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens)
         done |= dict(zip(batch, out[:, longest:].tolist(), strict=True))
     return [done[number] for number in range(len(prompts))]
 
 
-def load_transformers(folder: Path):
+def load_transformers(folder: Path, dtype: torch.dtype = torch.float32):
     """The model, which goes on past EOS."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     return model
 

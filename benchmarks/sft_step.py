@@ -24,7 +24,8 @@ import torch  # noqa: E402
 
 from megatron_chimed.backend import cpu  # noqa: E402
 
-cpu.install()
+if cpu.is_needed():
+    cpu.install()
 
 from megatron_chimed.convert import architecture as arch  # noqa: E402
 from megatron_chimed.convert.model import build_model  # noqa: E402
@@ -81,6 +82,7 @@ def packed_step(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float
 
 def padded_step(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
     """The same over a padded batch."""
+    batch = {name: tensor.cuda(non_blocking=True) for name, tensor in batch.items()}
     nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
     total = masked_nll(batch["loss_mask"], nll)[0]
     total.backward()

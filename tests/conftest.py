@@ -9,11 +9,11 @@ A test file's tier follows from where it lies and what it imports, so that nobod
 A file that only starts such a program in a subprocess says so itself: ``pytestmark = pytest.mark.cpu``.
 """
 
+import contextlib
 import os
 from functools import cache
 from pathlib import Path
 
-import hypothesis
 import pytest
 from guards import imports, tree
 
@@ -22,8 +22,11 @@ TORCH = ("torch", "megatron")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network
 os.fsync = lambda fd: None  # no test cuts the power; what a test starts still waits for its disk
-hypothesis.settings.register_profile("project", deadline=None)  # a slow machine is no failure
-hypothesis.settings.load_profile("project")
+with contextlib.suppress(ImportError):  # tests/gpu runs where there is pytest alone
+    import hypothesis
+
+    hypothesis.settings.register_profile("project", deadline=None)  # a slow machine is no failure
+    hypothesis.settings.load_profile("project")
 
 
 @cache

@@ -86,7 +86,7 @@ def test_files_that_are_no_text_are_refused(tmp_path):
         ({"isolate_document": True}, "unknown key 'isolate_document' in chimed:; known here: attention"),
         ({"isolate_documents": "yes"}, "isolate_documents: expected bool, found 'yes'"),
         ({"isolate_documents": 1}, "isolate_documents: expected bool, found 1"),
-        ({"attention": "fast"}, "attention: expected one of 'auto', 'flash', 'varlen', 'sdpa', found 'fast'"),
+        ({"attention": "fast"}, "attention: expected one of 'auto', 'flash', 'varlen', 'sdpa', 'flex', found 'fast'"),
     ],
 )
 def test_our_own_keys_are_checked(block, message):

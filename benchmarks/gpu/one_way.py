@@ -1,209 +1,75 @@
-"""One way of training, in a process of its own, for throughput.py: ``one_way.py WAY JSON FILE``.
+"""One measurement, in a process of its own: its result as JSON, its words in a log. Imports no library before it runs,
+as the machine may lack one."""
 
-Megatron's ways run the project's whole trainer on random tokens; a step lasts from one forward pass to the next, so
-that the optimizer and the log are in it. The way "device" tells what the machine has.
-"""
-
-import dataclasses
-import json
+import importlib.util
 import os
 import resource
-import socket
 import sys
-import time
-from collections.abc import Callable
+import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
+from measurements import KERNELS, PACKAGES
 
-from megatron_chimed.backend import cpu
 from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.jsonl import write_json
 
+ROOT = Path(__file__).resolve().parents[2]
 OUT_OF_MEMORY = 3
 """Exit code."""
 
-
-class Clock:
-    """When each step began, with all that was asked of the device before it done."""
-
-    def __init__(self):
-        self.starts: list[float] = []
-
-    def tick(self) -> None:
-        """A step begins."""
-        if not cpu.is_needed():
-            torch.cuda.synchronize()
-        self.starts.append(time.perf_counter())
-
-    def seconds(self, warm_up: int) -> list[float]:
-        """Of each step after the first ones."""
-        return [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)][warm_up:]
+NO_MEMORY = "out of memory"
+MODULES = dict.fromkeys(("stock", "ours", "te", *KERNELS, "transformers", "amp"), "training")
+MODULES |= {"tests": "suite", "dialogues": "dialogues", "generation": "answers"}
+"""Of each way, the module beside this one whose `measure(way, given, path)` gives its figures."""
 
 
-class RandomRows(torch.utils.data.Dataset):
-    """Rows of random tokens [S], in documents of one length; each is the same in every way of training."""
-
-    def __init__(self, rows: int, sequence: int, document: int, vocab: int):
-        self.rows, self.sequence, self.document, self.vocab = rows, sequence, document, vocab
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        draw = torch.Generator().manual_seed(int(number))
-        row = torch.randint(self.vocab, (self.sequence + 1,), generator=draw)
-        return {
-            "tokens": row[:-1],
-            "labels": row[1:],
-            "loss_mask": torch.ones(self.sequence),
-            "position_ids": torch.arange(self.sequence) % self.document,
-        }
+def enter(way: str, given: dict[str, Any], path: str, log: str) -> None:
+    """Run a way, with a session of its own and all words in a file; exits with OUT_OF_MEMORY, or 1 after an error."""
+    os.setsid()
+    os.chdir(ROOT)
+    with open(log, "ab", buffering=0) as said, open(os.devnull, "rb") as nothing:
+        for number, file in enumerate((nothing, said, said)):
+            os.dup2(file.fileno(), number)
+    silence_import_warnings()
+    try:
+        found = probe() if way == "probe" else importlib.import_module(MODULES[way]).measure(way, given, Path(path))
+    except BaseException as error:
+        sys.stderr.flush()
+        os.write(2, traceback.format_exc().encode())  # what sys.stderr is, one who forked this may have replaced
+        os._exit(OUT_OF_MEMORY if type(error).__name__ == "OutOfMemoryError" else 1)
+    write_json(path, found)
 
 
-def megatron(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
-    """The project's trainer, with its own layers ("ours", "packed"), Megatron's local ones ("stock"), or Transformer
-    Engine's ("te"); the clock and the last loss."""
-    if cpu.is_needed():
-        cpu.install()
-    from megatron_chimed.config import Located, RunConfig
-    from megatron_chimed.stages.pretrain import STAGE
-    from megatron_chimed.stages.stage import Data
-    from megatron_chimed.training import trainer
+def probe() -> dict[str, Any]:
+    """The GPU of this machine, its free memory in bytes, and which packages are installed.
 
-    clock, last = Clock(), [float("nan")]
-
-    def forward_step(*words):
-        clock.tick()
-        output, loss = STAGE.forward_step(*words)
-
-        def keep(*more):
-            total, count, report = loss(*more)
-            last[0] = (total / count).detach()
-            return total, count, report
-
-        return output, keep
-
-    def build_datasets(config, request):
-        rows = RandomRows(sum(request.num_samples), given["sequence"], given["document"], given["vocab"])
-        return Data(rows, None, None)
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(port)
-    stage = dataclasses.replace(STAGE, forward_step=forward_step, build_datasets=build_datasets)
-    if way == "stock":
-        stage = dataclasses.replace(stage, build_model=stock_model)
-    settings = {key: Located(value, "benchmark") for key, value in arguments(way, given).items()}
-    trainer.run(stage, RunConfig(settings, {"isolate_documents": Located(way == "packed", "benchmark")}))
-    return clock, float(last[0])
-
-
-def arguments(way: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Megatron's arguments."""
-    steps = given["warm_up"] + given["steps"] + 1
-    return {
-        "num-layers": given["layers"], "hidden-size": given["hidden"], "ffn-hidden-size": given["ffn"],
-        "num-attention-heads": given["heads"], "vocab-size": given["vocab"], "tokenizer-type": "NullTokenizer",
-        "max-position-embeddings": given["sequence"], "seq-length": given["sequence"],
-        "position-embedding-type": "rope", "normalization": "RMSNorm", "swiglu": True, "disable-bias-linear": True,
-        "untie-embeddings-and-output-weights": True, "attention-dropout": 0.0, "hidden-dropout": 0.0,
-        "micro-batch-size": given["micro_batch"], "global-batch-size": given["micro_batch"], "train-iters": steps,
-        "lr": 1e-5, "lr-decay-style": "constant", "clip-grad": 1.0,
-        "eval-iters": 0, "eval-interval": steps + 1, "log-interval": steps,
-        "transformer-impl": "transformer_engine" if way == "te" else "local",
-        **({"bf16": True, "use-distributed-optimizer": True} if given["dtype"] == "bfloat16" else {}),
-    }  # fmt: skip
-
-
-def stock_model(options: Any, config: Any, *, vocab_size: int, pg_collection: Any, **place: Any) -> torch.nn.Module:
-    """GPTModel with Megatron's local layer specification as it comes."""
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-
-    return GPTModel(
-        config=config.transformer,
-        transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=vocab_size,
-        max_sequence_length=config.seq_length,
-        parallel_output=config.parallel_output,
-        share_embeddings_and_output_weights=False,
-        position_embedding_type="rope",
-        pg_collection=pg_collection,
-        **place,
-    )
-
-
-def transformers(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
-    """transformers' LLaMA with its fastest attention and torch's fused AdamW; the clock and the last loss.
-
-    "transformers": weights, gradients and moments in the dtype, the fastest and least exact; "amp": float32 ones under
-    autocast, about as exact as Megatron's.
+    The name is "CPU" where torch has no GPU, or is not there at all.
     """
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    packages = {package: _is_there(package) for package in PACKAGES}
+    found = {"name": "CPU", "bytes": 0, "packages": packages}
+    if packages["torch"]:
+        import torch
 
-    from megatron_chimed.models.gpt import has
+        if torch.cuda.is_available():
+            found |= {"name": torch.cuda.get_device_name(0), "bytes": torch.cuda.mem_get_info(0)[0]}
+    return found
 
-    device = "cpu" if cpu.is_needed() else "cuda"
-    dtype = getattr(torch, given["dtype"])
-    config = LlamaConfig(
-        hidden_size=given["hidden"], intermediate_size=given["ffn"], num_hidden_layers=given["layers"],
-        num_attention_heads=given["heads"], vocab_size=given["vocab"], max_position_embeddings=given["sequence"],
-        tie_word_embeddings=False, use_cache=False,
-    )  # fmt: skip
-    flash = device == "cuda" and has("flash_attn")
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            config,
-            attn_implementation="flash_attention_2" if flash else "sdpa",
-            dtype=torch.float32 if way == "amp" else dtype,
-        ).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    rows, clock = RandomRows(10**6, given["sequence"], given["document"], given["vocab"]), Clock()
-    for step in range(given["warm_up"] + given["steps"] + 1):
-        clock.tick()
-        numbers = range(step * given["micro_batch"], (step + 1) * given["micro_batch"])
-        tokens = torch.stack([rows[number]["tokens"] for number in numbers]).to(device)
-        with torch.autocast(device, dtype, enabled=way == "amp"):
-            loss = model(tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return clock, loss.item()
+
+def _is_there(package: str) -> bool:
+    """Whether a package is installed, without importing more than the one it is in."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def peak_bytes() -> int:
     """The most that torch has held on the GPU; on a CPU the most that the process has, libraries included."""
+    import torch
+
+    from megatron_chimed.backend import cpu
+
     if cpu.is_needed():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return torch.cuda.max_memory_allocated()
-
-
-WAYS: dict[str, Callable] = dict.fromkeys(("stock", "ours", "packed", "te"), megatron)
-WAYS |= dict.fromkeys(("transformers", "amp"), transformers)
-
-
-def main() -> None:
-    """Run the benchmark and print its table."""
-    way, given, path = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-    silence_import_warnings()
-    if way == "device":
-        from megatron_chimed.models.gpt import has
-
-        properties = torch.cuda.get_device_properties(0)  # fails where there is none
-        known = {"name": properties.name, "bytes": properties.total_memory}
-        write_json(path, known | {package: has(package) for package in ("transformer_engine", "flash_attn")})
-        return
-    try:
-        clock, loss = WAYS[way](way, given)
-    except torch.OutOfMemoryError:
-        sys.exit(OUT_OF_MEMORY)
-    write_json(path, {"steps": clock.seconds(given["warm_up"]), "loss": loss, "peak_bytes": peak_bytes()})
-
-
-if __name__ == "__main__":
-    main()

@@ -17,11 +17,13 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 
-KERNELS = ("flash", "varlen", "sdpa")
+from megatron_chimed.models import flex
+
+KERNELS = ("flash", "varlen", "sdpa", "flex")
 
 
 def choose_kernel(wanted: str) -> str:
-    """The kernel of packed attention: "auto" is the first of flash, varlen, sdpa that this machine has.
+    """The kernel of packed attention: "auto" is the first of flash, varlen, sdpa that this machine has, never flex.
 
     Raises ValueError when the one asked for cannot run here.
     """
@@ -30,6 +32,7 @@ def choose_kernel(wanted: str) -> str:
         "flash": has_gpu and importlib.util.find_spec("flash_attn") is not None,
         "varlen": has_gpu and importlib.util.find_spec("torch.nn.attention.varlen") is not None,
         "sdpa": True,
+        "flex": True,
     }
     if wanted == "auto":
         return next(kernel for kernel in KERNELS if available[kernel])
@@ -130,6 +133,8 @@ class CoreAttention(MegatronModule):
                 query, key, value, boundaries, boundaries, longest, longest,
                 scale=self.softmax_scale, window_size=(-1, 0),
             )  # fmt: skip
+        if self.kernel == "flex" and not dropout:
+            return flex.attend(query, key, value, packed, self.softmax_scale)
         lengths = boundaries.diff().tolist()
         documents = zip(*(t.split(lengths) for t in (query, key, value)), strict=True)
         return torch.cat(

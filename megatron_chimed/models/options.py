@@ -52,9 +52,10 @@ class LoraOptions:
 class ModelOptions:
     """What our layer specification adds to Megatron's model arguments."""
 
-    attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
-    """Kernel of packed attention: flash-attn's varlen, torch's varlen, or SDPA per document. auto takes the first that
-    the machine has."""
+    attention: Literal["auto", "flash", "varlen", "sdpa", "flex"] = "auto"
+    """Kernel of packed attention: flash-attn's varlen, torch's varlen, SDPA per document, or torch's FlexAttention,
+    which is compiled. auto takes the first that the machine has, never FlexAttention. With dropout in attention varlen
+    and flex give way to sdpa."""
 
     lora: LoraOptions | None = None
     """Train adapters, and not the weights of the base, which is what --load gives."""

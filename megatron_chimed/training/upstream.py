@@ -212,6 +212,11 @@ PRIVATE_NAMES = (
         "DisableTorchFunction: without the mode that maps devices a small model decodes twice as fast",
     ),
     PrivateName(
+        "benchmarks/gpu/training.py",
+        "torch._C",
+        "DisableTorchFunction: what transformers does on a CPU is timed without the mode that maps devices",
+    ),
+    PrivateName(
         "megatron_chimed/convert/torch_dist.py",
         "megatron.core.safe_globals.SafeUnpickler._SAFE_CLASSES",
         "the classes of a checkpoint's metadata, so that no other is loaded",

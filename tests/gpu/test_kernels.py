@@ -5,15 +5,12 @@ attention in bf16 is, its gradients five times (those of shared keys are sums ov
 """
 
 import importlib.util
-from types import SimpleNamespace
 
 import pytest
 import torch
-from megatron.core.transformer.enums import AttnMaskType
+from support.attention import attend
+from support.attention import draw as draw_on_cpu
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from megatron_chimed.models.attention import CoreAttention
-from megatron_chimed.stages.batch import packed_parameters
 
 LENGTHS = (130, 1, 64, 257, 7, 53)
 HEAD = 64
@@ -22,26 +19,13 @@ KERNELS = [
     pytest.param("flash", marks=pytest.mark.skipif(not HAS_FLASH, reason="flash-attn is not installed")),
     "varlen",
     "sdpa",
+    "flex",
 ]
-
-
-def attend(kernel: str, inputs: list[torch.Tensor], lengths=LENGTHS) -> list[torch.Tensor]:
-    """[output, gradients of query, key and value] of a sum whose weights differ from place to place, in float32."""
-    config = SimpleNamespace(kv_channels=HEAD, attention_dropout=0.0, sequence_parallel=False)
-    attention = type("Attention", (CoreAttention,), {"kernel": kernel})(config, 1, AttnMaskType.causal, "self")
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    output = attention(*leaves, None, packed_seq_params=packed_parameters(positions))
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-    (output * weights).sum().backward()
-    return [tensor.float() for tensor in (output.detach(), *(leaf.grad for leaf in leaves))]
 
 
 def draw(groups: int) -> list[torch.Tensor]:
     """Query of four heads, key and value of `groups`, in bf16."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(sum(LENGTHS), heads, HEAD) for heads in (4, groups, groups)]
-    return [torch.randn(shape, generator=generator).to("cuda", torch.bfloat16) for shape in shapes]
+    return [tensor.to("cuda", torch.bfloat16) for tensor in draw_on_cpu(LENGTHS, groups, HEAD)]
 
 
 def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
@@ -53,9 +37,9 @@ def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
 def test_a_kernel_is_as_exact_as_plain_attention_in_bf16(kernel, groups):
     inputs = draw(groups)
     with sdpa_kernel(SDPBackend.MATH):
-        exact = attend("sdpa", [tensor.float() for tensor in inputs])
-        plain = errors(attend("sdpa", inputs), exact)
-    found = errors(attend(kernel, inputs), exact)
+        exact = attend("sdpa", [tensor.float() for tensor in inputs], LENGTHS)
+        plain = errors(attend("sdpa", inputs, LENGTHS), exact)
+    found = errors(attend(kernel, inputs, LENGTHS), exact)
     print(f"{kernel}: {found}; plain attention in bf16: {plain}")
     for error, bound, factor in zip(found, plain, (2, 5, 5, 5), strict=True):
         assert error <= factor * bound + 1e-5
