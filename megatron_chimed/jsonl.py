@@ -236,14 +236,20 @@ def write_json_lines(path: str | Path, rows: Iterable[dict]) -> int:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write one JSON value, indented, atomically. Raises InputError for half a character, which is no UTF-8."""
+    text = to_json(value, path)
+    with atomic_output(path) as file:
+        file.write(f"{text}\n")
+
+
+def to_json(value: Any, where: str | Path) -> str:
+    """A value as indented JSON. Raises InputError for half a character in it, which is no UTF-8. where: for the line."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 30) : error.start]
-        raise InputError(f"{path}: half a character behind {near!r}; mend the file that it comes from") from None
-    with atomic_output(path) as file:
-        file.write(f"{text}\n")
+        raise InputError(f"{where}: half a character behind {near!r}; mend the file") from None
+    return text
 
 
 def read_json(path: str | Path) -> Any:

@@ -28,6 +28,8 @@ TRAININGS = {
     "pretrain": "pre-training", "sft/run": "SFT", "sft/alone": "SFT alone", "sft/half": "half context",
 }  # fmt: skip
 MODELS = ("base", "pre-training", "SFT", "rejection sampling", "random control", "SFT alone", "half context")
+LORA = "LoRA"
+"""What LORA=1 adds: the same fine-tuning and the same reward model, with adapters in the place of all weights."""
 REWARDS = {"four": "four ranks (adjacent pairs)", "two": "the best and the worst alone"}
 ORDERS = ("pair accuracy", "best over worst", "exact order")
 MEASURES = {  # figure -> task, metric
@@ -44,6 +46,30 @@ PAIRS = (
     ("SFT", "base"), ("SFT", "pre-training"), ("SFT", "SFT alone"), ("SFT", "half context"),
     ("rejection sampling", "SFT"), ("rejection sampling", "random control"),
 )  # fmt: skip
+
+
+def trainings(folder: Path) -> dict[str, str]:
+    """{folder: title} of the trainings that are there."""
+    return TRAININGS | ({"sft/lora": LORA} if _has_lora(folder) else {})
+
+
+def models(folder: Path) -> tuple[str, ...]:
+    """The models that were evaluated."""
+    return (*MODELS, LORA) if _has_lora(folder) else MODELS
+
+
+def rewards(folder: Path) -> dict[str, str]:
+    """{folder: title} of the reward models that are there."""
+    return REWARDS | ({"lora": "four ranks, LoRA"} if _has_lora(folder) else {})
+
+
+def pairs(folder: Path) -> tuple[tuple[str, str], ...]:
+    """The models that are compared item by item."""
+    return (*PAIRS, (LORA, "SFT")) if _has_lora(folder) else PAIRS
+
+
+def _has_lora(folder: Path) -> bool:
+    return (folder / "evaluation" / LORA / "results.json").is_file()
 
 
 def figure(value: float | None, error: float | None = None, n: int | None = None, **more: float) -> Figure:
@@ -70,7 +96,7 @@ def unigram_entropy(prefix: Path) -> float:
 def _losses(folder: Path) -> dict[str, Figure]:
     """First and last losses of each training."""
     found = {"loss/unigram entropy": figure(unigram_entropy(folder / "corpus" / "train_text_document"))}
-    for place, title in TRAININGS.items():
+    for place, title in trainings(folder).items():
         train, valid = (figures_of(folder / place, f"{split}/loss") for split in ("train", "valid"))
         last = [loss for _, loss in train[-10:]]
         found[f"loss/{title}/train, first"] = figure(train[0][1])
@@ -84,7 +110,7 @@ def _rewards(folder: Path) -> dict[str, Figure]:
     """How well the reward models order answers to test questions; the questions are what is independent."""
     questions = sum(1 for _ in read_json_lines(folder / "reward" / "test.jsonl"))
     found = {}
-    for name in REWARDS:
+    for name in rewards(folder):
         test = {row["name"]: float(row["value"]) for row in read_log(folder / "reward" / name / "loss.csv")
                 if row["split"] == "test"}  # fmt: skip
         for order in ORDERS:
@@ -110,7 +136,7 @@ def _rejection(folder: Path) -> dict[str, Figure]:
 def _evaluation(folder: Path) -> dict[str, Figure]:
     """The main figure of each task, of each model; the error is a quarter of the 95% interval over items."""
     found = {}
-    for model in MODELS:
+    for model in models(folder):
         tasks = read_json(folder / "evaluation" / model / "results.json")["tasks"]
         for name, (task, metric) in MEASURES.items():
             one = tasks[task]["metrics"][metric]
@@ -146,7 +172,7 @@ def question_of(record: dict) -> str:
 def _differences(folder: Path) -> dict[str, Figure]:
     """Differences of two models on the same items."""
     found = {}
-    for one, other in PAIRS:
+    for one, other in pairs(folder):
         for name, (task, metric) in MEASURES.items():
             first, second = (folder / "evaluation" / model for model in (one, other))
             found[f"difference/{one} - {other}/{name}"] = _of(paired_difference(first, second, task, metric))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from demo_figures import MODELS, REWARDS, TRAININGS, Figure
+from demo_figures import MODELS, Figure, rewards, trainings
 
 from megatron_chimed.evaluation.reports.plots import as_svg, bar_chart
 from megatron_chimed.training.curves import Panel, figures_of, picture
@@ -25,7 +25,7 @@ def losses(folder: Path, entropy: float) -> Drawing:
             {f"unigram entropy ({entropy:.2f})": entropy} if place == "pretrain" else {},
             ylabel="loss (nats per token)",
         )
-        for place, title in TRAININGS.items()
+        for place, title in trainings(folder).items()
     ]
     figure = picture(panels)
     return "loss", as_svg(figure), figure
@@ -33,7 +33,9 @@ def losses(folder: Path, entropy: float) -> Drawing:
 
 def reward_curves(folder: Path) -> Drawing:
     """How often each reward model orders a held-out pair rightly, against steps (paper, Figure 3)."""
-    curves = {title: figures_of(folder / "reward" / name, "valid/pair accuracy") for name, title in REWARDS.items()}
+    curves = {
+        title: figures_of(folder / "reward" / name, "valid/pair accuracy") for name, title in rewards(folder).items()
+    }
     figure = picture([Panel("", curves, {"chance": 0.5}, ylabel="validation accuracy of pairs")], "step")
     return "reward", as_svg(figure), figure
 

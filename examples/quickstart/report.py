@@ -16,15 +16,15 @@ from claims import Claim, check_claims
 from demo_figures import (
     FACTS,
     MEASURES,
-    MODELS,
     ORDERS,
-    PAIRS,
-    REWARDS,
-    TRAININGS,
     Figure,
     facts_stated,
+    models,
+    pairs,
     question_of,
     read_figures,
+    rewards,
+    trainings,
 )
 
 from megatron_chimed.errors import exit_cleanly
@@ -109,7 +109,7 @@ def _blocks(folder: Path, found: dict[str, Figure], claims: list[Claim], results
     yield Block("table", [["claim", "figure [95% interval]", "more than", "holds"], *rows])
     yield from _training_blocks(folder, found)
     yield from _rejection_blocks(found)
-    yield from _evaluation_blocks(found)
+    yield from _evaluation_blocks(folder, found)
     yield from _answer_blocks(folder)
     yield Block("h2", "Time and origin")
     seconds = results["seconds"]
@@ -123,12 +123,14 @@ def _training_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
     """Losses, and the reward models."""
     yield Block("h2", "Losses")
     columns = ("train, first", "train, last 10", "held out, first", "held out, last")
-    rows = [[title, *(_cell(found[f"loss/{title}/{name}"], 3) for name in columns)] for title in TRAININGS.values()]
+    rows = [
+        [title, *(_cell(found[f"loss/{title}/{name}"], 3) for name in columns)] for title in trainings(folder).values()
+    ]
     yield Block("table", [["nats per token", *columns], *rows])
     yield Block("plot", drawings.losses(folder, found["loss/unigram entropy"]["value"]))
     yield Block("h2", "Reward models")
     rows = [[title, *(_cell(found[f"reward/{name}/{order}"]) for order in ORDERS),
-             str(found[f"reward/{name}/{ORDERS[0]}"]["n"])] for name, title in REWARDS.items()]  # fmt: skip
+             str(found[f"reward/{name}/{ORDERS[0]}"]["n"])] for name, title in rewards(folder).items()]  # fmt: skip
     yield Block("table", [["test questions, percent", *ORDERS, "n"], *rows])
     yield Block(
         "p",
@@ -158,7 +160,7 @@ def _rejection_blocks(found: dict[str, Figure]) -> Iterator[Block]:
     yield Block("plot", drawings.rewards_by_round(found))
 
 
-def _evaluation_blocks(found: dict[str, Figure]) -> Iterator[Block]:
+def _evaluation_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
     """All models on all tasks, differences in pairs, bias."""
     yield Block("h2", "Evaluation")
     yield Block(
@@ -171,30 +173,30 @@ def _evaluation_blocks(found: dict[str, Figure]) -> Iterator[Block]:
         [
             name,
             str(found[f"evaluation/SFT/{name}"]["n"]),
-            *(_cell(found[f"evaluation/{model}/{name}"]) for model in MODELS),
+            *(_cell(found[f"evaluation/{model}/{name}"]) for model in models(folder)),
         ]
         for name in measures
     ]
-    yield Block("table", [["measure", "n", *MODELS], *rows])
+    yield Block("table", [["measure", "n", *models(folder)], *rows])
     yield Block("plot", drawings.scores(found, "scores", PERCENT, "percent"))
     yield Block("h3", "Differences, item by item")
-    pairs = [f"{one} - {other}" for one, other in PAIRS]
-    rows = [[name, *(_cell(found[f"difference/{pair}/{name}"]) for pair in pairs)] for name in measures]
-    yield Block("table", [["measure", *pairs], *rows])
+    compared = [f"{one} - {other}" for one, other in pairs(folder)]
+    rows = [[name, *(_cell(found[f"difference/{pair}/{name}"]) for pair in compared)] for name in measures]
+    yield Block("table", [["measure", *compared], *rows])
     yield Block("h2", "Bias")
     yield Block(
         "p",
         "Statements about patients, from 1 (no bias) to 5; diseases that fine-tuning says nothing of. A model that "
         "has not learnt to choose a level has no score.",
     )
-    if any(found[f"evaluation/{model}/bias, 1 to 5"]["value"] is not None for model in MODELS):
+    if any(found[f"evaluation/{model}/bias, 1 to 5"]["value"] is not None for model in models(folder)):
         yield Block("plot", drawings.scores(found, "bias", ["bias, 1 to 5"], "mean score"))
 
 
 def _answer_blocks(folder: Path) -> Iterator[Block]:
     """Answers of the models side by side."""
     yield Block("h2", "Answers")
-    answers = {model: facts_stated(folder, model) for model in MODELS}
+    answers = {model: facts_stated(folder, model) for model in models(folder)}
     for key in list(answers["SFT"])[:EXAMPLES]:
         record = answers["SFT"][key][1]
         rows = [[model, one[key][1]["answer"][:SHOWN], f"{one[key][0]:.0f}"] for model, one in answers.items()]

@@ -5,6 +5,7 @@
 #   SIZE=n     scales the world (default 1), in runs/demo-n
 #   SIZE=tiny  the smallest world and short trainings, to see that everything runs: its figures say nothing
 #   FAMILY=qwen3  in place of llama: norms of queries and keys, the template qwen3 and its tokens, in runs/demo-qwen3
+#   LORA=1     also the same fine-tuning and reward model with LoRA's adapters, beside the full ones
 #   OUTPUT=dir in place of runs/demo
 set -eu
 cd "$(dirname "$0")/../.."
@@ -45,7 +46,13 @@ if [ "$size" = tiny ]; then
     s/\( count\|reference_nll_count\): .*/\1: 16/; s/ n: 8/ n: 4/; s/max_tokens: .*/max_tokens: 32/" "$recipe"/*.yaml
 fi
 
+# lora STAGE: the stage with adapters. They are started from nothing, so they learn at a higher rate.
+lora() {
+  sed "s/  lr: .*/  lr: 3e-3/; s/  min-lr: .*/  min-lr: 3e-4/; s/^chimed:/&\n  lora: {rank: 16, alpha: 32}/" \
+    "$recipe/$1.yaml" >"$folder/lora_$1.yaml"
+}
 number=0 title='' steps=$(grep -c '^step ' "$0")
+[ -z "${LORA:-}" ] || steps=$((steps + 1))
 # step TITLE: begins a step, and writes down the seconds of the one before.
 step() {
   now=$(date +%s)
@@ -60,7 +67,7 @@ step() {
 train() {
   place=$folder/$1 stage=$2
   shift 2
-  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "$recipe/$stage.yaml" --save "$place" "$@" >>"$place.log"
+  NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "${settings:-$recipe/$stage.yaml}" --save "$place" "$@" >>"$place.log"
 }
 
 world=$folder/world
@@ -134,18 +141,28 @@ train reward/two reward --train-data-path "$folder/reward/extremes/train" \
   --valid-data-path "$folder/reward/extremes/valid" --test-data-path "$folder/reward/extremes/test" \
   --micro-batch-size 2 --global-batch-size 2 --eval-iters "$(iterations extremes 2)"
 
+if [ "${LORA:-}" ]; then
+  step "for comparison: fine-tuning and a reward model with LoRA"
+  lora sft
+  lora reward
+  settings=$folder/lora_sft.yaml train sft/lora sft
+  settings=$folder/lora_reward.yaml train reward/lora reward --eval-iters "$(iterations adjacent 4)"
+  grep -h "LoRA trains" "$sft/lora.log" "$folder/reward/lora.log"
+fi
+
 step "two rounds of rejection sampling, with a random control"
 python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
 final=$folder/rejection/round-02/train
 
 step "export to Hugging Face, and comparison of both sides"
-# export_model CHECKPOINT FOLDER
+# export_model CHECKPOINT FOLDER [--merge]
 export_model() {
-  [ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2"
+  [ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2" ${3:-}
   python tools/verify_checkpoint.py --hf "$2" --megatron "$1" --tensor-parallel 2
 }
 export_model "$final/selected" "$folder/hf"
 export_model "$folder/reward/four" "$folder/hf_reward"
+[ -z "${LORA:-}" ] || export_model "$sft/lora" "$folder/hf_lora" --merge
 
 step "evaluation of every model, two at a time"
 # A line for each model. Each has one rank, and starting takes as long as answering.
@@ -159,6 +176,7 @@ OMP_NUM_THREADS=1 xargs -P 2 -L 1 python tools/evaluate.py --tokenizer "$tokeniz
 --name "rejection sampling" --model "megatron:$final/selected" --output "$folder/evaluation/rejection sampling"
 --name "random control" --model "megatron:$final/control" --output "$folder/evaluation/random control"
 --name "SFT alone" --model "megatron:$sft/alone" --output "$folder/evaluation/SFT alone"
+$([ -z "${LORA:-}" ] || echo "--name LoRA --model \"megatron:$sft/lora\" --output \"$folder/evaluation/LoRA\"")
 --name "half context" --model "megatron:$sft/half" --output "$folder/evaluation/half context"
 END
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_chimed.convert.sizes import Head
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.jsonl import read_json, to_json, write_json
 from megatron_chimed.text.jinja import CHAT_TEMPLATE, chat_template
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.sentencepiece_export import write_folder
@@ -142,6 +142,7 @@ def generation_config(
         content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected a JSON object")
+        to_json(content, path)  # or it could not be written
         return content | ends
     return {"_from_model_config": True} | {n: value for n, value in (token_ids | ends).items() if value is not None}
 
