@@ -242,7 +242,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def to_json(value: Any, where: str | Path) -> str:
-    """A value as indented JSON. Raises InputError for half a character in it, which is no UTF-8. where: for the line."""
+    """A value as indented JSON. Raises InputError for half a character, which is no UTF-8. where: for its message."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:
         text.encode()

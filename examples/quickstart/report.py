@@ -74,9 +74,11 @@ def read_seconds(path: Path) -> dict[str, int]:
 def _hashes(folder: Path) -> dict[str, str]:
     """What the figures were made from: the world's files, and each model's weights."""
     world = read_json(folder / "world" / "world.json")["sha256"]
-    models = {name: read_json(folder / "evaluation" / name / "results.json")["model"]["weights"] for name in MODELS}
+    weights = {}
+    for name in models(folder):
+        weights[name] = read_json(folder / "evaluation" / name / "results.json")["model"]["weights"]
     return {**{f"world/{name}": digest for name, digest in world.items()},
-            **{f"weights of {name}": digest for name, digest in models.items()}}  # fmt: skip
+            **{f"weights of {name}": digest for name, digest in weights.items()}}  # fmt: skip
 
 
 def _of(claim: Claim) -> str:
