@@ -8,6 +8,9 @@ from guards import tree
 
 from megatron_chimed.config import load_settings, parse_dataclass
 from megatron_chimed.models.options import ModelOptions
+from megatron_chimed.plan.layout import problems
+from megatron_chimed.plan.memory import GIB, worst
+from megatron_chimed.plan.settings import read_plan
 from megatron_chimed.rejection.config import read_config, training_shape
 from megatron_chimed.stages.options import PretrainConfig, RewardConfig, SftConfig
 from megatron_chimed.training.options import JobOptions
@@ -162,6 +165,27 @@ def test_each_stage_starts_from_what_the_one_before_it_leaves(recipe):
     assert all(value.startswith(f"runs/{recipe}/") for value in every)
 
 
+@RECIPES
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_recipe_with_lora_has_the_rows_and_steps_of_the_full_one_and_fits_its_gpus(recipe, stage):
+    full, lora = load(recipe, stage), load(recipe, f"lora/{stage}")
+    same = {"train-data-path", "valid-data-path", "load", "global-batch-size", "seq-length", "weight-decay"}
+    same |= {"train-iters"} if stage == "sft" else set()
+    assert {key: full.megatron[key].value for key in same} == {key: lora.megatron[key].value for key in same}
+    assert full.megatron["save"].value != lora.megatron["save"].value
+    options = parse_dataclass(lora.chimed, ModelOptions, STAGES[stage], JobOptions)[0].lora
+    assert options.rank == 16 and not options.problems()
+    gpus, limit = {"ziya2_13b": (2, 80), "qwen3_8b": (1, 48)}[recipe]
+    assert worst_of(stage, lora, gpus) < 0.9 * limit * GIB < worst_of(stage, full, 2)
+
+
+def worst_of(stage: str, given, gpus: int) -> int:
+    """Bytes of the GPU that needs most."""
+    plan = read_plan(stage, given, gpus)
+    assert not problems(plan.model, plan.layout)
+    return worst(plan.model, plan.layout)[1].total
+
+
 FIXED = LAYOUT.keys() | {"finetune", "load", "save", "train-data-path", "valid-data-path"}
 FIXED |= {"test-data-path", "tokenizer-type", "tokenizer-model", "make-vocab-size-divisible-by"}
 
@@ -177,7 +201,7 @@ def test_every_value_that_the_paper_does_not_fix_says_so(recipe, stage):
 
 @pytest.mark.parametrize(
     "file",
-    [file for recipe in SHAPES for file in sorted((EXAMPLES / recipe).glob("*.yaml"))],
+    [file for recipe in SHAPES for file in sorted((EXAMPLES / recipe).rglob("*.yaml"))],
     ids=lambda file: f"{file.parent.name}-{file.stem}",
 )
 def test_every_mark_has_its_reason(file):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from guards import code, coverage, docs, graph, imports, tree, upstream
+from guards import code, coverage, docs, graph, imports, lora_table, tree, upstream
 from megatron_chimed import config
 from megatron_chimed.commands.main import COMMANDS
 from megatron_chimed.models.options import ModelOptions
@@ -173,6 +173,11 @@ def test_control_a_private_name_is_reported():
 
 def test_the_page_about_upstream_is_that_of_the_ledger():
     assert tree.read(upstream.DOCUMENT) == upstream.page(), "run: PYTHONPATH=tests python -m guards.upstream"
+
+
+def test_the_table_of_what_fits_with_lora_is_the_plans():
+    text = tree.read(lora_table.DOCUMENT)
+    assert text == lora_table.page(text), "run: PYTHONPATH=tests python -m guards.lora_table"
 
 
 # Sizes and habits.
