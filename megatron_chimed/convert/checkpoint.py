@@ -80,11 +80,8 @@ def hf_to_megatron(
         settings, options = to_megatron(model), to_options(model)
         args, template = to_megatron_args(settings, options), None
         if has_tokenizer(hf):
-            (folder / "tokenizer").mkdir()
-            copy_tokenizer(hf, folder / "tokenizer")
-            require_loadable(folder / "tokenizer", hf)
+            _take_tokenizer(hf, folder / "tokenizer")
             template = trained_template.of_folder(hf)
-            _copy_if_there(hf / "generation_config.json", folder / "tokenizer")
             settings |= {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": str(megatron / "tokenizer")}
         if template is not None:
             setattr(args, trained_template.KEY, template.to_row())
@@ -107,10 +104,13 @@ def bytes_of(size: str) -> int:
     return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
 
 
-def _copy_if_there(file: Path, folder: Path) -> None:
-    """Copy a file that not every model has."""
-    if file.is_file():
-        shutil.copyfile(file, folder / file.name)
+def _take_tokenizer(hf: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, and what not every model has beside them. Raises InputError."""
+    folder.mkdir()
+    copy_tokenizer(hf, folder)
+    require_loadable(folder, hf)
+    if (hf / "generation_config.json").is_file():
+        shutil.copyfile(hf / "generation_config.json", folder / "generation_config.json")
 
 
 def _plan_megatron(model: Architecture, source: HuggingFaceFolder, dtype: torch.dtype | None) -> Iterator[Planned]:
@@ -155,15 +155,20 @@ def megatron_to_hf(
     >>> mc.megatron_to_hf("base", "back", progress=False).head
     'lm'
     """
-    opened = open_checkpoint(megatron, iteration, check_bytes=True)
-    source, model = opened.source, opened.model
-    if opened.lora is not None and not merge:
-        write_peft(opened, Path(hf), tokenizer)
-        return model
-    if merge:
-        source = MergedCheckpoint(opened)
     if tokenizer is not None and tokenizer_folder(tokenizer) is None:
         raise InputError(f"{tokenizer}: no such file or folder; give a tokenizer")
+    opened = open_checkpoint(megatron, iteration, check_bytes=True)
+    if opened.lora is not None and not merge:
+        write_peft(opened, Path(hf), tokenizer)
+        return opened.model
+    source = MergedCheckpoint(opened) if merge else opened.source
+    return _export(source, opened.model, Path(hf), tokenizer, max_shard_bytes, progress)
+
+
+def _export(
+    source: Source, model: Architecture, hf: Path, tokenizer: str | Path | None, max_shard_bytes: int, progress: bool
+) -> Architecture:
+    """Write a whole model as the Hugging Face folder `hf`. Raises InputError."""
     trained_with = getattr(source.args, "tokenizer_model", None)
     files = tokenizer_folder(tokenizer or trained_with)
     token_ids: dict[str, Any] = {}

@@ -99,6 +99,13 @@ PATCHES = (
         "A checkpoint of another model is loaded as far as it fits, in silence.",
     ),
     Patch(
+        "load_base_and_adapters",
+        "hook",
+        "training.lora:install",
+        (f"{_TRAINING}.load_checkpoint",),
+        "A checkpoint of adapters alone cannot be continued: what it lacks, the base, comes from nowhere.",
+    ),
+    Patch(
         "keep_model",
         "hook",
         "training.patches:keep_model",

@@ -13,12 +13,12 @@ THROUGH = {
         "training.parsing", "training.patches", "training.saving", "training.supervision",
     ),
     "tests/integration/test_sft.py": ("stages.sft",),
+    "tests/integration/test_lora_training.py": ("training.lora",),
     "tests/integration/test_reward.py": ("training.state_dict",),
     "tests/integration/test_convert.py": (
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
     "tests/convert/test_checkpoint.py": ("commands.convert_checkpoint",),
-    "tests/convert/test_strict.py": ("convert.strict",),
     "tests/integration/test_inference.py": (
         "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),

@@ -89,6 +89,14 @@ def test_hooks_into_the_log(whole, monkeypatch, tmp_path):
     assert code == 0 and read_log(tmp_path / "run" / "loss.csv") == []
 
 
+def test_load_base_and_adapters(whole, monkeypatch, tmp_path):
+    stage = STAGE | {"data-path": str(whole.folder / "corpus_text_document")}
+    adapted = Job(tmp_path, stage=stage, chimed={"lora": {"rank": 2, "alpha": 2}})
+    start = ("--load", whole.folder / "run", "--finetune", "--save", tmp_path / "run")
+    code, output = run_without(monkeypatch, adapted, ["load_base_and_adapters"], *start)
+    assert code == 1 and "holds another model: missing adapters." in output, MENDED.format("load_base_and_adapters")
+
+
 def test_check_state_dict(whole, monkeypatch, tmp_path):
     """The output layer of an untied model is not wanted by a tied one."""
     tied = ("--load", whole.folder / "run", "--finetune", "--untie-embeddings-and-output-weights", "false")
