@@ -147,7 +147,6 @@ if [ "${LORA:-}" ]; then
   lora reward
   settings=$folder/lora_sft.yaml train sft/lora sft
   settings=$folder/lora_reward.yaml train reward/lora reward --eval-iters "$(iterations adjacent 4)"
-  grep -h "LoRA trains" "$sft/lora.log" "$folder/reward/lora.log"
 fi
 
 step "two rounds of rejection sampling, with a random control"

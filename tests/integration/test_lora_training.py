@@ -65,7 +65,7 @@ def test_it_starts_as_its_base_and_learns(world, trained, tmp_path):
     full.run(*start(world), "--save", tmp_path / "run", "--train-iters", 1, ranks=1)
     losses = [float(row[1]) for row in figures(trained)]
     assert figures(trained)[0][1] == figures(tmp_path / "run")[0][1]  # all digits
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.01
 
 
 def test_a_checkpoint_holds_the_adapters_and_the_base_stays_as_it_is(world, trained, tmp_path):
