@@ -152,11 +152,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, log: Path) -> Iterator[Served]:
-    """`vllm serve` of a folder under the name chimed; not ready yet, and gone behind this."""
+def serve(folder: Path, log: Path, *more: object) -> Iterator[Served]:
+    """`vllm serve` of a folder under the name chimed, with more words; not ready yet, and gone behind this."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", folder, "--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
+    words = ["serve", folder, "--host", "127.0.0.1", "--port", port, "--dtype", "float32", *more]
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *map(str, words), "--served-model-name", "chimed"]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)

@@ -4,8 +4,10 @@ import contextlib
 import threading
 
 import pytest
+from support.job import Job, write_corpus
 from support.real_vllm import NEEDED, SLOW, answers, messages_of, serve
 
+from megatron_chimed.convert.checkpoint import megatron_to_hf
 from megatron_chimed.inference.open import open_engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.inference.thinking import spell
@@ -59,8 +61,8 @@ def asked_of(model, count: int, **settings) -> list[Request]:
     ]
 
 
-def texts(urls: list[str], requests: list[Request]) -> list[str]:
-    with open_engine("openai:chimed", base_url=urls, concurrency=4) as engine:
+def texts(urls: list[str], requests: list[Request], name: str = "chimed") -> list[str]:
+    with open_engine(f"openai:{name}", base_url=urls, concurrency=4) as engine:
         return [one.text for one in answers(engine, requests, [])]
 
 
@@ -89,3 +91,23 @@ def test_two_servers_give_what_one_gives_and_one_does_the_work_of_one_that_is_ki
     assert engine.api.retried.total() >= 1, "it was killed when all was done"
     assert [one.text for one in found] == expected
     case(f"60 of 60; {engine.api.retried.total()} tried again")
+
+
+def test_vllm_serves_adapters_as_they_were_trained(llama, tmp_path, case):
+    case("adapters (`--enable-lora`): greedy texts = `megatron:ADAPTER`, and not the base's")
+    tokens = write_corpus(tmp_path, ids=llama.renderer.tokenizer.vocab_size)
+    job = Job(tmp_path, None, {"data-path": str(tokens), "lr": 3e-2}, {"lora": {"rank": 8, "alpha": 32}})
+    job.model = llama.checkpoint / "model.yaml"
+    start = ["--load", llama.checkpoint, "--finetune", "--tokenizer-type", "NullTokenizer", "--train-iters", 10]
+    job.run(*start, "--save", tmp_path / "lora", ranks=1)
+    megatron_to_hf(tmp_path / "lora", tmp_path / "peft", tokenizer=llama.export, progress=False)
+    requests = asked_of(llama, 12, temperature=0.0)
+    with open_engine(f"megatron:{tmp_path / 'lora'}", tokenizer=llama.renderer.tokenizer) as ours:
+        expected = [spell(one.tokens, llama.renderer).strip() for one in answers(ours, requests, [2])]
+    words = ["--enable-lora", "--max-lora-rank", 8, "--lora-modules", f"adapted={tmp_path / 'peft'}"]
+    with serve(llama.export, tmp_path / "log", *words) as server:
+        server.wait_until_ready()
+        found, base = texts([server.url], requests, "adapted"), texts([server.url], requests)
+    differ = sum(one != other for one, other in zip(found, base, strict=True))
+    assert found == expected and differ > 6
+    case(f"12 of 12; {differ} of 12 are others than the base's")
