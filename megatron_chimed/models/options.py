@@ -12,6 +12,10 @@ class ModelOptions:
     """Kernel of packed attention: flash-attn's varlen, torch's varlen, or SDPA per document. auto takes the first that
     the machine has."""
 
+    cross_entropy_chunk_tokens: int = 0
+    """Tokens whose logits are held at a time, for pretrain and sft; 0: all. Less memory for one more product with the
+    output layer, in the backward pass; see `models.chunked_loss`."""
+
     family: str | None = None
     """Family of the model, for its export, where Megatron's arguments do not tell it: mistral."""
 
@@ -25,7 +29,7 @@ class ModelOptions:
     """Likewise."""
 
 
-HOW_IT_IS_COMPUTED = ("attention",)
+HOW_IT_IS_COMPUTED = ("attention", "cross_entropy_chunk_tokens")
 """Options that change no result of the model."""
 
 

@@ -142,7 +142,7 @@ def model_config(args: argparse.Namespace, stage: Stage, options: ModelOptions) 
     made.rope_scaling_factor = args.rope_scaling_factor  # forgotten upstream
     made.num_ids = args.vocab_size
     try:
-        check_layers(made.transformer)
+        check_layers(made.transformer, options)
         if problems := unexportable(args, options):
             raise ValueError(f"the model could not be exported: {'; '.join(problems)}. Leave these arguments out")
         choose_kernel(options.attention)
