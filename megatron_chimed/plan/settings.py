@@ -62,7 +62,7 @@ def read_plan(stage: str, settings: RunConfig, gpus: int) -> Plan:
     for key in UNKNOWN:
         if key in given and str(given[key].value) not in ("1", "adam", "False", "false"):
             raise InputError(f"{given[key].where}: the plan cannot follow --{key}; leave it out to plan")
-    layout = _layout(given, gpus)
+    layout = replace(_layout(given, gpus), cross_entropy_chunk=_chunk(settings.chimed))
     steps, why = None, ""
     try:
         steps = _steps(stage, settings, layout)
@@ -138,6 +138,12 @@ def _layout(given: dict[str, Located], gpus: int) -> Layout:
         overlap=flag(given, "overlap-grad-reduce"),
         **_recompute(given),
     )
+
+
+def _chunk(chimed: dict[str, Located]) -> int:
+    """Tokens whose logits are held at a time, 0 for all. Raises InputError."""
+    key = "cross_entropy_chunk_tokens"
+    return whole_number(chimed, key) if key in chimed and chimed[key].value != 0 else 0
 
 
 def _recompute(given: dict[str, Located]) -> dict[str, Any]:

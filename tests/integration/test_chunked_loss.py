@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.ranks import start
+from support.job import Job, figures, write_corpus
+from support.ranks import WITHOUT, start
 
 CHUNKS = (0, 8, 14, 1, 10**6)
 """Tokens; rows of two samples of 30 positions: chunks of 4 positions, of 7 (the last of 2), of one, of all."""
@@ -122,3 +123,46 @@ def test_control_a_chunk_left_out_has_the_same_losses_and_other_gradients(found,
 def test_a_frozen_output_layer_gets_no_gradient(found):
     for ranks, chunk in itertools.product((1, 2), (0, 14)):
         assert not found[ranks, "frozen", chunk][0]["gradient: output_layer.weight"].any()
+
+
+LAYOUT = ["--tensor-model-parallel-size", 2, "--sequence-parallel", "--use-distributed-optimizer"]
+PIPELINE = ["--pipeline-model-parallel-size", 2, "--recompute-granularity", "full", "--recompute-method", "uniform"]
+PIPELINE += ["--recompute-num-layers", 1]
+
+
+def train(folder, chunk: int, layout: list, **model) -> list[list[tuple[float, float]]]:
+    """[(loss, gradient norm)] of the iterations of a short training, and of its evaluations."""
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True)
+    stage = {"data-path": str(write_corpus(corpus)), "train-iters": 6, "eval-interval": 3}
+    job = Job(folder, model, stage, {"cross_entropy_chunk_tokens": chunk})
+    job.run("--save", folder / "run", *layout)
+    rows = (figures(folder / "run", split) for split in ("train", "valid"))
+    return [[(float(value), float(norm or 0)) for _, value, norm in split] for split in rows]
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, PIPELINE], ids=["TP2-SP", "PP2"])
+def test_a_training_has_the_losses_and_gradient_norms_of_whole_logits(tmp_path, layout):
+    tied = {"untie-embeddings-and-output-weights": False}
+    whole, chunked = (train(tmp_path / str(chunk), chunk, layout, **tied) for chunk in (0, 48))
+    for one, other in zip(whole, chunked, strict=True):
+        assert len(one) == len(other) >= 2
+        assert [value for row in other for value in row] == pytest.approx([v for row in one for v in row], rel=1e-5)
+    assert whole[0][-1][0] < 0.99 * whole[0][0][0], "it learns"
+
+
+def test_control_without_the_gradient_of_the_output_weight_a_training_goes_another_way(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole", 0, LAYOUT)[0]
+    monkeypatch.setenv(WITHOUT, "models.chunked_loss:_WeightGradient.result")
+    chunked = train(tmp_path / "chunked", 48, LAYOUT)[0]
+    assert chunked[0][0] == pytest.approx(whole[0][0], rel=1e-6)
+    assert chunked[0][1] != pytest.approx(whole[0][1], rel=1e-2)
+    assert chunked[-1][0] != pytest.approx(whole[-1][0], rel=1e-3)
+
+
+def test_a_chunk_of_fewer_tokens_than_none_is_refused_in_a_line(tmp_path):
+    job = Job(tmp_path, None, {"data-path": "none"}, {"cross_entropy_chunk_tokens": -1})
+    process = job.start("--save", tmp_path / "run", ranks=1)
+    assert process.wait(timeout=120) != 0
+    message = "cross_entropy_chunk_tokens is -1; expected 0 (all at once) or more"
+    assert message in job.output() and "Traceback" not in job.output()

@@ -46,10 +46,16 @@ def build(case: dict, chunk: int) -> torch.nn.Module:
         pg_collection=groups,
     )
     record_argmax(model, groups.tp)
-    output = model.shared_embedding_or_output_weight()
+    output = output_weight(model)
     output.data.mul_(20)  # losses that differ from token to token
     output.requires_grad_(not case.get("frozen", False))
     return model.train()
+
+
+def output_weight(model: torch.nn.Module) -> torch.nn.Parameter:
+    """The output layer's weight, which is the embedding's where they are tied."""
+    own = model.output_layer.weight
+    return model.shared_embedding_or_output_weight() if own is None else own
 
 
 class Fused:
@@ -99,7 +105,7 @@ def compute(model: torch.nn.Module) -> Tensors:
     with torch.no_grad():
         results["evaluated"] = model.eval()(*inputs, labels=data["labels"])
         results["logits"] = model(*inputs, runtime_gather_output=True)
-    results["weight"] = model.shared_embedding_or_output_weight().detach()
+    results["weight"] = output_weight(model)
     return results | {"labels": data["labels"], "sizes": torch.tensor(sizes)}
 
 
