@@ -49,12 +49,11 @@ def loss_in_chunks(
     hidden_states [s, b, H], with sequence parallelism this rank's [s / ranks, b, H]; output_weight: the embedding's
     where they are tied; labels [b, s].
     """
-    # Communication of the hidden states and of their gradient is that of the whole sequence, once: ranks hold the parts
-    # of it one behind the other, which no chunk of a rank would follow.
-    enter = (
-        gather_from_sequence_parallel_region if output_layer.sequence_parallel else copy_to_tensor_model_parallel_region
-    )
-    hidden = enter(hidden_states, group=output_layer.tp_group)
+    # Hidden states and their gradient are communicated once, for all chunks: of a sequence that is split over the ranks a
+    # chunk lies on one of them.
+    split, group = output_layer.sequence_parallel, output_layer.tp_group
+    enter = gather_from_sequence_parallel_region if split else copy_to_tensor_model_parallel_region
+    hidden = enter(hidden_states, group=group)
 
     def head(hidden, weight, labels):
         logits, _ = output_layer(hidden, weight=weight)

@@ -18,7 +18,7 @@ VARIANTS = [
     {"name": "tied fused", "tied": True, "fused": True},
     {"name": "native kernel", "tied": False, "native": True},
     {"name": "frozen", "tied": False, "frozen": True},
-    {"name": "bf16", "tied": False, "dtype": "bfloat16"},
+    {"name": "bf16", "tied": False, "dtype": "bfloat16", "chunks": [0, 1]},
 ]
 CASES += [{"chunks": [0, 14], "sequence_parallel": False} | one for one in VARIANTS]
 SPLIT = [one | {"name": f"{one['name']} split", "sequence_parallel": True} for one in CASES]
@@ -118,6 +118,14 @@ def test_control_a_chunk_left_out_has_the_same_losses_and_other_gradients(found,
         assert apart(chunked[f"gradient: {output}.weight"], whole[f"gradient: {output}.weight"]) > 1e-2
     pairs = zip(found[ranks, name, "control"], found[ranks, name, 0], strict=True)
     assert max(apart(one["gradient: hidden"], other["gradient: hidden"]) for one, other in pairs) > 1e-2
+
+
+def test_in_16_bits_the_gradient_of_the_output_weight_is_rounded_as_often_as_with_whole_logits(found):
+    for ranks in (1, 2):
+        expected = twin(found[ranks, "bf16", 0], split=False)["weight"]
+        weights = (torch.cat([one["gradient: output_layer.weight"] for one in found[ranks, "bf16", n]]) for n in (0, 1))
+        errors = [((weight.double() - expected).square().mean().sqrt() / expected.std()).item() for weight in weights]
+        assert 1e-4 < errors[1] < 1.2 * errors[0] < 0.02, errors
 
 
 def test_a_frozen_output_layer_gets_no_gradient(found):

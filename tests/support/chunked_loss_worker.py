@@ -97,8 +97,8 @@ def compute(model: torch.nn.Module) -> Tensors:
         parameter.grad_added_to_main_grad = False
     for _ in range(2):
         losses = model(*inputs, labels=data["labels"])
-        predicted = last_predictions(model)
         (losses * data["mask"]).sum().backward()
+    predicted = last_predictions(model)
     results = {"losses": losses.detach(), "predicted": predicted, "hidden": kept["hidden"].detach()}
     results |= {"gradient: hidden": kept["hidden"].grad, "mask": data["mask"]}
     results |= {f"gradient: {name}": gradient(parameter) for name, parameter in model.named_parameters()}
