@@ -60,6 +60,7 @@ bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools
 	@$(IN_VENV) $(PYTHON) benchmarks/sft_step.py --rows 64 --micro-batch 4
 	@$(IN_VENV) $(PYTHON) benchmarks/reward_step.py --questions 96 --runs 5 --sequence-length 2048
 	@$(IN_VENV) $(PYTHON) benchmarks/generation.py --runs 5 --new-tokens 64
+	@$(IN_VENV) $(PYTHON) benchmarks/chunked_loss.py
 
 bench-gpu: .venv/.installed ## training on one GPU against Megatron's layers and transformers; CPU=1 for its small twin
 	@$(IN_VENV) $(PYTHON) benchmarks/gpu/throughput.py --output runs/throughput $(if $(CPU),--shape tiny --device cpu)

@@ -49,8 +49,8 @@ def loss_in_chunks(
     hidden_states [s, b, H], with sequence parallelism this rank's [s / ranks, b, H]; output_weight: the embedding's
     where they are tied; labels [b, s].
     """
-    # Hidden states and their gradient are communicated once, for all chunks: of a sequence that is split over the ranks a
-    # chunk lies on one of them.
+    # Hidden states and their gradient are communicated once, for all chunks: of a sequence that is split over the ranks
+    # a chunk lies on one of them.
     split, group = output_layer.sequence_parallel, output_layer.tp_group
     enter = gather_from_sequence_parallel_region if split else copy_to_tensor_model_parallel_region
     hidden = enter(hidden_states, group=group)
