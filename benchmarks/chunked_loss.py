@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="models (all)")
     parser.add_argument("--chunks", nargs="+", type=int, default=[256], help="tokens of a chunk (256)")
     parser.add_argument("--sequence-length", type=int, default=2048, help="tokens of a row (2048)")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a training (4)")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a training (3)")
     parser.add_argument("--rounds", type=int, default=1, help="trainings of each way (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the process (1)")
     args = parser.parse_args()
