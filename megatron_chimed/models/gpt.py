@@ -20,13 +20,14 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_chimed.models import lora, norm
 from megatron_chimed.models.attention import CoreAttention, choose_kernel
+from megatron_chimed.models.chunked_loss import chunk_loss
 from megatron_chimed.models.moe import find_routers, moe_problems, take_router
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.models.rotary import set_llama3_constants, take_packed_positions
 
 
-def check_layers(config: TransformerConfig, options: ModelOptions) -> None:
-    """Raise ValueError listing what of a Megatron configuration the chosen layers cannot do.
+def check_layers(config: TransformerConfig, options: ModelOptions | None = None) -> None:
+    """Raise ValueError listing what of a Megatron configuration the chosen layers cannot do, with the model's options.
 
     That a family has the model at all `convert.megatron_args.unexportable` tells.
     """
@@ -43,10 +44,24 @@ def check_layers(config: TransformerConfig, options: ModelOptions) -> None:
         if config.context_parallel_size > 1:
             wrong.append("--context-parallel-size needs --transformer-impl transformer_engine")
     wrong += moe_problems(config)
+    options = options or ModelOptions()
+    wrong += _chunk_problems(config, options.cross_entropy_chunk_tokens)
     if options.lora is not None:
         wrong += options.lora.problems() or lora.problems(options.lora, config)
     if wrong:
         raise ValueError("the layers cannot do this: " + "; ".join(wrong))
+
+
+def _chunk_problems(config: TransformerConfig, tokens: int) -> list[str]:
+    """Reasons against a loss in chunks of so many tokens; 0 is none."""
+    if tokens < 0:
+        return [f"cross_entropy_chunk_tokens is {tokens}; expected 0 (all at once) or more"]
+    others = ("defer_embedding_wgrad_compute", "fp8_output_proj")
+    return [
+        f"cross_entropy_chunk_tokens has an output layer without --{name.replace('_', '-')}"
+        for name in others
+        if tokens and getattr(config, name, False)
+    ]
 
 
 def layer_spec(config: TransformerConfig, attention: str) -> ModuleSpec | TransformerBlockSubmodules:
@@ -122,6 +137,8 @@ def build_gpt(
     model.routers = find_routers(model)
     if post_process and config.num_ids is not None and model_class is GPTModel:
         mask_padded_vocab(model, config.num_ids, vocab_size, pg_collection.tp.rank())
+    if post_process and options.cross_entropy_chunk_tokens and model_class is GPTModel:
+        chunk_loss(model, options.cross_entropy_chunk_tokens)
     if options.lora is not None:
         lora.attach(model, options.lora, config.transformer, pg_collection)
     return model

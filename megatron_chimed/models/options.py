@@ -60,6 +60,10 @@ class ModelOptions:
     lora: LoraOptions | None = None
     """Train adapters, and not the weights of the base, which is what --load gives."""
 
+    cross_entropy_chunk_tokens: int = 0
+    """Tokens whose logits are held at a time, for pretrain and sft; 0: all. Less memory for one more product with the
+    output layer, in the backward pass; see `models.chunked_loss`."""
+
     family: str | None = None
     """Family of the model, for its export, where Megatron's arguments do not tell it: mistral."""
 
@@ -73,7 +77,7 @@ class ModelOptions:
     """Likewise."""
 
 
-NOT_OF_THE_WEIGHTS = ("attention", "lora")
+NOT_OF_THE_WEIGHTS = ("attention", "lora", "cross_entropy_chunk_tokens")
 """Options that change no result of the weights: how it is computed, and what is trained beside them."""
 
 

@@ -24,12 +24,19 @@ def vocabulary_argmax(logits: torch.Tensor, group: torch.distributed.ProcessGrou
 def record_argmax(model: torch.nn.Module, group: torch.distributed.ProcessGroup) -> None:
     """Let a model remember, at each forward pass, what it holds most likely: the trainer gets losses, not logits."""
 
-    def remember(module, inputs, outputs):
-        model.predicted = vocabulary_argmax(outputs[0].detach(), group)
+    def forget(module, inputs):
+        model.predicted = []
 
+    def remember(module, inputs, outputs):
+        if not getattr(module, "computes_again", False):  # the backward pass of a loss in chunks
+            model.predicted.append(vocabulary_argmax(outputs[0].detach(), group))
+
+    model.register_forward_pre_hook(forget)
     model.output_layer.register_forward_hook(remember)
 
 
 def last_predictions(model: torch.nn.Module) -> torch.Tensor | None:
-    """Ids [b, s] of the last forward pass; None where the model has no output layer. Wrapped models are unwrapped."""
-    return getattr(unwrap_model(model), "predicted", None)
+    """Ids [b, s] of the last forward pass, whose output layer took the sequence in one piece or in several; None where
+    the model has no output layer. Wrapped models are unwrapped."""
+    predicted = getattr(unwrap_model(model), "predicted", None)
+    return None if predicted is None else torch.cat(predicted, dim=1)

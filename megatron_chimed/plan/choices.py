@@ -64,6 +64,7 @@ def advice(model: Model, layout: Layout, limit: int) -> list[str]:
         ("--use-distributed-optimizer", replace(layout, distributed_optimizer=True)),
         ("--sequence-parallel", replace(layout, sequence_parallel=layout.tp > 1)),
         ("--micro-batch-size 1", replace(layout, micro_batch=1)),
+        ("cross_entropy_chunk_tokens 1024", replace(layout, cross_entropy_chunk=1024)),
         (f"--recompute-granularity selective --recompute-modules {mlp}", replace(layout, **_selective(mlp))),
         ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1", _full(layout)),
     ]

@@ -39,6 +39,9 @@ class Layout:
     recomputed: tuple[str, ...] = ("core_attn",)
     """For "selective": modules that are computed twice."""
 
+    cross_entropy_chunk: int = 0
+    """Tokens whose logits are held at a time; 0: those of all."""
+
     ep: int = 1
     """Ranks that share the experts out; they are data-parallel ranks to everything else."""
 

@@ -217,11 +217,18 @@ def _routed(model: Model, layout: Layout, size: int) -> int:
 
 
 def logits(model: Model, layout: Layout) -> int:
-    """The output layer's logits, their float32 copy, and the softmax that the loss keeps."""
+    """The output layer's logits, their float32 copy, and the softmax that the loss keeps: of all tokens or of a chunk.
+
+    In 16 bits the chunks' gradients of the output weight are summed in float32, unless weight gradients are fused,
+    which the plan does not know.
+    """
+    tokens = layout.sequence * layout.micro_batch
     if model.head == "reward":
-        return 4 * layout.sequence * layout.micro_batch * (model.hidden + 1)
-    rows = layout.sequence * layout.micro_batch * model.padded_vocab(layout.tp) // layout.tp
-    return rows * ((2 if layout.half else 4) + 4 + 4)
+        return 4 * tokens * (model.hidden + 1)
+    ids = model.padded_vocab(layout.tp) // layout.tp
+    at_once = min(tokens, layout.cross_entropy_chunk or tokens)
+    summed = 4 * ids * model.hidden if layout.cross_entropy_chunk and layout.half and model.lora is None else 0
+    return at_once * ids * ((2 if layout.half else 4) + 4 + 4) + summed
 
 
 def buffers(model: Model, layout: Layout) -> int:

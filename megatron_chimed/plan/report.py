@@ -63,6 +63,8 @@ def _memory(plan: Plan, limit: int) -> Iterator[str]:
     for name in (*EXACT, "activations", "logits", "buffers"):
         value = getattr(parts, name)
         kind = f"{value:,} bytes" if name in EXACT else "estimate"
+        if name == "logits" and layout.cross_entropy_chunk and model.head == "lm":
+            kind += f", of {layout.cross_entropy_chunk:,} tokens at a time"
         yield f"  {name:<12} {value / GIB:8.2f} GiB   {kind}"
     fits = parts.total <= limit
     verdict = "fits" if fits else f"does NOT fit: {(parts.total - limit) / GIB:.1f} GiB too much"

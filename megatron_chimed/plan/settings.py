@@ -63,22 +63,26 @@ def read_plan(stage: str, settings: RunConfig, gpus: int) -> Plan:
     for key in UNKNOWN:
         if key in given and str(given[key].value) not in ("1", "adam", "False", "false"):
             raise InputError(f"{given[key].where}: the plan cannot follow --{key}; leave it out to plan")
-    layout = _layout(given, gpus)
+    options = _model_options(settings.chimed)
+    layout = replace(_layout(given, gpus), cross_entropy_chunk=options.cross_entropy_chunk_tokens)
     steps, why = None, ""
     try:
         steps = _steps(stage, settings, layout)
     except InputError as error:
         why = str(error)
-    return Plan(stage, read_model(stage, given, _lora(settings)), layout, steps, why)
+    return Plan(stage, read_model(stage, given, options.lora), layout, steps, why)
 
 
-def _lora(settings: RunConfig) -> LoraOptions | None:
-    """The adapters that are asked for. Raises InputError."""
-    given = {key: setting for key, setting in settings.chimed.items() if key == "lora"}
-    lora = parse_dataclass(given, ModelOptions)[0].lora
-    if lora is not None and (wrong := lora.problems()):
-        raise InputError(f"{given['lora'].where}: {'; '.join(wrong)}")
-    return lora
+def _model_options(chimed: dict[str, Located]) -> ModelOptions:
+    """The options that memory depends on. Raises InputError."""
+    given = {key: chimed[key] for key in ("lora", "cross_entropy_chunk_tokens") if key in chimed}
+    options = parse_dataclass(given, ModelOptions)[0]
+    wrong = [] if options.lora is None else options.lora.problems()
+    if options.cross_entropy_chunk_tokens < 0:
+        wrong.append(f"cross_entropy_chunk_tokens is {options.cross_entropy_chunk_tokens}; expected 0 (all) or more")
+    if wrong:
+        raise InputError(f"{next(iter(given.values())).where}: {'; '.join(wrong)}")
+    return options
 
 
 def read_model(stage: str, given: dict[str, Located], lora: LoraOptions | None = None) -> Model:

@@ -47,7 +47,14 @@ def relative_time(model: Model, layout: Layout) -> float:
 
 
 def _again(model: Model, layout: Layout) -> float:
-    """Recomputed products as a share of the step."""
+    """Recomputed products as a share of the step: those of layers, and of an output layer that goes by chunks."""
+    chunked = layout.cross_entropy_chunk and model.head == "lm"
+    output = 2 * model.hidden * model.padded_vocab(1) / flops_per_token(model, layout.sequence) if chunked else 0
+    return output + _layers_again(model, layout)
+
+
+def _layers_again(model: Model, layout: Layout) -> float:
+    """Recomputed products of the layers as a share of the step."""
     if layout.recompute == "none":
         return 0.0
     if layout.recompute == "full":  # a second forward pass

@@ -184,6 +184,19 @@ def test_answers_of_held_out_dialogues_are_learnt_and_each_source_is_reported(tm
     assert accuracy[-1] > accuracy[0]
 
 
+def test_a_loss_in_chunks_gives_the_same_figures_and_predictions(tmp_path, world):
+    names, found = ("lm loss", "response accuracy", "lm loss mc"), []
+    for chunk in (0, 50):
+        save = tmp_path / str(chunk) / "run"
+        job = make_job(tmp_path / str(chunk), world, chimed={"cross_entropy_chunk_tokens": chunk})
+        layout = ["--tensor-model-parallel-size", 2, "--sequence-parallel", "--train-iters", 6, "--eval-interval", 3]
+        job.run(*start(world), "--save", save, *layout)
+        found.append(
+            [float(row[1]) for split in ("train", "valid") for name in names for row in figures(save, split, name)]
+        )
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and len(found[0]) >= 6 + 6 + 2 * 3
+
+
 def test_a_killed_fine_tuning_continues_to_the_same_figures(tmp_path, world):
     arguments = ["--tensor-model-parallel-size", 2, "--use-distributed-optimizer", "--bf16", "--save-interval", 3]
     arguments += ["--attention-dropout", 0.1, "--hidden-dropout", 0.1, *start(world)]

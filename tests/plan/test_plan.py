@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from guards import tree
 
-from megatron_chimed.config import load_settings
+from megatron_chimed.config import Located, load_settings
 from megatron_chimed.convert.families.qwen2 import QWEN2
 from megatron_chimed.convert.families.qwen3 import QWEN3
 from megatron_chimed.convert.families.qwen3_moe import QWEN3_MOE
@@ -95,6 +95,59 @@ def test_the_first_pipeline_stage_keeps_as_many_micro_batches_as_there_are_stage
     first, last = (memory.activations(ZIYA, deep, stage) for stage in (0, 3))
     ends = 2 * 2 * 4096 * 5120 // 2
     assert first == 4 * (last - ends) == memory.activations(ZIYA, LAYOUT, 0) - ends
+
+
+def test_logits_are_counted_of_one_chunk():
+    model = replace(QWEN3_8B, vocab_multiple=64)
+    whole = memory.logits(model, LAYOUT)
+    assert whole == 4096 * 151936 // 2 * (2 + 4 + 4)
+    summed = 4 * 151936 // 2 * 4096  # the output weight's gradient, in float32
+    chunked = replace(LAYOUT, cross_entropy_chunk=512)
+    assert memory.logits(model, chunked) == whole // 8 + summed
+    assert memory.logits(model, replace(chunked, half=False)) == 512 * 151936 // 2 * (4 + 4 + 4)
+    assert memory.logits(model, replace(LAYOUT, cross_entropy_chunk=10**6)) == whole + summed, "no more than all"
+    reward = replace(model, head="reward")
+    assert memory.logits(reward, chunked) == memory.logits(reward, LAYOUT)
+    states = [memory.per_gpu(model, one, 0) for one in (LAYOUT, chunked)]
+    assert replace(states[0], logits=0) == replace(states[1], logits=0)
+
+
+def test_chunks_cost_a_product_with_the_output_layer():
+    share = 2 * 4096 * 151936 / speed.flops_per_token(QWEN3_8B, 4096)
+    for layout in (replace(LAYOUT, recompute=one) for one in ("none", "selective", "full")):
+        chunked = replace(layout, cross_entropy_chunk=512)
+        more = speed.relative_time(QWEN3_8B, chunked) - speed.relative_time(QWEN3_8B, layout)
+        assert more == pytest.approx(share) and 0.02 < share < 0.03
+        reward = replace(QWEN3_8B, head="reward")
+        assert speed.relative_time(reward, chunked) == speed.relative_time(reward, layout)
+
+
+def test_chunks_are_what_lets_four_rows_of_qwen3_fit(tmp_path):
+    folder = tree.ROOT / "examples/qwen3_8b"
+    said = folder.joinpath("model.yaml").read_text()
+    assert "cross_entropy_chunk_tokens: 0 # ours: at a micro batch of 1 chunks of 1024 would save 1 GiB of 44" in said
+    changed = tmp_path / "model.yaml"
+    changed.write_text(said.replace("cross_entropy_chunk_tokens: 0", "cross_entropy_chunk_tokens: 1024"))
+
+    def total(model, rows):
+        settings = load_settings(model, folder / "pretrain.yaml", ["--micro-batch-size", str(rows)])
+        plan = read_plan("pretrain", settings, 16)
+        return memory.worst(plan.model, plan.layout)[1].total / GIB, report(plan, 80, "h100", 0.45)
+
+    whole, chunked = ([total(model, rows) for rows in (1, 4)] for model in (folder / "model.yaml", changed))
+    assert [round(size) for size, _ in whole] == [44, 83]
+    assert [round(a - b, 1) for (a, _), (b, _) in zip(whole, chunked, strict=True)] == [1.0, 9.7]
+    (text, fits), (advised, too_much) = chunked[1][1], whole[1][1]
+    assert fits and "estimate, of 1,024 tokens at a time" in text
+    assert not too_much and "cross_entropy_chunk_tokens 1024: 73.0 GiB" in advised
+
+
+@pytest.mark.parametrize("value", [-1, "many", True])
+def test_a_chunk_that_is_no_number_of_tokens_is_refused(value):
+    settings = load_settings(FOLDER / "model.yaml", FOLDER / "pretrain.yaml", [])
+    settings.chimed["cross_entropy_chunk_tokens"] = Located(value, "stage.yaml:3")
+    with pytest.raises(InputError, match="stage.yaml:3: cross_entropy_chunk_tokens: expected a whole number above 0"):
+        read_plan("pretrain", settings, 16)
 
 
 def test_flops_are_six_for_each_weight_and_token_and_attention():

@@ -78,7 +78,9 @@ class Training:
 
         def holds() -> bool:
             state = self.slurm.show(job)["JobState"]
-            assert state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), f"{state}\n{self.log()[-3000:]}"
+            assert state in ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING"), (
+                f"{state}\n{self.log()[-3000:]}"
+            )
             return any(int(row[0]) >= iteration for row in losses(self.save))
 
         until(holds, f"iteration {iteration}", 120)
