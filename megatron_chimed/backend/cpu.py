@@ -73,11 +73,33 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, str) and device.startswith("cuda")
 
 
+PRODUCTS = {
+    torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.bmm, torch.addmm, torch.baddbmm,
+    torch.nn.functional.linear, torch.nn.functional.scaled_dot_product_attention,
+}  # fmt: skip
+"""Functions that a CPU without AVX-512 computes a hundred times slower in bfloat16 than in float32."""
+
+
+def _float32(value: Any) -> Any:
+    """A bfloat16 tensor in float32; all else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+
+
 class CudaMeansCpu(TorchFunctionMode):
-    """Every torch function that is asked for a CUDA device, or for pinned memory, gets the CPU."""
+    """Every torch function that is asked for a CUDA device, or for pinned memory, gets the CPU. Where a CPU has no
+    bfloat16, its products are computed in float32 and rounded, as hardware that has it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.has_bfloat16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in PRODUCTS and not self.has_bfloat16 and "out" not in kwargs:
+            wanted = next((one.dtype for one in args if isinstance(one, torch.Tensor)), None)
+            if wanted == torch.bfloat16:
+                given = {name: _float32(value) for name, value in kwargs.items()}
+                return func(*map(_float32, args), **given).to(wanted)
         if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
         if kwargs:

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from megatron_chimed.backend.cpu import CudaMeansCpu
+
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a device is there")
 
 PROGRAM = """
@@ -26,3 +28,23 @@ def test_the_backend_stays_needed_where_torch_is_told_to_count_devices(asked_bef
     program = [sys.executable, "-c", PROGRAM.format(asked_before=asked_before)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["True"] * (1 + asked_before), done.stderr
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_products_of_a_cpu_without_bfloat16_are_those_of_float32_rounded(has_bfloat16):
+    mode = CudaMeansCpu()
+    mode.has_bfloat16 = has_bfloat16
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=draw).bfloat16().requires_grad_() for shape in ((64, 300), (20, 300)))
+    with mode:
+        found = [torch.nn.functional.linear(x, weight), x.matmul(weight.t()), x @ weight.t()]
+        kept = torch.matmul(x.float(), weight.float().t())
+    exact = x.detach().float() @ weight.detach().float().t()
+    for product in found:
+        assert product.dtype == torch.bfloat16
+        assert has_bfloat16 or torch.equal(product, exact.bfloat16())
+        torch.testing.assert_close(product.float(), exact, rtol=2**-7, atol=2**-7)
+    assert torch.equal(kept, exact)  # other types are left alone
+    found[0].sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(x.grad[0].float(), weight.detach().float().sum(0), rtol=2**-6, atol=2**-4)

@@ -101,6 +101,11 @@ def measure(case: dict) -> dict[str, int]:
     return allocated([model], optimizer) | {"parameters": parameters}
 
 
+def fused_dropout(x: torch.Tensor, p: float, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Keeps a mask of bools, as on a GPU."""
+    return torch.native_dropout(x, p, True)[0] if training and p else x
+
+
 class FusedNorm(torch.autograd.Function):
     """Keeps what the RMSNorm of a GPU keeps: its input and a scale for each token. (A CPU's keeps float32 copies.)"""
 
@@ -113,7 +118,7 @@ class FusedNorm(torch.autograd.Function):
 
 def kept(case: dict) -> dict[str, int]:
     """Bytes that a layer keeps: those of the model's layers, by their storages, without what is kept but once."""
-    torch.nn.functional.dropout = lambda x, p: torch.native_dropout(x, p, True)[0]  # a CPU keeps no mask of bools
+    torch.nn.functional.dropout = fused_dropout
     torch.nn.functional.rms_norm = lambda x, shape, weight, eps: FusedNorm.apply(x, weight)
     totals = []
     for layers in (1, 2):
