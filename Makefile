@@ -61,7 +61,7 @@ bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools
 	@$(IN_VENV) $(PYTHON) benchmarks/sft_step.py --rows 64 --micro-batch 4
 	@$(IN_VENV) $(PYTHON) benchmarks/reward_step.py --questions 96 --runs 5 --sequence-length 2048
 	@$(IN_VENV) $(PYTHON) benchmarks/generation.py --runs 5 --new-tokens 64
-	@$(IN_VENV) $(PYTHON) benchmarks/chunked_loss.py
+	@$(IN_VENV) $(PYTHON) benchmarks/training_memory.py
 
 # PYTHON=python3 for a machine's own Python: nothing is installed, and what it lacks is left out by name.
 gpu-check: $(if $(filter .venv/%,$(GPU_PYTHON)),.venv/.installed) ## tests/gpu and all figures of one GPU in 8 minutes; CPU=1: small twin; PYTHON=python3: no set-up

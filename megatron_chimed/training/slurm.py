@@ -15,7 +15,7 @@ STARTS = "slurm_starts.json"
 MAX_IDLE_STARTS = 3
 """Starts of a job from one iteration; the next one is refused."""
 
-SHUTDOWN = 30  # seconds at the end of a job for processes to leave
+SHUTDOWN = 30  # seconds at the end of a job for processes to leave, and Slurm's KillWait behind it
 MAX_SAVE = 3600
 """Seconds that ranks get to save at the most: a signal may come a day before a job's end."""
 
@@ -26,10 +26,15 @@ def is_job(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def seconds_to_save(environment: Mapping[str, str], now: float | None = None) -> int | None:
-    """The time that ranks have from now on until their job's limit; None where it is not known."""
+    """The time that ranks have from now on until their job's limit; None where it is not known.
+
+    Slurm looks at the time every half a minute, so that its signal may come when all of it is over.
+    """
     end = environment.get("SLURM_JOB_END_TIME", "")
-    left = int(end) - int(time.time() if now is None else now) if end.isdecimal() else 0
-    return min(MAX_SAVE, max(left - SHUTDOWN, left // 2)) if left > 1 else None
+    if not end.isdecimal():
+        return None
+    left = int(end) - int(time.time() if now is None else now)
+    return min(MAX_SAVE, max(left - SHUTDOWN, left // 2)) if left > 1 else SHUTDOWN
 
 
 def note_start(save: Path, environment: Mapping[str, str] = os.environ) -> None:

@@ -200,7 +200,8 @@ def test_a_dead_node(training):
     assert len(steps) == 1
     for pid in (training.slurm.daemons["node2"].pid, *steps, *tasks):
         kill(pid)
-    time.sleep(25)
+    state = ("sinfo", "--noheader", "--nodes=node2", "--format=%T")
+    until(lambda: training.slurm.command(*state).startswith("down"), "node2 down", 120)
     training.slurm.start_node("node2")
     training.ended(job, restarts=1)
     assert training.is_exact()

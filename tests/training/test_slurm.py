@@ -11,7 +11,7 @@ from megatron_chimed.training.slurm import MAX_IDLE_STARTS, STARTS, check_addres
 
 @pytest.mark.parametrize(
     ("end", "seconds"),
-    [("1300", 270), ("1040", 20), ("1001", None), ("900", None), ("", None), ("9000000", 3600)],
+    [("1300", 270), ("1040", 20), ("1001", 30), ("900", 30), ("", None), ("9000000", 3600)],
     ids=["what is left", "half of little", "nothing", "past", "unknown", "a signal long before the end"],
 )
 def test_the_time_to_save_is_what_is_left_of_the_job(end, seconds):
