@@ -119,7 +119,8 @@ def compare(shape: str, ways: list[Way], args: argparse.Namespace) -> None:
     vocab = SHAPES[shape][-1]
     found: dict[Way, list[Figures]] = {}
     with tempfile.TemporaryDirectory() as base:
-        start = ["--save", base, *"--save-interval 1 --no-save-optim --train-iters 1 --lr 0 --min-lr 0".split()]
+        start = ["--save", base, "--save-interval", "1", "--no-save-optim"]
+        start += ["--train-iters", "1", "--lr", "0", "--min-lr", "0"]
         train(shape, ways[0], args, *start)
         for _ in range(args.rounds):
             for way in ways:
