@@ -25,6 +25,7 @@ from megatron_chimed.convert.lora import (
     adapter_shapes,
     check_adapters,
     hash_weights,
+    of_args,
     targets_of,
 )
 from megatron_chimed.convert.megatron_args import read_megatron
@@ -48,6 +49,9 @@ WITHOUT_EFFECT = {
     "exclude_modules", "ensure_weight_tying", "qalora_group_size",
 }  # fmt: skip
 """Settings that are read, or that change no result of trained weights."""
+
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Starts of A and B that take something out of the base: adapters of that base alone."""
 
 
 def write_peft(opened: Opened, folder: Path, tokenizer: str | Path | None = None, base: str | None = None) -> None:
@@ -113,6 +117,8 @@ def read_options(folder: Path, names: set[str]) -> LoraOptions:
         for key, value in settings.items()
         if key not in harmless and value not in (None, False, {}, [], "none")
     ]
+    if str(settings.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
+        wrong.append(f"init_lora_weights is {short(settings['init_lora_weights'])}, which changes the base; convert it")
     types = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "use_rslora": bool}
     given = {key: settings.get(key, False if key == "use_rslora" else 0) for key in types}
     wrong += [f"{key} is {short(given[key])}; expected a number" for key, kind in types.items()
@@ -140,6 +146,8 @@ def peft_to_megatron(peft: Path, base: str | Path | None, megatron: Path) -> Arc
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(f"{peft / WEIGHTS}: missing or damaged ({' '.join(str(error).split())[:160]})") from None
     source = TorchDistCheckpoint(resolve(base))
+    if of_args(source.args, str(source.folder)) is not None:
+        raise InputError(f"{base}: holds adapters too; give the whole model that these belong to")
     model = dataclasses.replace(read_megatron(source), head="reward" if HEAD in stored else "lm")
     options = read_options(peft, set(stored))
     _check_tensors(peft, stored, model, options, base)
