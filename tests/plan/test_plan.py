@@ -146,7 +146,9 @@ def test_chunks_are_what_lets_four_rows_of_qwen3_fit(tmp_path):
 def test_a_chunk_that_is_no_number_of_tokens_is_refused(value):
     settings = load_settings(FOLDER / "model.yaml", FOLDER / "pretrain.yaml", [])
     settings.chimed["cross_entropy_chunk_tokens"] = Located(value, "stage.yaml:3")
-    with pytest.raises(InputError, match="stage.yaml:3: cross_entropy_chunk_tokens: expected a whole number above 0"):
+    with pytest.raises(
+        InputError, match="stage.yaml:3: cross_entropy_chunk_tokens(: expected int, found| is -1; expected 0)"
+    ):
         read_plan("pretrain", settings, 16)
 
 
