@@ -83,6 +83,7 @@ def moment(draw: random.Random, step: str, round_folder: Path, seconds: dict):
     return lambda: time.monotonic() >= end
 
 
+@pytest.mark.timeout(390)  # many starts of the loop, each of which imports torch and Megatron
 def test_killed_on_its_way_the_same_answers_are_selected(world):
     folder, settings, seconds = world
     config = loop.write_config(folder / "killed.yaml", settings)

@@ -13,6 +13,7 @@ from pathlib import Path
 from megatron_chimed.backend import cpu
 
 cpu.install()
+cpu._installed.has_bfloat16 = True  # what a layer keeps is that of a GPU
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
