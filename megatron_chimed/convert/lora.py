@@ -89,6 +89,22 @@ def hash_weights(source: TorchDistCheckpoint) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def hash_on_one_rank(source: TorchDistCheckpoint) -> str:
+    """As `hash_weights`, which of the ranks of torch.distributed, where there are some, one does for all."""
+    if not torch.distributed.is_initialized():
+        return hash_weights(source)
+    found: list[str | InputError | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            found = [hash_weights(source)]
+        except InputError as error:  # the others wait for an answer
+            found = [error]
+    torch.distributed.broadcast_object_list(found)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    return found[0]
+
+
 @dataclass(frozen=True)
 class Opened:
     """A checkpoint that can be read: a whole model, or adapters and their base."""
@@ -131,7 +147,7 @@ def open_base(lora: Lora, where: Path, given: Path | None = None) -> TorchDistCh
     if not folder.is_dir():
         raise InputError(f"{where}: its base {folder} is not there; give its place, BASE+ADAPTER")
     base = TorchDistCheckpoint(resolve(folder))
-    if (found := hash_weights(base)) != lora.sha256:
+    if (found := hash_on_one_rank(base)) != lora.sha256:
         raise InputError(
             f"{base.folder}: not the base of {where}: its weights have the hash {found[:12]}, expected "
             f"{lora.sha256[:12]}; give BASE+ADAPTER with the base of the training"

@@ -13,7 +13,7 @@ from megatron.training import checkpointing, training
 
 from megatron_chimed import checkpoints
 from megatron_chimed.config import Located
-from megatron_chimed.convert.lora import KEY, Lora, hash_weights, of_args
+from megatron_chimed.convert.lora import KEY, Lora, hash_on_one_rank, of_args
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.lora import trained_weights
@@ -74,7 +74,7 @@ def install(options: LoraOptions, base: str) -> None:
         settings, parts = training.get_args(), unwrap_model(ddp_model)
         folder = checkpointing.get_load_checkpoint_path_by_args(settings, load_arg)
         stored = of_args(TorchDistCheckpoint(folder).args, folder)
-        sha256 = _hash_on_one_rank(base)
+        sha256 = hash_on_one_rank(TorchDistCheckpoint(checkpoints.resolve(base)))
         if stored is not None and stored.sha256 != sha256:
             raise InputError(
                 f"{folder}: its adapters belong to another base than {base}: the weights there have the hash "
@@ -97,20 +97,6 @@ def install(options: LoraOptions, base: str) -> None:
         return result
 
     training.load_checkpoint = load_checkpoint
-
-
-def _hash_on_one_rank(base: str) -> str:
-    """The hash of the base's weights, on all ranks. Raises InputError."""
-    found: list[str | InputError | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            found = [hash_weights(TorchDistCheckpoint(checkpoints.resolve(base)))]
-        except InputError as error:
-            found = [error]
-    torch.distributed.broadcast_object_list(found)
-    if isinstance(found[0], InputError):
-        raise found[0]
-    return found[0]
 
 
 def _say_what_is_trained(parts: list[torch.nn.Module], optimizer) -> None:

@@ -41,6 +41,13 @@ def there_and_back(hf: Path, work: Path, dtype: str = "keep", **options) -> Path
     return work / "again"
 
 
+def aligned(model: torch.nn.Module) -> torch.nn.Module:
+    """With weights in memory of its own: mapped from a file, where they begin decides the last bits of a product."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_round_trip_is_exact_to_the_bit(kind, dtype, tmp_path):
@@ -49,7 +56,7 @@ def test_a_round_trip_is_exact_to_the_bit(kind, dtype, tmp_path):
     assert same_bits(weights(hf), weights(again))
     one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (hf, again))
     tokens = torch.arange(40)[None]
-    torch.testing.assert_close(one(tokens).logits, other(tokens).logits)
+    assert torch.equal(aligned(one)(tokens).logits, aligned(other)(tokens).logits)
 
 
 def test_a_missing_tokenizer_is_told(tmp_path, capsys):
@@ -65,8 +72,7 @@ def test_the_reward_head_converts_both_ways(tmp_path):
     assert same_bits(weights(hf), weights(again)) and "score.weight" in weights(again)
     one, other = (AutoModelForSequenceClassification.from_pretrained(folder, pad_token_id=0) for folder in (hf, again))
     tokens = torch.arange(1, 40)[None]
-    assert other.config.num_labels == 1
-    torch.testing.assert_close(one(tokens).logits, other(tokens).logits)
+    assert other.config.num_labels == 1 and torch.equal(aligned(one)(tokens).logits, aligned(other)(tokens).logits)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
