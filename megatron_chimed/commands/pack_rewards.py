@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the global batch then counts questions, not rows of several",
     )
     parser.add_argument("--shuffle-ranks", action="store_true", help="a control: ranks at random, nothing to be learnt")
+    parser.add_argument(
+        "--repeat-prompt",
+        action="store_true",
+        help="the prompt before each answer, for --transformer-impl transformer_engine; else it is read once",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
         args.workers,
         pairing=args.pairing,
         shuffle_ranks=args.shuffle_ranks,
+        shared_prompt=not args.repeat_prompt,
     )
     content = pack_rankings(args.input, args.output, renderer, options, tokenizer_path=args.tokenizer)
     print(f"{args.output}\n{format_ranking_rows(content)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -16,8 +17,9 @@ class RankingDataset(PackedDataset):
     """Rows of one split of one packed folder.
 
     Each is a dict of int64 tensors of S = sequence_length elements: tokens; position_ids, which restart with each
-    answer; and of the token at which an answer is scored (its EOS) rank, 0 is best; group, the number of its question
-    in the row; length, tokens of the answer. The three are -1 at all other tokens.
+    answer, at 0 or behind a prompt that it shares (`models.branches`); and of the token at which an answer is scored
+    (its EOS) rank, 0 is best; group, the number of its question in the row; length, tokens of the answer. The three are
+    -1 at all other tokens.
     """
 
     made_by = "tools/pack_rewards.py"
@@ -43,19 +45,50 @@ class RankingDataset(PackedDataset):
 
         position_ids [0, 1, 2, 0, 1], rank [-1, -1, 0, -1, 1], group [-1, -1, 0, -1, 0], length [-1, -1, 3, -1, 2].
         """
-        packed, segments = self.dataset, self.dataset.segments(row)
-        arrays = row_arrays(packed, row)
-        bounds = packed.segment_offsets[segments.start : segments.stop + 1]
-        scored = bounds[1:] - bounds[0] - 1
-        here = slice(segments.start, segments.stop)
-        _, group = np.unique(packed.arrays["segment_group"][here], return_inverse=True)
-        values = {"rank": packed.arrays["segment_rank"][here], "group": group}
-        values["length"] = packed.arrays["segment_answer"][here]
+        arrays, answers = row_arrays(self.dataset, row), answers_of(self.dataset, row)
         sample = {"tokens": arrays["tokens"], "position_ids": arrays["position_ids"]}
-        for name, of_answers in values.items():
+        if answers.shared.any():
+            sample["position_ids"] = arrays["position_ids"] + answers.of_tokens(answers.shared, len(arrays["tokens"]))
+        for name in ("rank", "group", "length"):
             sample[name] = np.full(len(arrays["tokens"]), -1, np.int64)
-            sample[name][scored] = of_answers
+            sample[name][answers.ends - 1] = getattr(answers, name)
         return sample
+
+
+class Answers(NamedTuple):
+    """The answers of a row, which are its segments; int64 [answers] each. starts and ends: of the segments in the row;
+    shared: tokens in front of a segment that the question's first one has; rank; group: the question's number in the
+    row; length: tokens of the answer, the segment's last ones."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    shared: np.ndarray
+    rank: np.ndarray
+    group: np.ndarray
+    length: np.ndarray
+
+    def of_tokens(self, values: np.ndarray, size: int) -> np.ndarray:
+        """Values [answers] for each token of a row of `size`, 0 in its padding."""
+        found = np.repeat(values, self.ends - self.starts)
+        return np.pad(found, (0, size - len(found)))
+
+
+def answers_of(packed: PackedRows, row: int) -> Answers:
+    """The answers of a row of ranked answers."""
+    segments = packed.segments(row)
+    here = slice(segments.start, segments.stop)
+    rank, group, length = (
+        packed.arrays[f"segment_{name}"][here].astype(np.int64) for name in ("rank", "group", "answer")
+    )
+    bounds = packed.segment_offsets[segments.start : segments.stop + 1] - packed.segment_offsets[segments.start]
+    starts, ends = bounds[:-1], bounds[1:]
+    _, first, group = np.unique(group, return_index=True, return_inverse=True)
+    shared = np.zeros(len(rank), np.int64)
+    if packed.manifest.get("shared_prompt"):
+        prompts = (ends - starts - length)[first]  # tokens; the others of a question repeat the last one
+        shared = prompts[group] - 1
+        shared[first] = 0
+    return Answers(starts, ends, shared, rank, group, length)
 
 
 def num_ranks_of(datasets: Sequence[Dataset | None]) -> int:
@@ -66,6 +99,11 @@ def num_ranks_of(datasets: Sequence[Dataset | None]) -> int:
 def pairings_of(dataset: Dataset) -> set[str]:
     """How the folders of a dataset pair their answers."""
     return {part.dataset.manifest["pairing"] for part in _parts(dataset)}
+
+
+def shares_prompts(dataset: Dataset) -> bool:
+    """Whether answers of some folder of a dataset share the prompt of their question."""
+    return any(part.dataset.manifest.get("shared_prompt") for part in _parts(dataset))
 
 
 def _parts(dataset: Dataset) -> Sequence[RankingDataset]:

@@ -79,15 +79,3 @@ def restart_positions(document_starts: np.ndarray, length: int) -> np.ndarray:
     starts = document_starts[document_starts < length]
     latest_start[starts] = starts
     return np.arange(length) - np.maximum.accumulate(latest_start)
-
-
-def cu_seqlens_from_positions(position_ids: np.ndarray) -> np.ndarray:
-    """Bounds of the K documents of a micro batch laid end to end, int32 [K+1]: each position 0 starts one.
-
-    position_ids: [S], or [B, S] read row by row. [[0, 1, 0], [0, 1, 2]] gives [0, 2, 3, 6]. The longest document has
-    `np.diff(cu_seqlens).max()` tokens. Raises ValueError when the first position is not 0.
-    """
-    positions = np.ravel(position_ids)
-    if not positions.size or positions[0] != 0:
-        raise ValueError("position_ids must start with 0: attention needs a first document")
-    return np.append(np.flatnonzero(positions == 0), positions.size).astype(np.int32)

@@ -16,6 +16,7 @@ from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.batching import batches
 from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.prefixes import ordered
 from megatron_chimed.inference.processes import WorkerProcesses
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.workers import Bar
@@ -101,20 +102,20 @@ class MegatronEngine(Engine):
         """As `Engine.loglikelihoods`."""
         self._check_pairs(pairs)
         asked = [[[int(token) for token in side] for side in pair] for pair in pairs]
-        lengths = [len(context) + len(continuation) for context, continuation in asked]
-        return [(score, greedy) for score, greedy in self._score("loglikelihoods", "pairs", asked, lengths)]
+        whole = [context + continuation for context, continuation in asked]
+        return [(score, greedy) for score, greedy in self._score("loglikelihoods", "pairs", asked, whole)]
 
     def rewards(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """As `Engine.rewards`."""
         self._check_sequences(sequences)
         asked = [[int(token) for token in sequence] for sequence in sequences]
-        return self._score("rewards", "sequences", asked, [len(sequence) for sequence in asked])
+        return self._score("rewards", "sequences", asked, asked)
 
-    def _score(self, do: str, key: str, asked: list, lengths: list[int]) -> list:
-        """Results in the order of `asked`, computed in batches of like length."""
+    def _score(self, do: str, key: str, asked: list, sequences: list[list[int]]) -> list:
+        """Results in the order of `asked`, computed in batches of what begins alike."""
         results = [None] * len(asked)
         with self._bar(len(asked), do) as bar:
-            for batch in batches(lengths, self.batch_size):
+            for batch in ordered(sequences, self.batch_size):
                 answers = self._workers.ask({"do": do, key: [asked[i] for i in batch]})
                 for i, answer in zip(batch, answers, strict=True):
                     results[i] = answer

@@ -1,8 +1,4 @@
-"""Log-likelihoods and rewards of whole sequences.
-
-Sequences are padded at their ends, which what is causal does not see. Where they come sorted by length, as from the
-engine, this is as fast on a CPU as packing them into rows with boundaries.
-"""
+"""Log-likelihoods and rewards of whole sequences, of which what several share at their beginning is read once."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,9 +6,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from megatron_chimed.inference.batching import passes
-from megatron_chimed.inference.decode import TOKENS_PER_PASS, evaluating, hidden_states, logits_of, padded
+from megatron_chimed.inference.decode import TOKENS_PER_PASS, evaluating, logits_of
+from megatron_chimed.inference.prefixes import Row, rows_of
+from megatron_chimed.models.branches import describe_row
 from megatron_chimed.models.reward import RewardModel
+from megatron_chimed.models.rotary import angles
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -26,11 +24,12 @@ def loglikelihoods(model: GPTModel, pairs: Sequence[Pair], num_ids: int) -> list
         asking[*context, *continuation[:-1]].append(number)
     inputs = list(asking)
     scores: list = [None] * len(pairs)
-    for part, states in _states(model, inputs):
-        for column, tokens in enumerate(inputs[part]):
+    for row, states in _states(model, inputs):
+        for placed in row.sequences:
+            tokens = inputs[placed.number]
             for number in asking[tokens]:
                 context, continuation = pairs[number]
-                behind = states[len(context) - 1 : len(tokens), column]
+                behind = states[[placed.place(token) for token in range(len(context) - 1, len(tokens))]]
                 scores[number] = _score(model, behind, continuation, num_ids)
     return scores
 
@@ -46,18 +45,28 @@ def _score(model: GPTModel, states: torch.Tensor, tokens: Sequence[int], num_ids
 @torch.no_grad()
 def rewards(model: RewardModel, sequences: Sequence[Sequence[int]]) -> list[float]:
     """The reward of each sequence, at its last token."""
-    found = []
-    for part, states in _states(model, sequences):
-        last = torch.tensor([len(sequence) - 1 for sequence in sequences[part]], device=states.device)
-        at_last = states[last, torch.arange(len(last), device=states.device)]
-        found += model.reward_head(at_last[None])[:, 0].tolist()
+    found = [0.0] * len(sequences)
+    for row, states in _states(model, sequences):
+        last = [placed.place(len(sequences[placed.number]) - 1) for placed in row.sequences]
+        at_last = model.reward_head(states[last][None])[:, 0].tolist()
+        for placed, reward in zip(row.sequences, at_last, strict=True):
+            found[placed.number] = reward
     return found
 
 
-def _states(model: GPTModel, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Some sequences after the other: which, and the states behind the last layer [longest of them, number, hidden]."""
+def _states(model: GPTModel, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Some sequences after the other: their row, and the normalised states behind the last layer [tokens, hidden]."""
     device = next(model.parameters()).device
     with evaluating(model):
-        for part in passes([len(sequence) for sequence in sequences], TOKENS_PER_PASS[device.type]):
-            tokens, positions, _ = padded(sequences[part], device)
-            yield part, hidden_states(model, tokens, positions, tokens.size(1))
+        for row in rows_of(sequences, TOKENS_PER_PASS[device.type]):
+            tokens, positions = (torch.tensor([values], device=device) for values in (row.tokens, row.positions))
+            table = angles(model, max(row.positions) + 1)[positions[0]]
+            yield (
+                row,
+                model.decoder(
+                    model.embedding(tokens, positions),
+                    None,
+                    rotary_pos_emb=table,
+                    packed_seq_params=describe_row(torch.tensor([row.positions]), device),
+                )[:, 0],
+            )

@@ -18,6 +18,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_chimed.models import flex
+from megatron_chimed.models.branches import BranchedSeqParams
 
 KERNELS = ("flash", "varlen", "sdpa", "flex")
 
@@ -47,7 +48,8 @@ class CoreAttention(MegatronModule):
 
     Dense: query [sq, b, heads, d], key and value [sk, b, groups, d] -> [sq, b, heads * d].
     Packed: query [t, heads, d], key and value [t, groups, d] -> [t, heads * d], documents given by
-    `packed_seq_params.cu_seqlens_q` [k + 1].
+    `packed_seq_params.cu_seqlens_q` [k + 1], or segments with what they share by a BranchedSeqParams: on a GPU by
+    FlexAttention, whatever the kernel of documents is.
     """
 
     kernel = "sdpa"  # of packed attention; gpt.layer_spec makes a subclass for another one
@@ -83,6 +85,8 @@ class CoreAttention(MegatronModule):
             if packed_seq_params is None:
                 query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
                 context = self._sdpa(query, key, value, dropout, attention_mask).permute(2, 0, 1, 3)
+            elif isinstance(packed_seq_params, BranchedSeqParams):
+                context = self._branched(query, key, value, dropout, packed_seq_params)
             else:
                 context = self._packed(query, key, value, dropout, packed_seq_params)
         return context.flatten(-2)
@@ -98,10 +102,9 @@ class CoreAttention(MegatronModule):
         length, context = query.size(2), key.size(2)
         if mask is not None:
             mask = ~mask
-        elif 1 < length < context:  # a prefill after a cached prefix; one new token sees all of the cache
-            from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: half a second
-
-            mask = causal_lower_right(length, context)
+        elif 1 < length < context:  # behind what is cached or shared; one new token sees all of it
+            # torch's causal_lower_right is no mask where torch functions are turned off, as in scoring.
+            mask = torch.ones(length, context, dtype=torch.bool, device=query.device).tril(context - length)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -143,3 +146,17 @@ class CoreAttention(MegatronModule):
                 for document in documents
             ]
         )
+
+    def _branched(self, query, key, value, dropout: float, row: BranchedSeqParams) -> torch.Tensor:
+        """query [t, heads, d], key and value [t, groups, d] -> [t, heads, d], each segment behind what it shares."""
+        if (self.kernel == "flex" or query.is_cuda) and not dropout:
+            return flex.attend(query, key, value, row, self.softmax_scale)
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        found = []
+        for start, end, (first, last) in zip(row.bounds[:-1], row.bounds[1:], row.prefixes, strict=True):
+            seen = [tensor[:, :, start:end] for tensor in (key, value)]
+            if first < last:
+                shared = (tensor[:, :, first:last] for tensor in (key, value))
+                seen = [torch.cat(both, dim=2) for both in zip(shared, seen, strict=True)]
+            found.append(self._sdpa(query[:, :, start:end], *seen, dropout))
+        return torch.cat(found, dim=2)[0].transpose(0, 1)

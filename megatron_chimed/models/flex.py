@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_chimed.models.branches import BranchedSeqParams
+
 
 def own_document(boundaries: torch.Tensor, tokens: int):
     """The mask of a row as torch's `mask_mod`: a token sees itself and the earlier ones of its document.
@@ -31,7 +33,8 @@ def block_mask(packed: PackedSeqParams, tokens: int):
     if found is None:
         from torch.nn.attention.flex_attention import create_block_mask  # imports torch's compiler: a second
 
-        sees = own_document(packed.cu_seqlens_q, tokens)
+        branched = isinstance(packed, BranchedSeqParams)
+        sees = packed.sees() if branched else own_document(packed.cu_seqlens_q, tokens)
         found = create_block_mask(sees, None, None, tokens, tokens, device=str(packed.cu_seqlens_q.device))
         packed.chimed_block_mask = found
     return found

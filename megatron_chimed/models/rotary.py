@@ -9,33 +9,38 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_chimed.models.branches import BranchedSeqParams
 from megatron_chimed.models.options import ModelOptions
 
 
 class _PackedPositions:
     """The part of a rotary embedding that knows a packed row.
 
-    The boundaries of a row are told by `get_rotary_seq_len`, which the model asks before each `forward`. On a GPU
-    upstream would read every boundary back from the device for such a table, so there it stays as it is.
+    The row is told by `get_rotary_seq_len`, which the model asks before each `forward`. On a GPU upstream would read
+    every boundary of documents back from the device for such a table, so there it stays as it is; a row with branches
+    is one document to upstream.
     """
 
-    boundaries: torch.Tensor | None = None
+    row: PackedSeqParams | None = None
 
     def get_rotary_seq_len(
         self, inference_context, transformer, transformer_input, transformer_config, packed_seq_params=None, **kwargs
     ) -> int:
-        """As in Megatron; remembers the boundaries."""
-        self.boundaries = _boundaries(packed_seq_params)
+        """As in Megatron; remembers the row."""
+        self.row = packed_seq_params
         return super().get_rotary_seq_len(
             inference_context, transformer, transformer_input, transformer_config, packed_seq_params, **kwargs
         )
 
     def of_tokens(self, angles: torch.Tensor, packed_seq: bool) -> torch.Tensor:
         """Angles of positions from 0, [longest, 1, 1, d] -> those of each token of a packed row, [t, 1, 1, d]."""
-        if not packed_seq or self.boundaries is None or angles.device.type != "cpu":
+        if isinstance(self.row, BranchedSeqParams):
+            return angles[self.row.positions]
+        boundaries = _boundaries(self.row)
+        if not packed_seq or boundaries is None or angles.device.type != "cpu":
             return angles
-        starts, lengths = self.boundaries[:-1], self.boundaries.diff()
-        tokens = torch.arange(int(self.boundaries[-1]))
+        starts, lengths = boundaries[:-1], boundaries.diff()
+        tokens = torch.arange(int(boundaries[-1]))
         return angles[tokens - starts.repeat_interleave(lengths)]
 
 

@@ -1,8 +1,10 @@
 """Render a batch of lines with ranked answers as the tokens of its segments. It runs in worker processes.
 
 Each answer is one segment: the prompt, the answer and the id that ends it, where it is scored. All answers of a group
-see the same prompt. If a group is too long for a row, the prompt loses its oldest exchanges, but no system turn, then
-the oldest tokens of its question, for all answers alike; an answer is never cut.
+see the same prompt. Where it is shared, the first segment alone has it, and the others are branches: the prompt's last
+token, behind which an answer's first token is predicted, and the answer. If a group is too long for a row, the prompt
+loses its oldest exchanges, but no system turn, then the oldest tokens of its question, for all answers alike; an answer
+is never cut.
 """
 
 import random
@@ -28,18 +30,25 @@ TOO_LONG = "answers longer than the row"
 
 class Answers(NamedTuple):
     """A group as ids, int32 arrays. history: exchanges before the question; question: its exchange, of which the prompt
-    counts; responses: with the id that ends them; preference_ranks: 0 for the best."""
+    counts; responses: with the id that ends them; preference_ranks: 0 for the best; shared_prompt: it stands once."""
 
     history: list[Exchange]
     question: Exchange
     responses: list[np.ndarray]
     preference_ranks: list[int]
+    shared_prompt: bool
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all segments."""
-        shared = len(self.question.prompt) + sum(len(ids) for one in self.history for ids in one.history)
-        return len(self.responses) * shared + sum(map(len, self.responses))
+        prompt = len(self.question.prompt) + sum(len(ids) for one in self.history for ids in one.history)
+        others = len(self.responses) - 1
+        return prompt + others * (1 if self.shared_prompt else prompt) + sum(map(len, self.responses))
+
+    def room_for_prompt(self, limit: int) -> int:
+        """Tokens that the prompt may have for the group to have `limit`."""
+        room = limit - sum(map(len, self.responses))
+        return room - len(self.responses) + 1 if self.shared_prompt else room // len(self.responses)
 
     def without_oldest(self) -> "Answers":
         """The group without its first exchange; the next one takes its place, behind the system turn."""
@@ -52,9 +61,11 @@ class GroupMaker:
     """Renders batches. It is sent to the worker processes. shuffle_seed: deal the preference ranks of each group out at
     random, for a control that must learn nothing; None for the true ranks."""
 
-    def __init__(self, renderer: Renderer, sequence_length: int, pairing: str, shuffle_seed: int | None):
+    def __init__(
+        self, renderer: Renderer, sequence_length: int, pairing: str, shuffle_seed: int | None, shared_prompt: bool
+    ):
         self.renderer, self.sequence_length, self.pairing = renderer, sequence_length, pairing
-        self.shuffle_seed = shuffle_seed
+        self.shuffle_seed, self.shared_prompt = shuffle_seed, shared_prompt
 
     def __call__(self, batch: RecordBatch) -> SegmentChunk:
         """Render a batch, each group a unit. Raises InputError as ``file:line: reason``."""
@@ -66,7 +77,7 @@ class GroupMaker:
             fitted = fit_group(answers, self.sequence_length, self.renderer, counts)
             if fitted is None:
                 continue
-            rendered = [_segment(fitted, response) for response in fitted.responses]
+            rendered = _segments(fitted)
             sizes.append(len(rendered))
             segments += rendered
             columns["group"] += [batch.first_record + number] * len(rendered)
@@ -100,7 +111,8 @@ class GroupMaker:
         for texts, ranks in chosen:
             every = [next(encoded) for _ in texts]
             *history, question = every[0]
-            yield Answers(history, question, [exchanges[-1].response for exchanges in every], ranks)
+            responses = [exchanges[-1].response for exchanges in every]
+            yield Answers(history, question, responses, ranks, self.shared_prompt)
 
     def _chosen(self, group: RankedGroup) -> tuple[list[str], list[int]]:
         """Choose (texts, preference ranks) of the answers that are there and that the pairing compares."""
@@ -127,12 +139,18 @@ def _dialogues(group: RankedGroup, texts: list[str]) -> list[tuple[Turn, ...]]:
     return [(*group.turns, first), *((*alone, other) for other in others)]
 
 
-def _segment(answers: Answers, response: np.ndarray) -> Rendered:
-    """Join one answer [n] to the prompt; the mask marks its last id, where it is scored."""
-    tokens, mask = join([*answers.history, Exchange(answers.question.prompt, response)], len(answers.history))
-    mask[:] = 0
-    mask[-1] = 1
-    return Rendered(tokens, mask)
+def _segments(answers: Answers) -> list[Rendered]:
+    """Join each answer to the prompt, or to its last token; the mask marks an answer's last id, where it is scored."""
+    prompt, found = answers.question.prompt, []
+    for number, response in enumerate(answers.responses):
+        if number and answers.shared_prompt:
+            tokens = np.concatenate([prompt[-1:], response])
+        else:
+            tokens, _ = join([*answers.history, Exchange(prompt, response)], len(answers.history))
+        mask = np.zeros(len(tokens), np.uint8)
+        mask[-1] = 1
+        found.append(Rendered(tokens, mask))
+    return found
 
 
 def fit_group(answers: Answers, limit: int, renderer: Renderer, counts: Counter) -> Answers | None:
@@ -151,8 +169,7 @@ def fit_group(answers: Answers, limit: int, renderer: Renderer, counts: Counter)
         left = left.without_oldest()
     truncated_turns = left
     if left.num_tokens > limit:
-        room = (limit - sum(map(len, left.responses))) // len(left.responses)
-        question = left.question
+        room, question = left.room_for_prompt(limit), left.question
         prompt = renderer.cut_prompt(question.prompt, room, question.system) if room > 0 else None
         if prompt is None:
             return _drop(counts, answers, TOO_LONG)

@@ -13,11 +13,13 @@ from megatron_chimed.text.renderer import Renderer
 
 @dataclass(frozen=True)
 class RankingRowOptions(RowOptions):
-    """pairing: one of PAIRINGS; shuffle_ranks: a control. With one_unit_per_row a batch of rows is one of as many
-    questions, as the paper counts it. The seed is also that of the shuffling."""
+    """pairing: one of PAIRINGS; shuffle_ranks: a control; shared_prompt: a question's prompt stands once, and its
+    answers branch from it. With one_unit_per_row a batch of rows is one of as many questions, as the paper counts it.
+    The seed is also that of the shuffling."""
 
     pairing: str = "adjacent"
     shuffle_ranks: bool = False
+    shared_prompt: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -31,14 +33,17 @@ def pack_rankings(
     """Pack JSON lines of `RankedGroup` into the folder `output`; returns its manifest. See `pack_records`.
 
     The arrays of a segment, which is one answer: group, the number of its question; rank; answer, its tokens with EOS.
+    With shared_prompt the first segment of a question is its prompt and an answer, and each other one the prompt's last
+    token and an answer.
     """
     settings = {
         "pairing": options.pairing,
         "one_question_per_row": options.one_unit_per_row,
         "shuffle_ranks": options.shuffle_ranks,
+        "shared_prompt": options.shared_prompt,
     }
     shuffle_seed = options.seed if options.shuffle_ranks else None
-    maker = GroupMaker(renderer, options.sequence_length, options.pairing, shuffle_seed)
+    maker = GroupMaker(renderer, options.sequence_length, options.pairing, shuffle_seed, options.shared_prompt)
     kind = Kind("tools/pack_rewards.py", "questions", settings, maker)
     return builder.pack_records(inputs, output, renderer, kind, options, tokenizer_path)
 

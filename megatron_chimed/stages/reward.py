@@ -1,12 +1,13 @@
 """The reward model on ranked answers: every answer read once, compared within its question (paper, third stage)."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch.utils.data import Dataset
 
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets, template_of
-from megatron_chimed.datasets.ranking import RankingDataset, num_ranks_of, pairings_of
+from megatron_chimed.datasets.ranking import RankingDataset, num_ranks_of, pairings_of, shares_prompts
 from megatron_chimed.errors import InputError
 from megatron_chimed.models.moe import MicroBatch, tell_routers
 from megatron_chimed.models.reward import HEAD, build_reward
@@ -30,8 +31,18 @@ def build_datasets(config: RewardConfig, request: DataRequest) -> Data:
     pairings = sorted(set().union(*map(pairings_of, filter(None, datasets))))
     if len(pairings) > 1:
         raise InputError(f"folders of one run were packed with --pairing {' and '.join(pairings)}; choose one")
+    refuse_branches(datasets, request)
     facts = {"pairing": pairings[0], "num_ranks": num_ranks_of(datasets), "template": template_of(datasets)}
     return Data(*datasets, facts=facts)
+
+
+def refuse_branches(datasets: Sequence[Dataset | None], request: DataRequest) -> None:
+    """Raise InputError for rows whose answers share a prompt where the layers cannot read it once."""
+    if request.transformer_impl == "transformer_engine" and any(map(shares_prompts, filter(None, datasets))):
+        raise InputError(
+            "these rows hold each prompt once, and --transformer-impl transformer_engine cannot read them; use "
+            "--transformer-impl local, or pack again with chimed pack rewards --repeat-prompt"
+        )
 
 
 def forward_step(config: RewardConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:

@@ -27,6 +27,9 @@ class DataRequest:
     pipeline_parallel_size: int
     """Pipeline stages, which pass on activations of [sequence_length, micro_batch_size, hidden]."""
 
+    transformer_impl: str
+    """--transformer-impl: Transformer Engine's attention knows documents alone, no branches."""
+
     vocab_size: int
     """Ids of the model, without the padding, which is never learnt: every token id is below it."""
 

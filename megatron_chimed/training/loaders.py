@@ -76,6 +76,7 @@ def data_request(args: argparse.Namespace, num_samples: tuple[int, int, int]) ->
         sequence_length=args.seq_length,
         micro_batch_size=args.micro_batch_size,
         pipeline_parallel_size=args.pipeline_model_parallel_size,
+        transformer_impl=args.transformer_impl,
         vocab_size=args.vocab_size,
         seed=args.seed,
         blend=blend,

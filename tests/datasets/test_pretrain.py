@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from support.pretrain_corpus import config_of, contents, inputs, train_set, twin, write_corpus
 
-from megatron_chimed.datasets import rows
 from megatron_chimed.datasets.pretrain import PretrainDataset, PretrainDatasetConfig, build_pretrain_datasets
 
 PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -94,7 +93,8 @@ def test_attention_segments_stay_inside_documents_when_isolated(tmp_path):
     def mixed_segments(isolate):
         dataset = train_set(config_of(prefix, length=6, isolate_documents=isolate), 40)
         tokens = np.ravel(inputs(dataset))
-        bounds = rows.cu_seqlens_from_positions(np.stack([sample["position_ids"].numpy() for sample in dataset]))
+        positions = np.ravel([sample["position_ids"].numpy() for sample in dataset])
+        bounds = [*np.flatnonzero(positions == 0), len(positions)]
         segments = [tokens[begin:end] for begin, end in itertools.pairwise(bounds)]
         assert sum(map(len, segments)) == len(tokens) and len(segments) >= 40
         return sum(len({document_of[token] for token in segment.tolist()}) > 1 for segment in segments)

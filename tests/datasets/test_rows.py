@@ -1,7 +1,6 @@
 """Rows of a token stream against a twin that writes the whole stream out as lists."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,25 +88,3 @@ def test_masks_and_positions_equal_counting_by_hand(starts_here):
 
 def test_restart_positions_does_what_its_docstring_says():
     assert rows.restart_positions(np.array([2, 5]), 6).tolist() == [0, 1, 0, 1, 2, 0]
-
-
-@given(st.integers(1, 4), st.integers(1, 12), st.data())
-def test_cu_seqlens_bound_each_document_of_a_micro_batch(batch, length, data):
-    starts = [np.array(data.draw(st.lists(st.integers(0, length)))).astype(int) for _ in range(batch)]
-    positions = np.stack([rows.restart_positions(np.unique(row), length) for row in starts])
-    cu_seqlens = rows.cu_seqlens_from_positions(positions)
-    assert cu_seqlens.dtype == np.int32
-    assert cu_seqlens[0] == 0 and cu_seqlens[-1] == batch * length and (np.diff(cu_seqlens) > 0).all()
-    counted = np.concatenate([np.arange(size) for size in np.diff(cu_seqlens)])
-    assert counted.tolist() == positions.ravel().tolist()
-    assert set(range(0, batch * length, length)) <= set(cu_seqlens.tolist()), "a document runs on into the next row"
-
-
-def test_cu_seqlens_does_what_its_docstring_says():
-    assert rows.cu_seqlens_from_positions(np.array([[0, 1, 0], [0, 1, 2]])).tolist() == [0, 2, 3, 6]
-
-
-@pytest.mark.parametrize("positions", [[], [1, 2], [[3, 0], [0, 1]]])
-def test_positions_that_do_not_start_with_0_are_refused(positions):
-    with pytest.raises(ValueError, match="start with 0"):
-        rows.cu_seqlens_from_positions(np.array(positions))

@@ -175,6 +175,7 @@ def test_log_likelihoods_are_transformers(served):
     pairs += [(context, [token]) for token in range(4)]  # one input, four answers
     pairs += [(context, greedy_by_transformers(model, context, 4))]
     pairs += [(tokens[:1], tokens[1:]) for tokens in sequences(1, POSITIONS + 1, POSITIONS + 1, seed=2)]
+    pairs += [(context, tokens) for context in PROMPTS[2:5] for tokens in sequences(5, 1, 9, seed=3)]  # they share it
     engine.batch_size = 8
     found = engine.loglikelihoods(pairs)
     for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
@@ -217,6 +218,7 @@ def test_rewards_are_transformers(tmp_path):
     hf_to_megatron(write_hf(tmp_path / "hf", reward=True), tmp_path / "megatron", progress=False)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     asked = [[token or 1 for token in tokens] for tokens in sequences(20, 1, POSITIONS)]  # 0 pads there
+    asked += [asked[0][:40] + tokens[:9] for tokens in asked[1:10]]  # answers to one prompt
     with Engine(tmp_path / "megatron", tensor_parallel=2, batch_size=6, progress=False) as engine:
         found = engine.rewards(asked)
         with pytest.raises(InputError, match="generation need"):

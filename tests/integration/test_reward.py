@@ -9,7 +9,7 @@ import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
 from support.job import Job, figures
-from support.rankings import make_groups, write_groups
+from support.rankings import make_groups, whole_answers, write_groups
 from support.ranks import WITHOUT
 from transformers import AutoModelForSequenceClassification
 
@@ -59,15 +59,15 @@ def first_batch(world) -> list[list[tuple[np.ndarray, int, int]]]:
     )
     dataset = build_packed_datasets(RankingDataset, config, (ROWS, 0, 0))[0]
     packed, batch = PackedRows(world / "packed"), []
+    whole = whole_answers(packed)
     for number in range(ROWS):
         tokens = dataset[number]["tokens"].numpy()
         for row in range(len(packed)):
             segments = packed.segments(row)
-            bounds = [packed.segment_offsets[s : s + 2] for s in segments]
-            if np.array_equal(tokens[: bounds[-1][1] - bounds[0][0]], packed.tokens[bounds[0][0] : bounds[-1][1]]):
-                ranks, groups = (packed.arrays[f"segment_{name}"][segments.start :] for name in ("rank", "group"))
-                texts = [packed.tokens[a:b].astype(np.int64) for a, b in bounds]
-                batch.append(list(zip(texts, ranks.tolist(), groups.tolist(), strict=False)))
+            start, end = (packed.segment_offsets[place] for place in (segments.start, segments.stop))
+            if np.array_equal(tokens[: end - start], packed.tokens[start:end]):
+                groups = dict.fromkeys(packed.arrays["segment_group"][segments.start : segments.stop].tolist())
+                batch.append([(np.array(ids), rank, group) for group in groups for ids, rank in whole[group]])
                 break
     return batch
 
@@ -151,7 +151,7 @@ def test_loss_and_every_gradient_are_those_of_a_double_loop_over_transformers_re
 def test_a_middle_stage_without_the_boundaries_is_another_loss_with_other_gradients(
     tmp_path, world, reference, monkeypatch
 ):
-    monkeypatch.setenv(WITHOUT, "stages.batch:packed_parameters@1")
+    monkeypatch.setenv(WITHOUT, "stages.batch:describe_row@1")
     loss, gradients = one_step(tmp_path, world, "--pipeline-model-parallel-size", 3, ranks=3)
     rows, expected = reference
     mean = sum(total for total, _ in rows) / sum(count for _, count in rows)

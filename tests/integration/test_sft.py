@@ -157,7 +157,7 @@ def test_a_middle_stage_without_the_boundaries_is_another_loss_with_other_gradie
     tmp_path, world, reference, monkeypatch
 ):
     """The control of PP3 above: ranks 0 and 2 know the boundaries, and nothing but the figures tells."""
-    monkeypatch.setenv(WITHOUT, "stages.batch:packed_parameters@1")
+    monkeypatch.setenv(WITHOUT, "stages.batch:describe_row@1")
     layout = ["--pipeline-model-parallel-size", 3]
     loss, gradients = one_step(make_job(tmp_path, world), world, tmp_path / "run", *layout, ranks=3)
     rows, expected = reference

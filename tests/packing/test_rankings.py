@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.corpora import call, call_here, write_model
 from support.dialogues import KINDS, make_renderer
-from support.rankings import make_groups, write_groups
+from support.rankings import make_groups, whole_answers, write_groups
 
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset
@@ -36,20 +36,12 @@ def run(folder: Path, groups, renderer, length=256, name="packed", **options) ->
     return content, PackedRows(folder / name)
 
 
-def answers(packed: PackedRows) -> dict[tuple[int, int], list[int]]:
-    """{(group, tokens' place among its answers): tokens}; a group's answers are in the order of its places."""
-    found: dict[int, list] = {}
-    for segment, group in enumerate(packed.arrays["segment_group"].tolist()):
-        tokens = packed.tokens[packed.segment_offsets[segment] : packed.segment_offsets[segment + 1]].tolist()
-        found.setdefault(group, []).append((tokens, int(packed.arrays["segment_rank"][segment])))
-    return found
-
-
+@pytest.mark.parametrize("shared_prompt", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_answer_is_there_once_as_the_renderer_writes_it(tmp_path, kind):
+def test_each_answer_is_there_once_as_the_renderer_writes_it(tmp_path, kind, shared_prompt):
     renderer, groups = make_renderer(kind, tmp_path), make_groups(60)
-    content, packed = run(tmp_path, groups, renderer, 1024)
-    found = answers(packed)
+    content, packed = run(tmp_path, groups, renderer, 1024, shared_prompt=shared_prompt)
+    found = whole_answers(packed)
     for number, group in enumerate(groups):
         there = [
             (text, rank) for text, rank in zip(group.responses, group.preference_ranks, strict=True) if text is not None
@@ -63,17 +55,20 @@ def test_each_answer_is_there_once_as_the_renderer_writes_it(tmp_path, kind):
         ]
         assert found[number] == expected
     kept = content["report"]["kept"]
+    assert kept["tokens"] == len(packed.tokens)
     assert kept["trained"] == len(packed.segment_offsets) - 1 == sum(map(len, found.values()))
     assert content["dropped"][NO_PAIR] >= 1 and str(kept["trained"]) in format_ranking_rows(content).replace(",", "")
 
 
-def test_a_question_is_in_one_row_and_scored_at_its_answers_last_tokens(tmp_path, renderer):
-    _, packed = run(tmp_path, make_groups(80), renderer)
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_a_question_is_in_one_row_and_scored_at_its_answers_last_tokens(tmp_path, renderer, shared_prompt):
+    _, packed = run(tmp_path, make_groups(80), renderer, shared_prompt=shared_prompt)
     config = PackedDatasetConfig(
         random_seed=1, sequence_length=256, blend=([str(packed.folder)], None), split="1,0,0", vocab_size=10**6
     )
     dataset = build_packed_datasets(RankingDataset, config, (len(packed), 0, 0))[0]
     rows_of_group: dict[int, set[int]] = {}
+    whole = whole_answers(packed)
     for row in range(len(packed)):
         for segment in packed.segments(row):
             rows_of_group.setdefault(int(packed.arrays["segment_group"][segment]), set()).add(row)
@@ -92,21 +87,25 @@ def test_a_question_is_in_one_row_and_scored_at_its_answers_last_tokens(tmp_path
             ]
             assert {int(sample["group"][p]) for p in others} == {int(sample["group"][place])}
             assert 1 < length <= sample["position_ids"][place] + 1
+            position = len(whole[int(group)].pop(0)[0]) - 1
+            assert sample["position_ids"][place] == position, "as if the answer stood behind its prompt alone"
     assert all(len(rows) == 1 for rows in rows_of_group.values()) and len(rows_of_group) > 60
 
 
-def test_prompts_are_cut_from_the_left_for_all_answers_alike_and_answers_never(tmp_path, renderer):
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_prompts_are_cut_from_the_left_for_all_answers_alike_and_answers_never(tmp_path, renderer, shared_prompt):
     turns = tuple(Turn(("user", "assistant")[i % 2], f"{i}头痛发热咳嗽" * 4) for i in range(5))
     group = RankedGroup("a", "cmd", turns, ("多喝水", "去医院看医生", "不知道"), (0, 1, 2))
-    whole = answers(run(tmp_path, [group], renderer, 4096)[1])[0]
-    before = sum(len(tokens) for tokens, _ in whole)
-    smallest = 3 * len(renderer.render_prompt([Turn("user", "")])) + sum(
+    content, packed = run(tmp_path, [group], renderer, 4096, shared_prompt=shared_prompt)
+    whole, before = whole_answers(packed)[0], len(packed.tokens)
+    least = len(renderer.render_prompt([Turn("user", "")]))
+    smallest = (least + 2 if shared_prompt else 3 * least) + sum(
         len(renderer.encode_exchanges([(turns[0], Turn("assistant", text))])[0][0].response) for text in group.responses
     )
     for limit in (*range(before, smallest, -11), smallest):
-        content, packed = run(tmp_path, [group], renderer, limit)
-        cut = answers(packed)[0]
-        assert sum(len(tokens) for tokens, _ in cut) <= limit
+        content, packed = run(tmp_path, [group], renderer, limit, shared_prompt=shared_prompt)
+        cut = whole_answers(packed)[0]
+        assert len(packed.tokens) <= limit
         prompts = set()
         for (tokens, _), (full, _), text in zip(cut, whole, group.responses, strict=True):
             response = renderer.encode_exchanges([(turns[0], Turn("assistant", text))])[0][0].response.tolist()
@@ -117,17 +116,18 @@ def test_prompts_are_cut_from_the_left_for_all_answers_alike_and_answers_never(t
         lost = sum(report[what]["tokens"] for what in ("shortened", "cut", "dropped"))
         assert report["in"]["tokens"] == before == lost + report["kept"]["tokens"]
     with pytest.raises(InputError, match="nothing to pack"):
-        run(tmp_path, [group], renderer, smallest - 1, name="none")
+        run(tmp_path, [group], renderer, smallest - 1, name="none", shared_prompt=shared_prompt)
 
 
 def test_extremes_keep_two_levels_and_shuffling_keeps_the_answers(tmp_path, renderer):
     groups = make_groups(60)
     _, packed = run(tmp_path, groups, renderer, pairing="extremes")
-    for number, found in answers(packed).items():
+    for number, found in whole_answers(packed).items():
         ranks = [rank for rank in groups[number].preference_ranks if rank >= 0]
         assert [rank for _, rank in found] == [rank for rank in ranks if rank in (min(ranks), max(ranks))]
     true, shuffled = (
-        answers(run(tmp_path, groups, renderer, name=str(shuffle), shuffle_ranks=shuffle)[1]) for shuffle in (0, 1)
+        whole_answers(run(tmp_path, groups, renderer, name=str(shuffle), shuffle_ranks=shuffle)[1])
+        for shuffle in (0, 1)
     )
     assert {n: [t for t, _ in g] for n, g in true.items()} == {n: [t for t, _ in g] for n, g in shuffled.items()}
     assert {n: sorted(r for _, r in g) for n, g in true.items()} == {
@@ -215,7 +215,9 @@ def test_the_command_packs_and_says_what(tmp_path):
     done = call("pack_rewards.py", *flags, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "questions      30, " in done.stdout and "pairing: adjacent" in done.stdout
-    done = call("pack_rewards.py", *flags, "--output", tmp_path / "out", "--pairing", "all", "--shuffle-ranks")
+    more = ["--pairing", "all", "--shuffle-ranks", "--repeat-prompt"]
+    done = call("pack_rewards.py", *flags, "--output", tmp_path / "out", *more)
     assert "pairing: all, ranks shuffled" in done.stdout
+    assert not PackedRows(tmp_path / "out").manifest["shared_prompt"]
     done = call_here("pack_rewards.py", *flags, "--output", tmp_path / "o", "--workers", -1)
     assert done.returncode == 2 or done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1

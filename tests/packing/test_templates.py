@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.chat_templates import FAMILIES, write_chat_tokenizer
 from support.dialogues import make_dialogues, write_dialogues
-from support.rankings import write_groups
+from support.rankings import whole_answers, write_groups
 
 from megatron_chimed.packing.dialogues import DialogueRowOptions, format_dialogue_rows, pack_dialogues
 from megatron_chimed.packing.examples import NOTHING_LEARNT, fit_example, make_examples
@@ -134,11 +134,11 @@ def test_all_answers_of_a_question_stand_behind_its_system_turn(tmp_path, render
     group = RankedGroup("a:1", "a", (SYSTEM, *turns), ("检查", "服用", "三次"), (0, 1, 2))
     prompts = {start: renderer.render_prompt((SYSTEM, *turns[start:])).tolist() for start in (0, 2, 4)}
     source, left = write_groups(tmp_path / "in.jsonl", [group]), set()
-    for limit in (3 * len(prompts[0]) + 40, 3 * len(prompts[2]) + 40, 3 * len(prompts[4]) + 40):
+    for limit in [len(prompt) + 20 for prompt in prompts.values()]:
         pack_rankings([str(source)], tmp_path / str(limit), renderer, RankingRowOptions(limit, progress=False))
         packed = PackedRows(tmp_path / str(limit))
-        for number, size in enumerate(packed.arrays["segment_answer"].tolist()):
-            ids = packed.tokens[packed.segment_offsets[number] : packed.segment_offsets[number + 1]].tolist()
+        sizes = packed.arrays["segment_answer"].tolist()
+        for (ids, _), size in zip(whole_answers(packed)[0], sizes, strict=True):
             assert ids[-1] == renderer.end_id and ids[:-size] in prompts.values()
             left |= {start for start, prompt in prompts.items() if prompt == ids[:-size]}
     assert left == {0, 2, 4}

@@ -25,10 +25,16 @@ def core(kernel: str, head: int, dropout: float = 0.0) -> CoreAttention:
 
 def attend(kernel: str, inputs: list[torch.Tensor], lengths: tuple[int, ...]) -> list[torch.Tensor]:
     """[output, gradients of query, key and value] of a sum whose weights differ from place to place, in float32."""
+    weights = torch.randn(inputs[0].flatten(-2).shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
+    return attend_row(kernel, inputs, packed(lengths, inputs[0].device), weights)
+
+
+def attend_row(
+    kernel: str, inputs: list[torch.Tensor], row: PackedSeqParams, weights: torch.Tensor
+) -> list[torch.Tensor]:
+    """The same of a row of any kind, with weights of the shape of the output."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    row = packed(lengths, inputs[0].device)
     output = core(kernel, inputs[0].size(-1))(*leaves, None, packed_seq_params=row)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     (output * weights).sum().backward()
     return [tensor.float() for tensor in (output.detach(), *(leaf.grad for leaf in leaves))]
 

@@ -24,7 +24,7 @@ from megatron_chimed.convert.rope import Rope
 from megatron_chimed.convert.torch_dist import TorchDistCheckpoint
 from megatron_chimed.inference.decode import generate
 from megatron_chimed.inference.request import Request, SamplingParams
-from megatron_chimed.stages.batch import packed_parameters
+from megatron_chimed.models.branches import describe_row
 from support.families import NEW, PROMPT, has_gradients
 
 Tensors = dict[str, torch.Tensor]
@@ -107,7 +107,7 @@ def outputs_of(ddp, layout: Layout, model: Architecture, batch: Tensors) -> Tens
 def add_gradients(ddp, model: Architecture, batch: Tensors) -> None:
     """main_grad: gradients of the packed row's mean loss, which of a reward model is that of `families.expected`."""
     positions, mask = batch["positions"], batch["loss_mask"]
-    packed = packed_parameters(positions)
+    packed = describe_row(positions)
 
     def masked(nll):
         return (nll * mask).sum(), mask.sum().int(), {}

@@ -15,9 +15,9 @@ from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
+from megatron_chimed.models.branches import describe_row  # noqa: E402
 from megatron_chimed.models.gpt import layer_spec  # noqa: E402
 from megatron_chimed.models.prediction import vocabulary_argmax  # noqa: E402
-from megatron_chimed.stages.batch import packed_parameters  # noqa: E402
 
 VOCAB, LENGTHS = 256, (30, 1, 49, 20)
 
@@ -72,7 +72,7 @@ def compare_layers(groups: int, tied: bool) -> dict[str, float]:
     separate = [
         local(document, torch.arange(document.size(1))[None], None) for document in tokens.split(LENGTHS, dim=1)
     ]
-    together = own(tokens, positions, None, packed_seq_params=packed_parameters(positions))
+    together = own(tokens, positions, None, packed_seq_params=describe_row(positions))
     unmasked = own(tokens, positions, None)
 
     F.cross_entropy(together[0], labels[0], reduction="sum").backward()

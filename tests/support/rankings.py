@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.records import ABSENT, RankedGroup, Turn
 from support.corpora import WORDS
 
@@ -37,3 +38,19 @@ def write_groups(path: Path, groups: list[RankedGroup]) -> Path:
         "".join(json.dumps(group.to_row(), ensure_ascii=False) + "\n" for group in groups), encoding="utf-8"
     )
     return path
+
+
+def whole_answers(packed: PackedRows) -> dict[int, list[tuple[list[int], int]]]:
+    """{group: [(tokens of prompt and answer, rank)]}, in the order of a group's segments: of rows whose answers share
+    a prompt, the first segment's prompt in front of the others, which repeat its last token."""
+    found: dict[int, list[tuple[list[int], int]]] = {}
+    prompts: dict[int, list[int]] = {}
+    for segment, group in enumerate(packed.arrays["segment_group"].tolist()):
+        tokens = packed.tokens[packed.segment_offsets[segment] : packed.segment_offsets[segment + 1]].tolist()
+        if packed.manifest["shared_prompt"]:
+            size = int(packed.arrays["segment_answer"][segment])
+            prompt = prompts.setdefault(group, tokens[:-size])
+            assert tokens[:-size] in (prompt, prompt[-1:])
+            tokens = prompt + tokens[-size:]
+        found.setdefault(group, []).append((tokens, int(packed.arrays["segment_rank"][segment])))
+    return found
