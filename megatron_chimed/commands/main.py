@@ -17,6 +17,7 @@ COMMANDS = {
     "augment": ("augment_rewards", "answers of models between the better and the worse of a pair"),
     "pack sft": ("pack_sft", "dialogues to packed rows"),
     "pack rewards": ("pack_rewards", "ranked answers to packed rows"),
+    "reference": ("compute_reference", "what a model thinks of packed answers, for the stage dpo"),
     "show": ("show_batch", "a packed row as text, with boundaries and loss mask"),
     "train": ("train", "a stage of training on this machine's ranks"),
     "rejection": ("rejection_sampling", "rounds of rejection-sampling fine-tuning"),

@@ -155,6 +155,21 @@ def open_base(lora: Lora, where: Path, given: Path | None = None) -> TorchDistCh
     return base
 
 
+def hash_model(place: str | Path, iteration: int | None = None) -> str:
+    """The hash of a model's weights: of a whole one `hash_weights`, of adapters theirs with their base's.
+
+    place: as of `open_checkpoint`. Raises InputError.
+    """
+    opened = open_checkpoint(place, iteration)
+    return model_hash(opened.source, opened.lora)
+
+
+def model_hash(source: TorchDistCheckpoint, lora: Lora | None) -> str:
+    """The same of a checkpoint that is open; lora: what it says of itself, its base being the right one."""
+    weights = hash_on_one_rank(source)
+    return weights if lora is None else hashlib.sha256(f"{lora.sha256} {weights}".encode()).hexdigest()
+
+
 def adapter_name(target: str, letter: str) -> str:
     """Name in a checkpoint of A [layers, rank, in] or B [layers, out, rank] of a target, as `models.lora` saves it."""
     return f"adapters.{target}.{letter}"

@@ -93,19 +93,19 @@ def answers_of(packed: PackedRows, row: int) -> Answers:
 
 def num_ranks_of(datasets: Sequence[Dataset | None]) -> int:
     """How many ranks the answers of all these datasets have: one more than the highest."""
-    return max(part.num_ranks for dataset in filter(None, datasets) for part in _parts(dataset))
+    return max(part.num_ranks for dataset in filter(None, datasets) for part in parts_of(dataset))
 
 
 def pairings_of(dataset: Dataset) -> set[str]:
     """How the folders of a dataset pair their answers."""
-    return {part.dataset.manifest["pairing"] for part in _parts(dataset)}
+    return {part.dataset.manifest["pairing"] for part in parts_of(dataset)}
 
 
 def shares_prompts(dataset: Dataset) -> bool:
     """Whether answers of some folder of a dataset share the prompt of their question."""
-    return any(part.dataset.manifest.get("shared_prompt") for part in _parts(dataset))
+    return any(part.dataset.manifest.get("shared_prompt") for part in parts_of(dataset))
 
 
-def _parts(dataset: Dataset) -> Sequence[RankingDataset]:
+def parts_of(dataset: Dataset) -> Sequence[RankingDataset]:
     """The datasets of a blend, or one alone."""
     return getattr(dataset, "datasets", [dataset])

@@ -28,12 +28,17 @@ def build_datasets(config: RewardConfig, request: DataRequest) -> Data:
     refuse_joined_rows_in_a_pipeline("the reward stage", request)
     dataset_config = PackedDatasetConfig(**request.blend_settings(), vocab_size=request.vocab_size)
     datasets = build_packed_datasets(RankingDataset, dataset_config, request.num_samples)
+    refuse_branches(datasets, request)
+    facts = {"pairing": the_pairing(datasets), "num_ranks": num_ranks_of(datasets), "template": template_of(datasets)}
+    return Data(*datasets, facts=facts)
+
+
+def the_pairing(datasets: Sequence[Dataset | None]) -> str:
+    """How all these datasets pair their answers, one of PAIRINGS. Raises InputError where they differ."""
     pairings = sorted(set().union(*map(pairings_of, filter(None, datasets))))
     if len(pairings) > 1:
         raise InputError(f"folders of one run were packed with --pairing {' and '.join(pairings)}; choose one")
-    refuse_branches(datasets, request)
-    facts = {"pairing": pairings[0], "num_ranks": num_ranks_of(datasets), "template": template_of(datasets)}
-    return Data(*datasets, facts=facts)
+    return pairings[0]
 
 
 def refuse_branches(datasets: Sequence[Dataset | None], request: DataRequest) -> None:
@@ -47,21 +52,30 @@ def refuse_branches(datasets: Sequence[Dataset | None], request: DataRequest) ->
 
 def forward_step(config: RewardConfig, batches: Iterator[Batch], model: torch.nn.Module, facts: Mapping) -> tuple:
     """One micro batch of the tensors of a RankingDataset, all [B, S] -> (reward at each token [1, B * S], loss)."""
-    batch = next(batches)
-    rows = torch.arange(len(batch["group"]))[:, None]
-    batch["group"] = batch["group"] + rows * batch["group"].size(1)  # groups of different rows stay apart
-    batch, packed = on_device(batch, isolated=True)
+    batch, packed = on_device(number_groups(next(batches)), isolated=True)
     tell_routers(model, lambda: micro_batch(batch, facts["pairing"]))
     rewards = model(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed)
     num_ranks = None if model.training else facts["num_ranks"]
     return rewards, functools.partial(loss, config, batch, facts["pairing"], num_ranks)
 
 
+def number_groups(batch: Batch) -> Batch:
+    """A batch [B, S] in which groups of different rows have different numbers."""
+    rows = torch.arange(len(batch["group"]))[:, None]
+    return batch | {"group": batch["group"] + rows * batch["group"].size(1)}
+
+
 def micro_batch(batch: Batch, pairing: str) -> MicroBatch:
-    """The number of pairs of a joined row [1, B * S], and its padding: the segments in which nothing is scored."""
-    scored, segment = batch["rank"] >= 0, (batch["position_ids"] == 0).cumsum(-1)
+    """The number of pairs of a joined row [1, B * S], and its padding."""
+    scored = batch["rank"] >= 0
     better, _ = ranked_pairs(batch["rank"][scored], batch["group"][scored], pairing)
-    return MicroBatch(torch.tensor(len(better), device=better.device), ~torch.isin(segment, segment[scored]))
+    return MicroBatch(torch.tensor(len(better), device=better.device), padding_of(batch))
+
+
+def padding_of(batch: Batch) -> torch.Tensor:
+    """The padding of a joined row, bool [1, B * S]: the documents in which nothing is scored."""
+    scored, document = batch["rank"] >= 0, (batch["position_ids"] == 0).cumsum(-1)
+    return ~torch.isin(document, document[scored])
 
 
 def loss(config: RewardConfig, batch: Batch, pairing: str, num_ranks: int | None, rewards: torch.Tensor) -> Loss:

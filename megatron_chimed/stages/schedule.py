@@ -7,13 +7,13 @@ from typing import Any
 from megatron_chimed.config import Located, RunConfig, parse_dataclass, whole_number
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.packed_rows import read_manifest
-from megatron_chimed.stages.options import RewardConfig
+from megatron_chimed.stages.options import STAGES, DpoConfig, RewardConfig
 
 WARMUP_SHARE, LEAST_WARMUP = 0.03, 5
 """Warm-up of the paper's reward model: 3% of the steps, five at least (arXiv 2311.06025)."""
 
 
-def by_epochs(config: RewardConfig, settings: dict[str, Located]) -> dict[str, Any]:
+def by_epochs(config: RewardConfig | DpoConfig, settings: dict[str, Located]) -> dict[str, Any]:
     """Megatron's arguments for config.epochs over the rows of --train-data-path; {} where epochs is None.
 
     --train-iters on the command line wins over epochs; a warm-up that is given is left as it is. Raises InputError when
@@ -61,10 +61,11 @@ def planned_iterations(stage: str, settings: RunConfig, global_batch: int | None
     Raises InputError when they ask for none, or it follows from data that cannot be read.
     """
     given = settings.megatron
-    if stage == "reward":
-        known = RewardConfig.__dataclass_fields__
-        reward = parse_dataclass({key: one for key, one in settings.chimed.items() if key in known}, RewardConfig)[0]
-        given = {key: Located(value, "epochs") for key, value in by_epochs(reward, given).items()} | given
+    kind = STAGES[stage]
+    if kind in (RewardConfig, DpoConfig):
+        known = kind.__dataclass_fields__
+        config = parse_dataclass({key: one for key, one in settings.chimed.items() if key in known}, kind)[0]
+        given = {key: Located(value, "epochs") for key, value in by_epochs(config, given).items()} | given
     if "train-samples" in given:
         return whole_number(given, "train-samples") // whole_number(given, "global-batch-size", global_batch)
     return whole_number(given, "train-iters")

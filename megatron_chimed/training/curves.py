@@ -14,9 +14,9 @@ from megatron_chimed.jsonl import atomic_output
 from megatron_chimed.training.runlog import read_log
 
 NAMES = ("train/loss", "valid/loss", "grad_norm", "learning_rate")
-"""What is drawn unless told: "loss" is the run's own, "lm loss" or "ranking loss"."""
+"""What is drawn unless told: "loss" is the run's own, "lm loss", "ranking loss" or "preference loss"."""
 
-LOSSES = ("lm loss", "ranking loss")
+LOSSES = ("lm loss", "ranking loss", "preference loss")
 MOST_RUNS = 8
 # Okabe and Ito's, which the colour-blind tell apart, grey in the place of yellow; the second half is drawn dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")

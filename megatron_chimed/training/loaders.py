@@ -17,6 +17,7 @@ from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.convert import trained_template
 from megatron_chimed.errors import InputError
 from megatron_chimed.stages.stage import Data, DataRequest, Stage
+from megatron_chimed.training.reference import check_reference
 from megatron_chimed.training.runlog import log_rank0
 
 
@@ -45,6 +46,8 @@ class DataProvider:
         args = get_args()
         self._data = data = self.stage.build_datasets(self.config, data_request(args, num_samples))
         _record_template(args, data)
+        if reference := data.facts.get("reference"):
+            check_reference(args, reference)
         if data.valid is None and args.eval_iters:
             log_rank0("no validation data: evaluation is left out")
             args.eval_iters = 0  # upstream would evaluate on None

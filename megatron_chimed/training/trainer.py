@@ -23,6 +23,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.models.attention import choose_kernel
 from megatron_chimed.models.gpt import backends, check_layers
 from megatron_chimed.models.options import ModelOptions, stated
+from megatron_chimed.stages import dpo as dpo_stage
 from megatron_chimed.stages import options as stage_options
 from megatron_chimed.stages import pretrain as pretrain_stage
 from megatron_chimed.stages import reward as reward_stage
@@ -38,7 +39,7 @@ from megatron_chimed.training.runlog import RunLog, log_rank0
 from megatron_chimed.training.supervision import Supervisor
 from megatron_chimed.training.tracking import Tracker
 
-STAGES = {stage.name: stage for stage in (pretrain_stage.STAGE, sft_stage.STAGE, reward_stage.STAGE)}
+STAGES = {one.STAGE.name: one.STAGE for one in (pretrain_stage, sft_stage, reward_stage, dpo_stage)}
 assert STAGES.keys() == stage_options.STAGES.keys()
 USAGE = "chimed train STAGE MODEL.yaml STAGE.yaml [--megatron-arg value ...]"
 

@@ -12,8 +12,9 @@ THROUGH = {
         "__main__", "models.norm", "stages.stage", "training.loaders",
         "training.parsing", "training.patches", "training.saving", "training.supervision",
     ),
-    "tests/integration/test_sft.py": ("stages.sft",),
+    "tests/integration/test_sft.py": ("stages.batch", "stages.sft"),
     "tests/integration/test_lora_training.py": ("training.lora",),
+    "tests/integration/test_dpo.py": ("commands.compute_reference", "training.reference"),
     "tests/integration/test_reward.py": ("training.state_dict",),
     "tests/integration/test_convert.py": (
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",

@@ -31,7 +31,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "corpus": ("numpy", "orjson", "tqdm"),
     "packing": ("numpy",),
     "datasets": ("numpy", "torch", "megatron.core.datasets"),
-    "models": ("torch", "megatron.core", *KERNELS),
+    "models": ("numpy", "torch", "megatron.core", *KERNELS),
     "convert": ("torch", "safetensors", "yaml", "tqdm", "transformers", "peft", "megatron.core"),
     "convert.stored": (),
     "stages": ("torch", "megatron.core"),

@@ -256,7 +256,7 @@ def test_a_stage(copy, tmp_path):
     copy.add(
         trainer, "from megatron_chimed.stages import weighted\n", before="from megatron_chimed.stages.stage import"
     )
-    copy.add(trainer, "weighted.STAGE, ", before="pretrain_stage.STAGE, sft")
+    copy.add(trainer, "weighted, ", before="pretrain_stage, sft")
     corpus = write_corpus(tmp_path)
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({"megatron": MODEL}))
     stage = {"megatron": STAGE | {"train-iters": 2, "eval-iters": 0}}
