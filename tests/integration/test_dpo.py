@@ -12,6 +12,7 @@ import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
 from support.job import Job, figures
+from support.paths import ROOT
 from support.rankings import make_groups, whole_answers, write_groups
 from support.ranks import ON_CPU
 from transformers import AutoModelForCausalLM
@@ -157,8 +158,8 @@ def test_loss_and_every_gradient_are_those_of_a_double_loop_over_transformers(tm
 
 def reference(*words: object) -> subprocess.CompletedProcess:
     """Run the command that computes it."""
-    command = [sys.executable, "-m", "megatron_chimed", "reference", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | ON_CPU)
+    command = [sys.executable, ROOT / "tools/compute_reference.py", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | ON_CPU)
 
 
 def test_the_reference_is_computed_once_of_the_model_and_the_run_begins_at_log_2(tmp_path, world):
