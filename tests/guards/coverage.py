@@ -18,7 +18,6 @@ THROUGH = {
     "tests/integration/test_convert.py": (
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
-    "tests/convert/test_checkpoint.py": ("commands.convert_checkpoint",),
     "tests/integration/test_inference.py": (
         "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
