@@ -145,6 +145,18 @@ def test_engines_take_adapters_with_their_base_in_either_form(world, trained, tm
     assert not verify.verify(world / "hf", trained).passed
 
 
+def test_a_comparison_hashes_the_base_once_for_the_command_and_its_ranks(world, trained, tmp_path, monkeypatch):
+    """The ranks are not asked to: they load a base that the command takes for the right one."""
+    megatron_to_hf(trained, tmp_path / "peft", progress=False)
+    expected, hashed = lora.open_checkpoint(trained).lora.sha256, []
+    monkeypatch.setattr(lora, "hash_weights", lambda source: hashed.append(source.folder.parent) or expected)
+    report = verify.verify(f"{world / 'hf'}+{tmp_path / 'peft'}", f"{world / 'other'}+{trained}", tensor_parallel=2)
+    assert hashed == [world / "other"] and report.largest > report.tolerance
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="not the base of"):
+        verify.verify(f"{world / 'hf'}+{tmp_path / 'peft'}", f"{world / 'other'}+{trained}")
+
+
 def test_adapters_of_peft_are_the_start_of_a_training(world, trained, tmp_path):
     megatron_to_hf(trained, tmp_path / "peft", progress=False)
     hf_to_megatron(tmp_path / "peft", tmp_path / "adapters", base=world / "base")
