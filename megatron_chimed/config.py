@@ -119,7 +119,7 @@ def _blocks(content: dict[str, Located]) -> dict[str, dict[str, Located]]:
         if block.value is None:
             continue
         if not isinstance(block.value, dict):
-            raise InputError(f"{block.where}: block {name}: holds a {type(block.value).__name__}; expected a mapping")
+            raise InputError(f"{block.where}: block {name}: holds {_held(block.value)}; expected a mapping")
         for key, setting in block.value.items():
             normal = str(key).replace("_", "-") if name == "megatron" else str(key)
             merge(blocks[name], {normal: setting})
@@ -222,6 +222,9 @@ def _checked(key: str, setting: Located, expected: Any) -> Any:
     inner = next((one for one in (expected, *typing.get_args(expected)) if dataclasses.is_dataclass(one)), None)
     if inner is not None and isinstance(value, dict):
         return _filled(key, setting, inner)
+    if inner is not None and not _fits(value, expected):
+        names = ", ".join(f.name for f in dataclasses.fields(inner))
+        raise InputError(f"{setting.where}: {key}: holds {_held(value)}; expected a mapping of {names}")
     if isinstance(value, str) and expected is float:
         try:
             return float(value)  # YAML 1.1 reads 1e-5 as text
@@ -233,6 +236,11 @@ def _checked(key: str, setting: Located, expected: Any) -> Any:
         found = "a mapping" if isinstance(value, dict) else repr(value)
         raise InputError(f"{setting.where}: {key}: expected {_name(expected)}, found {found}")
     return value
+
+
+def _held(value: Any) -> str:
+    """What stands in the place of a mapping, for a message."""
+    return "a list" if isinstance(value, list) else repr(value)
 
 
 def _filled(key: str, setting: Located, cls: type) -> Any:

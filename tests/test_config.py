@@ -57,7 +57,7 @@ def test_two_files_and_the_command_line_are_merged(tmp_path):
         ("megatron:\n  train-iters: 1\n  train_iters: 2\n", "stage.yaml:3: key 'train-iters' is given twice"),
         ("megatron:\n  num-layers: 3\n", "stage.yaml:2: key 'num-layers' is given twice (first at {}/model.yaml:2)"),
         ("model:\n  lr: 1\n", "stage.yaml:1: unknown block 'model'"),
-        ("megatron: 3\n", "stage.yaml:1: block megatron: holds a int"),
+        ("megatron: 3\n", "stage.yaml:1: block megatron: holds 3; expected a mapping"),
         ("megatron:\n  lr: [1\n", "stage.yaml:3: not YAML"),
         ("- a\n", "stage.yaml: expected a mapping"),
         ("megatron: &a\n  lr: 1\nchimed:\n  <<: *a\n", "stage.yaml:4: merge keys (<<) are not supported"),
@@ -87,6 +87,8 @@ def test_files_that_are_no_text_are_refused(tmp_path):
         ({"isolate_documents": "yes"}, "isolate_documents: expected bool, found 'yes'"),
         ({"isolate_documents": 1}, "isolate_documents: expected bool, found 1"),
         ({"attention": "fast"}, "attention: expected one of 'auto', 'flash', 'varlen', 'sdpa', 'flex', found 'fast'"),
+        ({"lora": 3}, "lora: holds 3; expected a mapping of rank, alpha, targets, dropout, rslora, seed"),
+        ({"lora": [{"rank": 3}]}, "lora: holds a list; expected a mapping of rank, alpha"),
     ],
 )
 def test_our_own_keys_are_checked(block, message):

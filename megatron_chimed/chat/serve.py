@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.convert.stored import stored_dtype
 from megatron_chimed.convert.tokenizer_files import generation_config
 from megatron_chimed.errors import InputError
@@ -79,6 +80,22 @@ def server_command(
     return [sys.executable, "-m", "transformers.cli.transformers", *common, "--default-seed", str(seed)]
 
 
+def _whole_folder(model: str) -> Path:
+    """The folder of hf:DIR. Raises InputError for a checkpoint, and for adapters beside their base."""
+    kind, place = split_name(model, CHAT_KINDS)
+    folder, base = split_adapter(place)
+    if kind != "hf":
+        raise InputError(
+            "--serve takes hf:DIR; export the checkpoint with chimed convert megatron-to-hf (adapters: with --merge)"
+        )
+    if base is not None:
+        raise InputError(
+            f"--model {model}: --serve takes one whole folder, not adapters beside their base; merge them first: "
+            f"chimed convert megatron-to-hf --megatron RUN --hf {folder}-merged --merge, RUN being their checkpoint"
+        )
+    return folder
+
+
 def serve(
     model: str, template: Template, *, port: int, dtype: str = "auto", tensor_parallel: int = 1, seed: int = 0
 ) -> int:
@@ -86,10 +103,7 @@ def serve(
 
     Raises InputError for another kind of model, a folder without a fitting tokenizer, or where no server is installed.
     """
-    kind, place = split_name(model, CHAT_KINDS)
-    if kind != "hf":
-        raise InputError("--serve takes hf:DIR; export the checkpoint with chimed convert megatron-to-hf")
-    folder = Path(place)
+    folder = _whole_folder(model)
     command = server_command(served_name(folder), port, dtype, tensor_parallel, seed, stored_dtype(folder))
     text, ends = chat_template(folder, template), Renderer(template, load_tokenizer(folder)).stop_ids
     with with_template(folder, text, ends) as view:

@@ -115,12 +115,15 @@ class Opened:
     base: TorchDistCheckpoint | None = None
 
 
-def open_checkpoint(place: str | Path, iteration: int | None = None, check_bytes: bool = False) -> Opened:
+def open_checkpoint(
+    place: str | Path, iteration: int | None = None, check_bytes: bool = False, check_base: bool = True
+) -> Opened:
     """Open the newest checkpoint of a folder, or that of an iteration; a checkpoint of adapters with its base, whose
     hash is compared.
 
     place: a folder, or ``BASE+ADAPTER``, where the base is elsewhere than it was. check_bytes: hold the checkpoint's
-    files against its manifest, if it has one. Raises InputError.
+    files against its manifest, if it has one. check_base: False where another process has just compared the hash, which
+    reads all of the base. Raises InputError.
     """
     folder, given = split_adapter(place)
     found = resolve(folder, iteration)
@@ -132,7 +135,7 @@ def open_checkpoint(place: str | Path, iteration: int | None = None, check_bytes
         if given is not None:
             raise InputError(f"{source.folder}: holds a whole model, no adapters; give one of the two")
         return Opened(source, read_megatron(source))
-    return Opened(source, read_megatron(source), lora, open_base(lora, source.folder, given))
+    return Opened(source, read_megatron(source), lora, open_base(lora, source.folder, given, check_base))
 
 
 def holds_adapters(place: str | Path) -> bool:
@@ -141,13 +144,14 @@ def holds_adapters(place: str | Path) -> bool:
     return of_args(source.args, str(source.folder)) is not None
 
 
-def open_base(lora: Lora, where: Path, given: Path | None = None) -> TorchDistCheckpoint:
-    """Open the base of adapters, `given` or where it was. Raises InputError for another one. where: the adapters."""
+def open_base(lora: Lora, where: Path, given: Path | None = None, check: bool = True) -> TorchDistCheckpoint:
+    """Open the base of adapters, `given` or where it was. Raises InputError for another one, by its hash unless `check`
+    is False. where: the adapters."""
     folder = given or Path(lora.base)
     if not folder.is_dir():
         raise InputError(f"{where}: its base {folder} is not there; give its place, BASE+ADAPTER")
     base = TorchDistCheckpoint(resolve(folder))
-    if (found := hash_on_one_rank(base)) != lora.sha256:
+    if check and (found := hash_on_one_rank(base)) != lora.sha256:
         raise InputError(
             f"{base.folder}: not the base of {where}: its weights have the hash {found[:12]}, expected "
             f"{lora.sha256[:12]}; give BASE+ADAPTER with the base of the training"

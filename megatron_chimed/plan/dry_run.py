@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.checkpoints import require_loadable
+from megatron_chimed.checkpoints import require_loadable, split_adapter
 from megatron_chimed.config import RunConfig
 from megatron_chimed.errors import InputError
 from megatron_chimed.plan import memory
@@ -77,7 +77,8 @@ def _check_files(settings: RunConfig, skip_load: bool) -> None:
     """Raise InputError for a checkpoint or a tokenizer that is not there; of data the trainer tells more."""
     load, tokenizer = settings.megatron.get("load"), settings.megatron.get("tokenizer-model")
     if load and not skip_load:
-        require_loadable(str(load.value), "or give --skip-load")
+        for folder in filter(None, split_adapter(str(load.value))):
+            require_loadable(folder, "or give --skip-load")
     if name := missing_tokenizer(settings):
         raise InputError(f"{tokenizer.where}: tokenizer-model {name}: no such file or folder; give a tokenizer")
 

@@ -23,10 +23,12 @@ class Paths:
     """Folder of the loop; each round has a folder in it."""
 
     start: str = ""
-    """Folder of the Megatron checkpoint that round 1 samples from and is fine-tuned from."""
+    """Folder of the Megatron checkpoint that round 1 samples from and is fine-tuned from; of adapters, which the rounds
+    go on training, also BASE+ADAPTER."""
 
     reward: str = ""
-    """The reward model: a folder of Megatron checkpoints, for the scorers hf and vllm a Hugging Face folder."""
+    """The reward model: a folder of Megatron checkpoints, for the scorers hf and vllm a Hugging Face folder. Of
+    adapters BASE+ADAPTER, but for vllm."""
 
     tokenizer: str = ""
     """SentencePiece .model or Hugging Face folder."""

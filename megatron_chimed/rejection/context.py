@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.records import Prompt
 from megatron_chimed.rejection.config import LoopConfig, TrainingShape, training_shape
 from megatron_chimed.rejection.prompts import read_prompts
@@ -36,7 +37,7 @@ class RoundContext:
 
     @property
     def checkpoint(self) -> Path:
-        """The model that the round ends with."""
+        """The model that the round ends with; the start may be BASE+ADAPTER."""
         return self.file("train/selected") if self.number else Path(self.config.paths.start)
 
     @cached_property
@@ -48,6 +49,11 @@ class RoundContext:
     def prompts(self) -> dict[str, Prompt]:
         """The round's prompts by id, once they are drawn."""
         return {prompt.id: prompt for prompt in read_prompts([self.file("prompts.jsonl")])}
+
+
+def folders_of(model: str | Path) -> list[Path]:
+    """What tells a model from another: its folder; of BASE+ADAPTER that of the adapters, and of their base."""
+    return [folder for folder in split_adapter(model) if folder is not None]
 
 
 def as_paths(inputs: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.inference.open import Engine, open_engine
 from megatron_chimed.inference.vllm_engine import require_vllm
 from megatron_chimed.rejection.config import GeneratorOptions, Sampling, ScorerOptions
@@ -17,7 +18,7 @@ def open_generator(
     tokenizer: Tokenizer,
     files: str | None = None,
 ) -> Engine:
-    """The engine that samples ids of a tokenizer from a checkpoint folder. Raises InputError.
+    """The engine that samples ids of a tokenizer from a checkpoint folder, or BASE+ADAPTER. Raises InputError.
 
     export: where vllm finds a Hugging Face export, made if it is not there; a part that tells the checkpoint is added.
     files: the tokenizer's, which the export gets; those of the checkpoint's training if not given.
@@ -44,7 +45,7 @@ def open_generator(
 
 def _export(checkpoint: Path, export: Path, files: str | None) -> Path:
     """The Hugging Face export of a checkpoint; an export of what the folder held before has another name."""
-    export = export.with_name(f"{export.name}-{fingerprint(checkpoint)[:12]}")
+    export = export.with_name(f"{export.name}-{fingerprint(split_adapter(checkpoint)[0])[:12]}")
     require_vllm()  # before hours of exporting
     if not export.exists():
         from megatron_chimed.convert.checkpoint import megatron_to_hf

@@ -33,7 +33,8 @@ def prepare(argv: list[str]) -> int | None:
     settings = whole.megatron
     save, load = _path(settings, "save"), _path(settings, "load")
     if load is not None and load != save and not (save and checkpoints.latest_iteration(save)):
-        _check_load(load)
+        for folder in filter(None, checkpoints.split_adapter(load)):
+            _check_load(folder)
     if save is None:
         return None
     try:

@@ -6,6 +6,7 @@ With trainer.py, patches.py, saving.py and supervision.py an importer of megatro
 import argparse
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from megatron.core.utils import unwrap_model
@@ -25,20 +26,27 @@ MAY_CHANGE = ("dropout", "seed")
 
 
 def base_of(settings: Mapping[str, Located], args: argparse.Namespace, options: LoraOptions) -> str:
-    """The folder of the base: what is given as --load, or the base of the adapters there; of a run that continues
-    without it the one that its checkpoint names.
+    """The folder of the base: what is given as --load, or the base of the adapters there, which BASE+ADAPTER names; of
+    a run that continues without it the one that its checkpoint names.
 
     settings: Megatron's as given. Raises InputError when there is none, and for adapters of other settings.
     """
     given = next((settings[key] for key in ("load", "pretrained-checkpoint") if key in settings), None)
-    places = [str(one) for one in (args.load, given and given.value) if one]
+    folder, named = checkpoints.split_adapter(str(given.value)) if given else (None, None)
+    places = [str(one) for one in (args.load, folder) if one]
     if not places:
         raise InputError("lora: no base is given; give --load with the checkpoint whose weights stay as they are")
     found = [_stored(place) for place in places]
     for place, stored in zip(places, found, strict=True):
         if stored is not None:
             _check_same(stored.options, options, place)
-    return places[-1] if found[-1] is None else found[-1].base
+    if named is not None and found[-1] is None:
+        raise InputError(f"--load {given.value}: {folder} holds a whole model, no adapters; give one of the two")
+    base = places[-1] if found[-1] is None else str(named or found[-1].base)
+    if not Path(base).is_dir():
+        raise InputError(f"{places[-1]}: its base {base} is not there; give its place, --load BASE+ADAPTER")
+    checkpoints.require_loadable(base)  # upstream would start from random weights
+    return base
 
 
 def _stored(folder: str) -> Lora | None:

@@ -34,7 +34,7 @@ def parse(
     """
     parser = add_megatron_arguments(_Parser(allow_abbrev=False))
     settings = arguments.with_defaults(_resume(settings), defaults(settings) | (more or {}), parser)
-    argv = arguments.to_argv(settings, parser)
+    argv = arguments.to_argv(_without_base(settings), parser)
     parsed = parser.parse_args(argv)
     _refuse(parsed)
     tracking.refuse(parsed)
@@ -77,6 +77,14 @@ def _refuse(parsed: argparse.Namespace) -> None:
     for folder in (parsed.load, parsed.pretrained_checkpoint):
         if folder and folder != parsed.save:
             checkpoints.require_loadable(folder)
+
+
+def _without_base(settings: dict[str, Located]) -> dict[str, Located]:
+    """The same for Megatron, which loads of BASE+ADAPTER the adapters; the base is loaded by `training.lora`."""
+    load = settings.get("load")
+    if load is None:
+        return settings
+    return settings | {"load": Located(str(checkpoints.split_adapter(str(load.value))[0]), load.where)}
 
 
 def _resume(settings: dict[str, Located]) -> dict[str, Located]:

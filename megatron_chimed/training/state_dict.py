@@ -28,6 +28,11 @@ def check_state_dict(
     missing, extra = wanted - stored, stored - wanted
     if missing_keys and missing == set(missing_keys) and extra <= set(unexpected_keys):
         return True
+    if any(name.startswith("adapters.") for name in extra) and not any(name.startswith("adapters.") for name in wanted):
+        raise InputError(
+            f"{folder}: holds LoRA's adapters, no whole model; give their lora: in the chimed: block, or start from "
+            "the merged model (chimed convert megatron-to-hf --merge, then hf-to-megatron)"
+        )
     if missing or extra:
         raise InputError(
             f"{folder}: holds another model: missing {', '.join(sorted(missing)) or 'nothing'}; "

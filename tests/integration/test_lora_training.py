@@ -145,13 +145,51 @@ def test_engines_take_adapters_with_their_base_in_either_form(world, trained, tm
     assert not verify.verify(world / "hf", trained).passed
 
 
-def test_adapters_of_peft_are_the_start_of_a_training(world, trained, tmp_path):
+def test_a_comparison_hashes_the_base_once_for_the_command_and_its_ranks(world, trained, tmp_path, monkeypatch):
+    """The ranks are not asked to: they load a base that the command takes for the right one."""
     megatron_to_hf(trained, tmp_path / "peft", progress=False)
-    hf_to_megatron(tmp_path / "peft", tmp_path / "adapters", base=world / "base")
+    expected, hashed = lora.open_checkpoint(trained).lora.sha256, []
+    monkeypatch.setattr(lora, "hash_weights", lambda source: hashed.append(source.folder.parent) or expected)
+    report = verify.verify(f"{world / 'hf'}+{tmp_path / 'peft'}", f"{world / 'other'}+{trained}", tensor_parallel=2)
+    assert hashed == [world / "other"] and report.largest > report.tolerance
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="not the base of"):
+        verify.verify(f"{world / 'hf'}+{tmp_path / 'peft'}", f"{world / 'other'}+{trained}")
+
+
+@pytest.fixture(scope="module")
+def moved(world, trained):
+    """(base, adapters): those that were trained, whose base is no longer where they say."""
+    megatron_to_hf(trained, world / "moved/peft", progress=False)
+    shutil.copytree(world / "base", world / "moved/was")
+    hf_to_megatron(world / "moved/peft", world / "moved/adapters", base=world / "moved/was")
+    (world / "moved/was").rename(world / "moved/base")
+    return world / "moved/base", world / "moved/adapters"
+
+
+def test_adapters_of_peft_are_the_start_of_a_training_and_their_base_may_have_moved(world, trained, moved, tmp_path):
+    base, adapters = moved
     made = job(world, tmp_path, LORA)
-    for name in ("adapters", "trained"):
-        place = trained if name == "trained" else tmp_path / name
+    for name, place in (("moved", f"{base}+{adapters}"), ("trained", trained)):
         words = ["--load", place, "--finetune", "--tokenizer-type", "NullTokenizer", "--train-iters", 1]
-        made.run(*words, "--save", tmp_path / f"from {name}", ranks=1)
-    first = [figures(tmp_path / f"from {name}") for name in ("adapters", "trained")]
+        made.run(*words, "--save", tmp_path / name, ranks=1)
+    first = [figures(tmp_path / name) for name in ("moved", "trained")]
     assert first[0] == first[1] != figures(trained)[:1]
+    assert lora.open_checkpoint(tmp_path / "moved").lora.base == str(base)
+
+
+@pytest.mark.parametrize(
+    ("load", "settings", "message"),
+    [
+        ("{1}", LORA, "its base {2} is not there; give its place, --load BASE+ADAPTER"),
+        ("{0}+{0}", LORA, "{0} holds a whole model, no adapters; give one of the two"),
+        ("{0}+{1}", None, "holds LoRA's adapters, no whole model; give their lora: in the chimed: block"),
+    ],
+    ids=["moved", "two bases", "without lora"],
+)
+def test_a_start_that_is_none_is_refused_in_one_line(world, moved, tmp_path, load, settings, message):
+    places = [*moved, world / "moved/was"]
+    words = ["--load", load.format(*places), "--finetune", "--tokenizer-type", "NullTokenizer", "--train-iters", 1]
+    made = job(world, tmp_path, settings)
+    assert made.start(*words, "--save", tmp_path / "run", ranks=1).wait(240) == 1
+    assert message.format(*places) in made.output() and "Traceback" not in made.output()

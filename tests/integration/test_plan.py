@@ -203,6 +203,7 @@ def test_a_fault_of_the_data_is_one_line_of_the_dry_run(corpus, tmp_path):
     ("words", "message"),
     [
         ((), "--load runs/ziya2_13b/base: no checkpoint there"),
+        (("--load", "runs/a base+runs/adapters"), "--load runs/adapters: no checkpoint there"),
         (("--tensor-model-parallel-size", 3), "--num-attention-heads 40 is no multiple of TP (3)"),
         (("--pipeline-model-parallel-size", 3), "--num-layers 40 is no multiple of PP (3)"),
         (("--global-batch-size", 12), "--global-batch-size 12 is no multiple of micro batch 1 x DP 8"),

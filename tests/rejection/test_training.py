@@ -5,14 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from megatron_chimed.errors import STOPPED_FILE
 from megatron_chimed.rejection.config import LoopConfig, read_config
+from megatron_chimed.rejection.context import RoundContext
+from megatron_chimed.rejection.steps import evaluate_heldout, generate, score, train
 from megatron_chimed.rejection.training import fine_tune
+from megatron_chimed.steps import identify
 
 LOOP = """
 import sys
@@ -47,6 +52,30 @@ def test_a_launcher_may_be_several_words_as_for_a_job_that_is_waited_for(tmp_pat
     assert fine_tune(config, "start", Path("packed"), tmp_path / "train/selected", "hash") == 4
     called = (tmp_path / "called").read_text().split()
     assert called[:6] == ["--wait", "launch/a", "script", "sft", "model", "stage"] and called[-1] == "3"
+
+
+def test_of_adapters_with_a_named_base_both_are_what_a_step_is_made_from_and_the_training_loads_them(tmp_path):
+    for name in ("base", "lora", "reward", "packed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    config = loop(tmp_path, f'echo "$*" >"{tmp_path}/called"; save={tmp_path}/train/selected; {SAVES}')
+    start, reward = f"{tmp_path}/base+{tmp_path}/lora", f"{tmp_path}/base+{tmp_path}/reward"
+    config = replace(config, paths=replace(config.paths, start=start, reward=reward, heldout=[], control=False))
+    tokenizer = SimpleNamespace(fingerprint="")
+    first, zeroth = (RoundContext(config, SimpleNamespace(tokenizer=tokenizer, template=tokenizer), n) for n in (1, 0))
+    named = {
+        "start": (train.inputs, first), "model": (generate.inputs, first), "reward": (score.inputs, first),
+        "models": (evaluate_heldout.inputs, zeroth),
+    }  # fmt: skip
+
+    def identities() -> dict[str, list[str]]:
+        return {key: [identify(path) for path in inputs(ctx)[key]] for key, (inputs, ctx) in named.items()}
+
+    before = identities()
+    (tmp_path / "base/weights").write_text("another")
+    assert all(one != before[key] for key, one in identities().items())
+    fine_tune(config, first.previous.checkpoint, tmp_path / "packed", tmp_path / "train/selected", "hash")
+    assert f" --load {start} --finetune " in (tmp_path / "called").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -16,6 +16,7 @@ import yaml
 from support import rejection_loop
 from support.corpora import files_of, make_texts, write_model, write_rows
 from support.dialogues import make_dialogues, write_dialogues
+from support.exam_files import page, write_lines
 from support.exam_hf import write_answering_hf
 from support.paths import ROOT
 from support.rankings import make_groups, write_groups
@@ -23,6 +24,7 @@ from support.slurm_cluster import until
 from support.slurm_training import SCRIPT, WITHOUT_GPUS, Training, job_environment
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
+from megatron_chimed.jsonl import read_json
 
 SBATCH = ["sbatch", "--wait", "--parsable", "--output=log.txt", "--nodes=1", *WITHOUT_GPUS]
 REQUEUED = "slurm.sbatch: the job is queued again"
@@ -136,6 +138,24 @@ def test_a_loop_as_a_job(training, tmp_path):
     training.slurm.command("scancel", "--signal=USR1", job)
     training.ended(job, restarts=1)
     assert REQUEUED in training.log() and len(log.read_text().splitlines()) > 600
+
+
+def test_an_evaluation(training, tmp_path):
+    """evaluation as a job, USR1 while the model answers: saved, queued again, the results of one that was left alone"""
+    hf = write_answering_hf(tmp_path / "hf", positions=640)
+    pages = write_lines(tmp_path / "chimed.jsonl", [page(number) for number in range(48)])
+    words = ["evaluate", "--model", f"hf:{hf}", "--runs", "1", "--batch-size", "2", "--max-new-tokens", "24"]
+    words += ["--tasks", f"chimed={pages}", "--output"]
+    succeeds(training, *SBATCH, SCRIPT, *words, "whole")
+    command = [word for word in SBATCH if word != "--wait"]
+    job = succeeds(training, *command, SCRIPT, *words, "stopped").strip()
+    answers = tmp_path / "stopped/answers.jsonl"
+    until(lambda: answers.exists() and len(answers.read_text().splitlines()) > 5, "answers", 120)
+    training.slurm.command("scancel", "--signal=USR1", job)
+    training.ended(job, restarts=1)
+    assert REQUEUED in training.log()
+    whole, stopped = (read_json(tmp_path / name / "results.json") for name in ("whole", "stopped"))
+    assert whole == stopped and whole["tasks"]["chimed"]["metrics"]
 
 
 ALLOCATED = {

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -266,6 +267,20 @@ def test_a_name_that_has_no_address(training):
     """a MASTER_ADDR without an address, 2 nodes: FAILED 1 once, says so"""
     training.ended(training.submit(MASTER_ADDR="no.such.invalid"), "FAILED", "1:0")
     assert "MASTER_ADDR 'no.such.invalid' has no address on" in training.log()
+
+
+def test_a_meeting_place_that_is_of_no_use(training):
+    """the port of the job's number taken, the first node's name without an address: others, 2 nodes, same losses"""
+    for name, text in (("getent", "exit 2"), ("show", 'echo "at $MASTER_ADDR $MASTER_PORT"; exec "$@"')):
+        (training.folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (training.folder / name).chmod(0o755)
+    path = f"{training.folder}:{os.environ['PATH']}"
+    job = training.submit("--hold", PATH=path, IN_CONTAINER=str(training.folder / "show"))
+    port = 20000 + int(job) % 10000
+    with socket.create_server(("", port)):
+        training.slurm.command("scontrol", "release", job)
+        training.ended(job)
+    assert training.log().count(f"at 127.0.0.1 {port + 1}\n") == 2 and training.is_exact()
 
 
 def test_a_log_for_each_node(training):

@@ -76,6 +76,15 @@ def test_a_damaged_checkpoint_of_another_run_is_refused_and_left_as_it_is(tmp_pa
     os.close(prepare(job))
 
 
+@pytest.mark.parametrize("damaged", ["base", "lora"])
+def test_of_adapters_and_a_named_base_both_are_checked(tmp_path, damaged):
+    for name in ("base", "lora"):
+        checkpoint(tmp_path / name, 5, damaged=name == damaged)
+    job = words(tmp_path, load=f"{tmp_path}/base+{tmp_path}/lora", save=tmp_path / "run")
+    with pytest.raises(InputError, match=rf"{damaged}/iter_0000005: __0_0.distcp has 5 bytes instead of 7"):
+        prepare(job)
+
+
 @pytest.mark.parametrize("wrong", [[], ["pretrain", "/no/model.yaml", "/no/stage.yaml"]])
 def test_wrong_words_are_left_to_the_ranks(wrong):
     assert prepare(wrong) is None

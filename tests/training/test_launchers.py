@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -202,6 +203,39 @@ def test_a_job_tells_its_tasks_the_first_node_unless_it_is_told_another_address_
     assert calls(tmp_path)[-1] == "at n1 20007, unset"
     job(tmp_path, "sft", "m", "s", srun=shown, MASTER_ADDR="10.0.0.1", MASTER_PORT="1234")
     assert calls(tmp_path)[-1] == "at 10.0.0.1 1234, unset"
+
+
+def free_neighbours() -> int:
+    """A port of those that follow from a job's number which is free, as is the next one."""
+    for port in range(25000, 29000, 2):
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("", port))
+            other.bind(("", port + 1))
+            return port
+    raise AssertionError("no free port")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_job_whose_port_is_taken_takes_the_next_one(tmp_path, host):
+    shown = f'echo "at $MASTER_PORT" >>{tmp_path}/calls.txt'
+    port = free_neighbours()
+    number = {"SLURM_JOB_ID": str(port - 20000)}
+    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        job(tmp_path, "sft", "m", "s", srun=shown, **number)
+        assert calls(tmp_path)[-1] == f"at {port + 1}"
+        job(tmp_path, "sft", "m", "s", srun=shown, MASTER_PORT=str(port), **number)
+        assert calls(tmp_path)[-1] == f"at {port}", "what is given is left; the launcher says that it is taken"
+    job(tmp_path, "sft", "m", "s", srun=shown, **number)
+    assert calls(tmp_path)[-1] == f"at {port}"
+
+
+@pytest.mark.parametrize(("known", "address"), [("exit 0", "n1"), ("exit 2", "10.0.0.7")])
+def test_a_node_whose_name_has_no_address_is_reached_by_the_one_that_slurm_has(tmp_path, known, address):
+    recorder(tmp_path, "getent", known)
+    shown = f'echo "at $MASTER_ADDR" >>{tmp_path}/calls.txt'
+    node = 'if [ "$1 $2 $3" = "show node n1" ]; then echo "   NodeAddr=10.0.0.7 NodeHostName=n1 Version=22"; exit; fi'
+    job(tmp_path, "sft", "m", "s", srun=shown, scontrol=node)
+    assert calls(tmp_path)[-1] == f"at {address}"
 
 
 def test_the_signal_before_the_time_limit_stops_the_ranks_and_queues_the_job_again(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_chimed.config import as_written
 from megatron_chimed.jsonl import sha256_json, write_json
-from megatron_chimed.rejection.context import RoundContext, as_paths, describe_stored
+from megatron_chimed.rejection.context import RoundContext, as_paths, describe_stored, folders_of
 from megatron_chimed.rejection.engines import describe_sampling, open_generator, open_scorer
 from megatron_chimed.rejection.generator import build_requests, generate_into
 from megatron_chimed.rejection.heldout import read_heldout, reference_nll
@@ -18,7 +18,8 @@ from megatron_chimed.steps import StepResult
 def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
     """The models, the reward model, held-out prompts and reference dialogues."""
     paths = ctx.config.paths
-    found = {"models": _checkpoints(ctx), "reward": [Path(paths.reward)]}
+    models = [folder for checkpoint in _checkpoints(ctx) for folder in folders_of(checkpoint)]
+    found = {"models": models, "reward": folders_of(paths.reward)}
     return found | as_paths({"heldout": paths.heldout, "drift": paths.reference_nll})
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_chimed.rejection.context import RoundContext, describe_stored
+from megatron_chimed.rejection.context import RoundContext, describe_stored, folders_of
 from megatron_chimed.rejection.engines import describe_sampling, open_generator
 from megatron_chimed.rejection.generator import build_requests, generate_into
 from megatron_chimed.rejection.store import CandidateStore
@@ -11,7 +11,7 @@ from megatron_chimed.steps import StepResult
 
 def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
     """The prompts and the model."""
-    return {"prompts": [ctx.file("prompts.jsonl")], "model": [ctx.previous.checkpoint]}
+    return {"prompts": [ctx.file("prompts.jsonl")], "model": folders_of(ctx.previous.checkpoint)}
 
 
 def settings(ctx: RoundContext) -> dict:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_chimed.rejection.context import RoundContext, describe_stored
+from megatron_chimed.rejection.context import RoundContext, describe_stored, folders_of
 from megatron_chimed.rejection.engines import open_scorer
 from megatron_chimed.rejection.scorers import score_into
 from megatron_chimed.rejection.store import CandidateStore, read_candidates
@@ -12,7 +12,7 @@ from megatron_chimed.steps import StepResult
 def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
     """The answers, their prompts and the reward model."""
     found = {"candidates": [ctx.file("candidates.jsonl")], "prompts": [ctx.file("prompts.jsonl")]}
-    return found | {"reward": [Path(ctx.config.paths.reward)]}
+    return found | {"reward": folders_of(ctx.config.paths.reward)}
 
 
 def settings(ctx: RoundContext) -> dict:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatron_chimed.checkpoints import latest_iteration
-from megatron_chimed.rejection.context import RoundContext
+from megatron_chimed.rejection.context import RoundContext, folders_of
 from megatron_chimed.rejection.training import fine_tune
 from megatron_chimed.steps import StepResult
 
@@ -11,7 +11,7 @@ from megatron_chimed.steps import StepResult
 def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
     """The packed rows, the model to start from, the recipe."""
     paths = ctx.config.paths
-    found = {"packed": ctx.files("packed/{}"), "start": [ctx.previous.checkpoint]}
+    found = {"packed": ctx.files("packed/{}"), "start": folders_of(ctx.previous.checkpoint)}
     return found | {"yaml": [Path(paths.model), Path(paths.stage)]}
 
 
