@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_chimed.records import Prompt
 from megatron_chimed.rejection.config import LoopConfig, TrainingShape, training_shape
 from megatron_chimed.rejection.prompts import read_prompts
+from megatron_chimed.rejection.scorers.scoring import Scoring
 from megatron_chimed.rejection.store import count_stored
 from megatron_chimed.text.renderer import Renderer
 
@@ -38,6 +39,11 @@ class RoundContext:
     def checkpoint(self) -> Path:
         """The model that the round ends with."""
         return self.file("train/selected") if self.number else Path(self.config.paths.start)
+
+    @cached_property
+    def scoring(self) -> Scoring:
+        """Who gives answers their rewards."""
+        return Scoring(self.config.scorer, self.config.paths.reward, self.renderer)
 
     @cached_property
     def shape(self) -> TrainingShape:

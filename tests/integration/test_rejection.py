@@ -15,13 +15,14 @@ from support.rejection_loop import ITERATIONS
 from megatron_chimed.checkpoints import latest_iteration
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
-from megatron_chimed.rejection.config import ScorerOptions, read_config
-from megatron_chimed.rejection.engines import open_generator, open_scorer
+from megatron_chimed.rejection.config import read_config
+from megatron_chimed.rejection.engines import open_generator
 from megatron_chimed.rejection.generator import build_requests, sample
 from megatron_chimed.rejection.loop import make_rounds, status
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.rounds import STEPS
-from megatron_chimed.rejection.scorers import sequences_of
+from megatron_chimed.rejection.scorers.options import ScorerOptions
+from megatron_chimed.rejection.scorers.reward_model import open_scorer, sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
 
 OFTEN = {"prompts": 4, "generate": 3, "score": 2, "select": 4, "pack": 4}

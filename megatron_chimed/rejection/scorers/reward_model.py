@@ -10,15 +10,30 @@ fit into the reward model's context is not scored, and counted.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.open import open_engine
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.prompts import answered
+from megatron_chimed.rejection.scorers.options import ScorerOptions
 from megatron_chimed.rejection.store import CandidateStore
 from megatron_chimed.text.exchange import join
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.workers import Bar
+
+
+def open_scorer(options: ScorerOptions, path: str | Path) -> Engine:
+    """The engine that scores. Raises InputError."""
+    return open_engine(
+        f"{options.engine}:{path}",
+        flag="scorer",
+        head="reward",
+        tensor_parallel=options.tensor_parallel,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+    )
 
 
 def sequences_of(candidates: Sequence[Candidate], prompts: Mapping[str, Prompt], renderer: Renderer) -> list[list[int]]:
