@@ -28,9 +28,7 @@ THROUGH = {
     "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (
-        "commands.rejection_sampling", "rejection.context", "rejection.steps.evaluate_heldout",
-        "rejection.steps.generate", "rejection.steps.prompts", "rejection.steps.report", "rejection.steps.score",
-        "rejection.steps.train",
+        "commands.rejection_sampling", "rejection.steps.generate", "rejection.steps.prompts", "rejection.steps.train",
     ),
     "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool"),
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),

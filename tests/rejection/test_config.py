@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from guards import tree
+from guards import docs, tree
 from support.chatml import write_chatml
 from support.corpora import call_here
 
@@ -18,6 +18,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.rejection.config import REQUIRED, read_config, training_shape
 from megatron_chimed.rejection.context import RoundContext
 from megatron_chimed.rejection.loop import make_rounds
+from megatron_chimed.rejection.scorers.rubric import Rubrics
 from megatron_chimed.rejection.steps import evaluate_heldout, report, score
 
 JUDGE = {"engine": "judge", "rubric": "r.yaml", "model": "m", "base_url": "u/v1"}
@@ -92,6 +93,24 @@ def test_scorers_are_one_or_several_with_weights_and_without_a_reward_model_no_r
     assert two.judges == [("a", "u/v1"), ("b", "u/v1")]
     own = {"engine": "hf", "reward": "y"}
     assert read_config(write(tmp_path / "e.yaml", reward=None, scorer=own)).scorer[0].files("") == [Path("y")]
+
+
+def test_every_block_of_the_page_about_scorers_is_read(tmp_path):
+    page, found = tree.read("docs/rejection.md"), []
+    for _, language, text in docs.blocks(page):
+        if language == "yaml":
+            block = yaml.safe_load(text)
+            found += list(block)
+            if "criteria" in block:
+                (tmp_path / "r.yaml").write_text(text)
+                assert len(Rubrics.read(str(tmp_path / "r.yaml")).common) == 2
+            else:
+                read_config(write(tmp_path / "c.yaml", **block))
+        elif language == "json":
+            (tmp_path / "h.json").write_text(f"[{text}]")
+            assert Rubrics.read(str(tmp_path / "h.json")).by_id.keys() == {"a1"}
+            found.append("rubrics")
+    assert sorted(found) == ["criteria", "grader", "rubrics", "scorer", "scorer", "scorer"]
 
 
 def test_of_a_reward_model_alone_the_steps_are_made_from_what_they_always_were(tmp_path):

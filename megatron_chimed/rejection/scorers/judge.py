@@ -172,7 +172,7 @@ def _ask_all(
     log: Path,
 ) -> Verdicts:
     """The verdicts by key. Raises InputError as `score_by_judges`."""
-    settings = CallSettings(concurrency=options.concurrency, requests_per_minute=options.requests_per_minute)
+    settings = CallSettings(options.concurrency, options.requests_per_minute, options.timeout)
     more = {"temperature": options.temperature, "max_tokens": options.max_tokens}
     more = {name: value for name, value in more.items() if value is not None} | FORMATS[options.response_format]
     apis = [ChatApi(name, url, settings) for name, url in options.judges]

@@ -111,6 +111,9 @@ class JudgeOptions:
     requests_per_minute: float = 0.0
     """0 for no limit."""
 
+    timeout: float = 120.0
+    """Seconds for one attempt at a verdict."""
+
     price_in: list[float | int] = field(default_factory=list)
     """Of a million tokens, for the estimate: one for each judge, or one for all."""
 
@@ -144,6 +147,7 @@ class JudgeOptions:
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more"),
             ("concurrency", self.concurrency >= 1, "1 or more"),
             ("requests_per_minute", 0 <= self.requests_per_minute < math.inf, "0 or more"),
+            ("timeout", 0 < self.timeout < math.inf, "seconds above 0"),
             ("price_in, price_out", len(counts) == 1 and counts <= {0, 1, len(names)}, "as many prices as models"),
             ("price_in, price_out", all(0 <= price < math.inf for price in prices), "prices of 0 or more"),
             ("answer_tokens", self.answer_tokens >= 1, "1 or more"),

@@ -48,7 +48,7 @@ def environment(monkeypatch):
     """A key, no proxy between us and loopback, and no waiting."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    settings = partial(judge.CallSettings, backoff=0.01, max_retries=2, timeout=60)
+    settings = partial(judge.CallSettings, backoff=0.01, max_retries=2)
     monkeypatch.setattr(judge, "CallSettings", settings)
 
 
