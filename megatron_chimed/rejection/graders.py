@@ -40,7 +40,7 @@ def grade_answers(
     prompts = {prompt.id: prompt for prompt in read_prompts(paths.heldout)}
     scoring, grades, figures = Scoring(graders, paths.reward, ctx.renderer), {}, {}
     for name, path in measured.items():
-        asked = {one.prompt: prompts[one.prompt] for one in heldout[name]}
+        asked = {one.prompt: prompts[one.prompt] for one in heldout[name] if one.prompt in prompts}
         scored = scoring.score(heldout[name], asked, path.with_name(f"{path.stem}.graded"))
         grades[name], figures[name] = by_prompt(scored.candidates), scored.figures
     return Graded(grades, figures)

@@ -69,6 +69,7 @@ def test_what_is_not_given_has_the_papers_or_a_plain_default(tmp_path):
         ({"grader": JUDGE | {"model": ["a", "b", "c"]}}, "grader.model: expected one name or two"),
         ({"grader": JUDGE | {"base_url": ["u", "v"]}}, "grader.base_url: expected a URL with /v1, or one for each"),
         ({"grader": JUDGE | {"price_in": [1]}}, "grader.price_in, price_out: expected as many prices as models"),
+        ({"grader": JUDGE | {"max_price": 5}}, "grader.max_price: expected 0 or more, with price_in, price_out"),
         ({"grader": JUDGE, "external_grader": ["x"]}, "c.yaml: external_grader and grader are two graders; keep one"),
         ({"reward": None, "grader": {"engine": "hf"}, "scorer": JUDGE}, "c.yaml: no reward; give the path"),
     ],

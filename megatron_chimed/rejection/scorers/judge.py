@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.api.client import CallSettings, ChatApi, ChatRequest, Completion
-from megatron_chimed.api.costs import Prices, estimate_table
+from megatron_chimed.api.costs import Prices, estimate_price, estimate_table
 from megatron_chimed.api.log import ChatLog, complete_once, fingerprint
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate, Prompt
@@ -130,8 +130,9 @@ def score_by_judges(
     """({key: score, the mean of the judges', or None}, figures for the report).
 
     log: where verdicts are kept. All requests are held in memory, some 2 KB each. Prints an estimate of the cost before
-    anything is sent. Raises InputError for a rubric that cannot be read or does not fit, where a server refuses all
-    (`ChatApi.complete_all`), when verdicts could not be had for now, and when no answer has all of its verdicts.
+    anything is sent. Raises InputError for a rubric that cannot be read or does not fit, where that cost is above
+    ``max_price`` or a server refuses all (`ChatApi.complete_all`), when verdicts could not be had for now, and when no
+    answer has all of its verdicts.
     """
     rubrics = Rubrics.read(options.rubric).of({one.prompt: prompts[one.prompt] for one in candidates})
     verdicts = _ask_all(options, candidates, prompts, rubrics, log)
@@ -191,8 +192,7 @@ def _ask_all(
             for api in apis
         }
         if any(left.values()):
-            prices = Prices(tuple(options.price_in), tuple(options.price_out), options.answer_tokens)
-            print(estimate_table(left, total // len(apis), prices), file=sys.stderr, flush=True)
+            _tell_cost(options, left, total // len(apis))
         with Bar(total=total, desc="judge", unit=" verdicts") as bar:
             for api in apis:
                 for key, completion in complete_once(api, requests[api.model], kept):
@@ -205,6 +205,18 @@ def _ask_all(
             "command again to ask for them"
         )
     return verdicts
+
+
+def _tell_cost(options: JudgeOptions, left: Mapping[str, Sequence[ChatRequest]], num_verdicts: int) -> None:
+    """Print the estimate. Raises InputError where it is above ``max_price``."""
+    prices = Prices(tuple(options.price_in), tuple(options.price_out), options.answer_tokens)
+    print(estimate_table(left, num_verdicts, prices), file=sys.stderr, flush=True)
+    price = estimate_price(left, prices)
+    if options.max_price is not None and price is not None and price > options.max_price:
+        raise InputError(
+            f"judge: the verdicts that are left cost about {price:.2f}, above max_price {options.max_price}; raise it "
+            "to have them asked for"
+        )
 
 
 def _account(name: str, verdicts: Verdicts, met: Mapping[tuple, bool | None]) -> dict[str, Any]:

@@ -123,6 +123,9 @@ class JudgeOptions:
     answer_tokens: int = 150
     """Expected in a verdict, for the estimate."""
 
+    max_price: float | int | None = None
+    """The step stops before it sends anything where the estimate is above it; 0 only estimates."""
+
     weight: float = 1.0
     """Of the score in the reward."""
 
@@ -150,6 +153,11 @@ class JudgeOptions:
             ("timeout", 0 < self.timeout < math.inf, "seconds above 0"),
             ("price_in, price_out", len(counts) == 1 and counts <= {0, 1, len(names)}, "as many prices as models"),
             ("price_in, price_out", all(0 <= price < math.inf for price in prices), "prices of 0 or more"),
+            (
+                "max_price",
+                self.max_price is None or (prices and self.max_price >= 0),
+                "0 or more, with price_in, price_out",
+            ),
             ("answer_tokens", self.answer_tokens >= 1, "1 or more"),
         ]
         return [(name, expected) for name, good, expected in checks if not good]

@@ -37,10 +37,7 @@ def open_scorer(options: ScorerOptions, path: str | Path) -> Engine:
 
 
 def sequences_of(candidates: Sequence[Candidate], prompts: Mapping[str, Prompt], renderer: Renderer) -> list[list[int]]:
-    """What is scored of each candidate. Raises InputError for a candidate whose prompt is not there."""
-    for one in candidates:
-        if one.prompt not in prompts:
-            raise InputError(f"candidate {one.key}: there is no prompt {one.prompt!r}")
+    """What is scored of each candidate."""
     dialogues = [answered(prompts[one.prompt], one.response) for one in candidates]
     return [join(exchanges, len(exchanges) - 1).tokens.tolist() for exchanges in renderer.encode_exchanges(dialogues)]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_lines, sha256_json
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.scorers.command import score_by_command
@@ -39,8 +40,11 @@ class Scoring:
         """The candidates with their rewards: the sum of the scores, each times its weight; None where one has no score.
 
         place: with what the names of the files begin that keep scores, ``PLACE.store`` and ``PLACE.verdicts.jsonl``.
-        Raises InputError as the scorers do.
+        Raises InputError as the scorers do, and for a candidate whose prompt is not there.
         """
+        for one in candidates:
+            if one.prompt not in prompts:
+                raise InputError(f"candidate {one.key}: there is no prompt {one.prompt!r}")
         candidates = [replace(one, reward=None) for one in candidates]  # a grader is not told what another has found
         rewards: dict[Key, float | None] = {one.key: 0.0 for one in candidates}
         figures = []

@@ -169,6 +169,20 @@ def test_the_cost_is_told_before_anything_is_sent(tmp_path, capfd):
     assert re.search(rf"^total .* {NUM_VERDICTS * 100:,} +{NUM_VERDICTS * 100 * 1000 / 1e6:.2f}$", told, re.M), told
 
 
+def test_above_the_largest_price_nothing_is_sent(tmp_path, capfd):
+    told = re.escape(
+        "judge: the verdicts that are left cost about 2.40, above max_price 2.39; raise it to have them asked"
+    )
+    prices = {"price_in": [0], "price_out": [1000], "answer_tokens": 100}  # 24 verdicts of 100 tokens
+    with ChatServer(honest) as server:
+        with pytest.raises(InputError, match=told):
+            judged(tmp_path, server, max_price=2.39, **prices)
+        assert not server.requests and "estimate" in capfd.readouterr().err
+        judged(tmp_path, server, max_price=2.4, **prices)
+        judged(tmp_path, server, max_price=0, **prices)  # of what is kept
+        assert len(server.requests) == NUM_VERDICTS
+
+
 BAD = {
     "refused": {"text": "", "refusal": "no"},
     "content filter": {"text": "半", "finish_reason": "content_filter"},

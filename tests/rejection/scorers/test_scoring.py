@@ -217,6 +217,13 @@ def test_a_scorer_grades_the_held_out_answers_and_each_file_once(tmp_path, rules
     assert (tmp_path / "heldout.start.graded.verdicts.jsonl").is_file()
 
 
+def test_an_answer_whose_prompt_is_gone_is_one_line(tmp_path, rules, renderer):
+    ctx, measured, answers = world(tmp_path, renderer, grader=(rules,))
+    write_json_lines(tmp_path / "heldout.jsonl", [PROMPTS["p0"].to_row()])
+    with pytest.raises(InputError, match=r"^candidate \(1, 'p2', 0\): there is no prompt 'p2'$"):
+        graders.grade_answers(ctx, measured, answers)
+
+
 def test_an_answer_that_a_grader_cannot_grade_has_no_grade(tmp_path, rules, renderer):
     ctx, measured, answers = world(tmp_path, renderer, grader=(rules,))
     found = graders.grade_answers(ctx, measured, answers)
