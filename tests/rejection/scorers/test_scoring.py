@@ -5,19 +5,22 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from support.chat_server import ChatServer
+from support.chatml import write_chatml
+from support.corpora import call_here
 from support.dialogues import make_renderer
 from support.judging import CRITERIA, PROMPTS, candidates_of, honest, score_of, write_rubric
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.jsonl import write_json_lines
+from megatron_chimed.jsonl import read_json, write_json_lines
 from megatron_chimed.rejection import graders
 from megatron_chimed.rejection.scorers import scoring
 from megatron_chimed.rejection.scorers.command import score_by_command
 from megatron_chimed.rejection.scorers.options import JudgeOptions, RulesOptions, ScorerOptions
 from megatron_chimed.rejection.scorers.reward_model import sequences_of
 from megatron_chimed.rejection.scorers.scoring import Scoring, describe_kept
-from megatron_chimed.rejection.store import write_candidates
+from megatron_chimed.rejection.store import read_candidates, write_candidates
 
 CANDIDATES = candidates_of({"p0": ["去神经内科", "多喝水", "每天三片"], "p1": ["去神经内科，多喝水", "好"]})
 BY_LENGTH = """
@@ -119,6 +122,33 @@ def test_rules_that_fail_are_one_line_with_their_code(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="^rules nothing-there: No such file or directory$"):
         score_by_command(["nothing-there"], CANDIDATES, PROMPTS)
+
+
+def test_the_step_of_rules_ends_with_one_line_when_they_fail_and_is_done_again_when_their_script_changes(tmp_path):
+    folder, script = tmp_path / "out/round-01", tmp_path / "rules.py"
+    settings: dict = {"start": "x", "dialogues": ["x"], "heldout": ["x"]}
+    settings |= {"output": str(tmp_path / "out"), "tokenizer": str(write_chatml(tmp_path / "tokenizer"))}
+    settings |= {"template": "qwen3", "scorer": {"engine": "rules", "command": ["python", str(script)]}}
+    for name, key in (("model", "max-position-embeddings"), ("stage", "seq-length")):
+        settings[name] = str(tmp_path / f"{name}.yaml")
+        (tmp_path / f"{name}.yaml").write_text(f"megatron: {{{key}: 128}}")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    write_candidates(folder / "candidates.jsonl", CANDIDATES)
+    write_json_lines(folder / "prompts.jsonl", (one.to_row() for one in PROMPTS.values()))
+
+    def step(text: str) -> tuple[int, str]:
+        script.write_text(text)
+        done = call_here("rejection_sampling.py", "--config", tmp_path / "c.yaml", "--round", 1, "--step", "score")
+        return done.returncode, done.stderr.splitlines()[-1]
+
+    code, told = step("import sys\nsys.exit('no dictionary')")
+    assert code == 1 and told.endswith("rules.py ended with 1: no dictionary")
+    assert not (folder / "scored.jsonl").exists()
+    assert step(BY_LENGTH) == (0, "round 1 score")
+    assert [one.reward for one in read_candidates(folder / "scored.jsonl")] == [length_score(one) for one in CANDIDATES]
+    assert step(BY_LENGTH) == (0, "round 1 score: up to date")
+    assert step(BY_LENGTH.replace("100", "10")) == (0, "round 1 score")
+    assert read_json(folder / "score.manifest.json")["scorers"][0]["not scored"] == 1
 
 
 def test_a_reward_is_the_sum_of_raw_scores_times_their_weights(tmp_path, rules, renderer, model):
