@@ -212,6 +212,8 @@ def as_written(options: Any) -> dict[str, Any]:
     found = {}
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
+        if isinstance(value, tuple):
+            value = [as_written(one) if dataclasses.is_dataclass(one) else one for one in value]
         found[f.metadata.get("was", f.name)] = as_written(value) if dataclasses.is_dataclass(value) else value
     return found
 

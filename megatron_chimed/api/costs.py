@@ -49,8 +49,24 @@ def estimate_table(to_send: Mapping[str, Sequence[ChatRequest]], num_requests: i
     to_send: the requests to each model that have no answer yet, of num_requests. Raises InputError when the prices do
     not fit the models.
     """
+    rows = _estimate(to_send, num_requests, prices)
+    names = ["requests", "kept already", "tokens in", "tokens out", "price"][: len(rows["total"])]
+    lines = [f"{'estimate':24}" + "".join(f"{name:>14}" for name in names)]
+    for model, row in rows.items():
+        lines.append(f"{model:24}" + "".join(f"{n:>14,.2f}" if isinstance(n, float) else f"{n:>14,}" for n in row))
+    return "\n".join(lines)
+
+
+def estimate_price(to_send: Mapping[str, Sequence[ChatRequest]], prices: Prices) -> float | None:
+    """What all requests will cost; None without prices. Raises InputError as `estimate_table`."""
+    return _estimate(to_send, 0, prices)["total"][4] if prices.per_million_in else None
+
+
+def _estimate(
+    to_send: Mapping[str, Sequence[ChatRequest]], num_requests: int, prices: Prices
+) -> dict[str, list[int | float]]:
+    """{model, and "total": requests, those that are kept already, tokens in, tokens out, and with prices the price}."""
     costs = [_for_each(len(to_send), one) for one in (prices.per_million_in, prices.per_million_out)]
-    names = ["requests", "kept already", "tokens in", "tokens out"] + (["price"] if all(costs) else [])
     rows = {}
     for place, (model, requests) in enumerate(to_send.items()):
         tokens_in = sum(estimate_tokens(message["content"]) for one in requests for message in one.messages)
@@ -58,11 +74,7 @@ def estimate_table(to_send: Mapping[str, Sequence[ChatRequest]], num_requests: i
         rows[model] = [num_requests, num_requests - len(requests), tokens_in, tokens_out]
         if all(costs):
             rows[model].append((tokens_in * costs[0][place] + tokens_out * costs[1][place]) / 1e6)
-    rows["total"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    lines = [f"{'estimate':24}" + "".join(f"{name:>14}" for name in names)]
-    for model, row in rows.items():
-        lines.append(f"{model:24}" + "".join(f"{n:>14,.2f}" if isinstance(n, float) else f"{n:>14,}" for n in row))
-    return "\n".join(lines)
+    return rows | {"total": [sum(column) for column in zip(*rows.values(), strict=True)]}
 
 
 def _for_each(num_models: int, prices: tuple[float, ...]) -> tuple[float, ...]:

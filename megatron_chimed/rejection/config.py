@@ -1,8 +1,8 @@
 """The configuration of rejection sampling: one YAML, read into the dataclasses below.
 
-Top-level keys fill `Paths`, the sections their own class: ``prompts``, ``generator``, ``sampling``, ``scorer``,
-``filters``, ``selection``, ``heldout_sampling``, ``training``. Paths are relative to the folder in which the command is
-called.
+Top-level keys fill `Paths`, the sections their own class: ``prompts``, ``generator``, ``sampling``, ``filters``,
+``selection``, ``heldout_sampling``, ``training``; ``scorer`` and ``grader`` are read by `scorers.options`. Paths are
+relative to the folder in which the command is called.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from megatron_chimed.config import Located, as_written, load_settings, parse_dataclass, read_mapping
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.request import SamplingParams
+from megatron_chimed.rejection.scorers.options import Options, ScorerOptions, needs_reward, problems, read_scorers
 from megatron_chimed.rejection.select import Filters, Rule
 
 
@@ -27,8 +28,8 @@ class Paths:
     go on training, also BASE+ADAPTER."""
 
     reward: str = ""
-    """The reward model: a folder of Megatron checkpoints, for the scorers hf and vllm a Hugging Face folder. Of
-    adapters BASE+ADAPTER, but for vllm."""
+    """The reward model: a folder of Megatron checkpoints, for the scorers hf and vllm a Hugging Face folder; not needed
+    where none scores. Of adapters BASE+ADAPTER, but for vllm."""
 
     tokenizer: str = ""
     """SentencePiece .model or Hugging Face folder."""
@@ -57,8 +58,8 @@ class Paths:
     """Held-out dialogues whose answers' likelihood tells how far a round moves the model; none: not measured."""
 
     external_grader: list[str] = field(default_factory=list, metadata={"was": "yardstick"})
-    """Command that grades answers to held-out prompts, called with a file of them; see `external_grader`. None: no
-    grades."""
+    """Command that grades answers to held-out prompts, called with a file of them; see `scorers.command`. None: no
+    grades, or those of the section ``grader``."""
 
     model: str = ""
     """Model YAML of the training."""
@@ -159,23 +160,6 @@ class HeldoutOptions:
 
 
 @dataclass(frozen=True)
-class ScorerOptions:
-    """Who scores."""
-
-    engine: Literal["megatron", "hf", "vllm"] = "megatron"
-    """The reward checkpoint, or its Hugging Face export in transformers or in vLLM."""
-
-    batch_size: int = 64
-    """Answers that are scored together and stored together."""
-
-    tensor_parallel: int = 1
-    """Ranks that share the model (megatron, vllm)."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
-
-
-@dataclass(frozen=True)
 class TrainingOptions:
     """How the fine-tuning is started."""
 
@@ -191,7 +175,6 @@ SECTIONS = {
     "prompts": PromptOptions,
     "generator": GeneratorOptions,
     "sampling": Sampling,
-    "scorer": ScorerOptions,
     "filters": Filters,
     "selection": Rule,
     "heldout_sampling": HeldoutOptions,
@@ -208,11 +191,15 @@ class LoopConfig:
     prompts: PromptOptions
     generator: GeneratorOptions
     sampling: Sampling
-    scorer: ScorerOptions
     filters: Filters
     selection: Rule
     heldout_sampling: HeldoutOptions
     training: TrainingOptions
+    scorer: tuple[Options, ...] = (ScorerOptions(),)
+    """The reward is the sum of what they say."""
+
+    grader: tuple[Options, ...] = ()
+    """Who grades answers to held-out prompts beside the reward, in the place of ``external_grader``."""
 
     @property
     def output(self) -> Path:
@@ -231,7 +218,9 @@ def read_config(path: str | Path) -> LoopConfig:
     and for keys that are missing.
     """
     content = {str(key): setting for key, setting in read_mapping(path).items()}
-    sections = {}
+    sections: dict[str, Any] = {
+        name: read_scorers(content.pop(name), name) for name in ("scorer", "grader") if name in content
+    }
     for name, kind in SECTIONS.items():
         section = content.pop(name, Located({}, f"{path}"))
         if not isinstance(section.value, dict):
@@ -241,12 +230,16 @@ def read_config(path: str | Path) -> LoopConfig:
         paths = parse_dataclass(content, Paths, block="")[0]
     except InputError as error:
         if "unknown key" in str(error):
-            raise InputError(f"{error}; sections: {', '.join(SECTIONS)}") from None
+            raise InputError(f"{error}; sections: {', '.join(SECTIONS)}, scorer, grader") from None
         raise
+    config = LoopConfig(paths, **sections)
     missing = [name for name in REQUIRED if not getattr(paths, name)]
+    if not needs_reward(config.scorer + config.grader):
+        missing = [name for name in missing if name != "reward"]
     if missing:
         raise InputError(f"{path}: no {', no '.join(missing)}; give the path")
-    config = LoopConfig(paths, **sections)
+    if paths.external_grader and config.grader:
+        raise InputError(f"{path}: external_grader and grader are two graders; keep one")
     _check_ranges(config, path)
     return config
 
@@ -263,8 +256,8 @@ def _check_ranges(config: LoopConfig, path: str | Path) -> None:
         ("generator.batch_size", generator.batch_size >= 1, "1 or more"),
         ("generator.tensor_parallel", generator.tensor_parallel >= 1, "1 or more"),
         ("generator.data_parallel", generator.data_parallel >= 1, "1 or more"),
-        ("scorer.batch_size", config.scorer.batch_size >= 1, "1 or more"),
-        ("scorer.tensor_parallel", config.scorer.tensor_parallel >= 1, "1 or more"),
+        *((name, False, expected) for name, expected in problems(config.scorer, "scorer")),
+        *((name, False, expected) for name, expected in problems(config.grader, "grader")),
         ("filters.max_repetition", 0 <= filters.max_repetition <= 1, "from 0 to 1"),
         ("filters.near_duplicate", filters.near_duplicate > 0, "above 0"),
         ("selection.k", config.selection.k >= 1, "1 or more"),

@@ -8,6 +8,7 @@ from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.records import Prompt
 from megatron_chimed.rejection.config import LoopConfig, TrainingShape, training_shape
 from megatron_chimed.rejection.prompts import read_prompts
+from megatron_chimed.rejection.scorers.scoring import Scoring
 from megatron_chimed.rejection.store import count_stored
 from megatron_chimed.text.renderer import Renderer
 
@@ -39,6 +40,11 @@ class RoundContext:
     def checkpoint(self) -> Path:
         """The model that the round ends with; the start may be BASE+ADAPTER."""
         return self.file("train/selected") if self.number else Path(self.config.paths.start)
+
+    @cached_property
+    def scoring(self) -> Scoring:
+        """Who gives answers their rewards."""
+        return Scoring(self.config.scorer, self.config.paths.reward, self.renderer)
 
     @cached_property
     def shape(self) -> TrainingShape:

@@ -1,4 +1,4 @@
-"""Open the engines that the configuration of a loop names, to sample and to score."""
+"""Open the engine that the configuration of a loop names to sample answers."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_chimed.checkpoints import split_adapter
 from megatron_chimed.inference.open import Engine, open_engine
 from megatron_chimed.inference.vllm_engine import require_vllm
-from megatron_chimed.rejection.config import GeneratorOptions, Sampling, ScorerOptions
+from megatron_chimed.rejection.config import GeneratorOptions, Sampling
 from megatron_chimed.steps import fingerprint
 from megatron_chimed.text.tokenizer import Tokenizer
 
@@ -53,18 +53,6 @@ def _export(checkpoint: Path, export: Path, files: str | None) -> Path:
 
         megatron_to_hf(checkpoint, export, tokenizer=files, merge=holds_adapters(checkpoint))
     return export
-
-
-def open_scorer(options: ScorerOptions, path: str | Path) -> Engine:
-    """The engine that scores. Raises InputError."""
-    return open_engine(
-        f"{options.engine}:{path}",
-        flag="scorer",
-        head="reward",
-        tensor_parallel=options.tensor_parallel,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-    )
 
 
 def describe_sampling(options: GeneratorOptions, sampling: Sampling) -> dict:

@@ -91,7 +91,8 @@ def _compared(prompt: Prompt) -> str:
 
 
 def read_prompts(paths: Iterable[str | Path]) -> Iterator[Prompt]:
-    """Prompts of JSON lines: rows of `Prompt`; of `Dialogue`, without the last answer; or with a field ``question``.
+    """Prompts of JSON lines: rows of `Prompt`; of `Dialogue`, without the last answer; with a field ``question``; or of
+    HealthBench, ``{"prompt": [{"role", "content"}], "prompt_id"}``.
 
     Raises InputError as ``file:line: reason``: a bad row, an id that is there twice.
     """
@@ -112,6 +113,9 @@ def _prompt(row: dict[str, Any], path: Path) -> Prompt:
     if turns is None and isinstance(question, str) and question.strip():
         turns = [{"role": "user", "text": question}]
         row = {"source": path.stem, **row}
+    if turns is None and isinstance(messages := row.get("prompt"), list):
+        turns = [{"role": one.get("role"), "text": one.get("content")} for one in messages if isinstance(one, dict)]
+        row = {"source": path.stem, "id": row.get("prompt_id"), **row}
     if isinstance(turns, list) and turns[1:] and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
         turns = turns[:-1]
     prompt = Prompt.from_row({**row, "turns": turns})

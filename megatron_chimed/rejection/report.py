@@ -16,7 +16,7 @@ from megatron_chimed.jsonl import atomic_output, read_json, write_json
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection import select as selection
 from megatron_chimed.rejection.config import LoopConfig
-from megatron_chimed.rejection.external_grader import grade
+from megatron_chimed.rejection.graders import Graded
 from megatron_chimed.rejection.heldout import by_prompt, difference, mean_over_prompts
 from megatron_chimed.rejection.prompts import question_of
 from megatron_chimed.rejection.store import read_candidates
@@ -24,6 +24,9 @@ from megatron_chimed.text.normalise import normalise
 
 LENGTH_CORRELATION = 0.3
 """Pearson correlation of reward and length from which the report warns."""
+
+NOT_SCORED = 0.05
+"""Share of answers without a score above which it warns."""
 
 EXAMPLES = 3
 
@@ -33,19 +36,19 @@ def write_report(
     folder: Path,
     number: int,
     prompts: Mapping[str, Prompt],
-    measured: Mapping[str, Path],
+    heldout: Mapping[str, Sequence[Candidate]],
     likelihoods: Mapping[str, Path],
+    graded: Graded,
 ) -> int:
     """Write report.json, report.md and report.png of a round; returns the number of candidates.
 
-    measured: files of scored answers to held-out prompts by the model's part: start, before (from round 2 on), after,
-    random control; likelihoods: files with the likelihood of reference answers, likewise.
+    heldout: scored answers to held-out prompts by the model's part: start, before (from round 2 on), after, random
+    control; likelihoods: files with the likelihood of reference answers, likewise; graded: what graders say.
     """
     scored = read_candidates(folder / "scored.jsonl")
     sets = {"all": scored, "selected": read_candidates(folder / "selected.jsonl")}
     if config.paths.control:
         sets["random control"] = read_candidates(folder / "control.jsonl")
-    heldout = {name: read_candidates(path) for name, path in measured.items()}
     figures = {
         "round": number,
         "settings": config.to_json(),
@@ -57,7 +60,9 @@ def write_report(
         "duplicate_rate": duplicate_rate(scored),
         "strategies": compare_strategies(config, scored, prompts),
         "heldout": compare_heldout({name: by_prompt(answers) for name, answers in heldout.items()}, heldout),
-        "yardstick": _graded(config.paths.external_grader, measured, heldout),
+        "yardstick": None if graded.grades is None else compare_heldout(graded.grades, heldout),
+        "scorers": {"the round's answers": read_json(folder / "score.manifest.json").get("scorers", [])},
+        "graders": {f"held out, {name}": told for name, told in graded.figures.items()},
         "drift": {name: read_json(path) for name, path in likelihoods.items()},
         "examples": examples(sets["selected"], scored, prompts),
     }
@@ -121,13 +126,6 @@ def compare_strategies(
     return found
 
 
-def _graded(command: Sequence[str], measured: Mapping[str, Path], heldout: Mapping) -> dict[str, Any] | None:
-    """The same by the external grader; None without one."""
-    if not command:
-        return None
-    return compare_heldout({name: grade(command, path) for name, path in measured.items()}, heldout)
-
-
 def compare_heldout(
     values: Mapping[str, Mapping[str, Sequence[float]]], heldout: Mapping[str, Sequence[Candidate]]
 ) -> dict[str, Any]:
@@ -167,6 +165,13 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
     for name, change in figures["yardstick"]["differences"].items() if figures["yardstick"] else ():
         if change["mean"] < -2 * change["error"]:
             found.append(f"By the yardstick answers have become worse, {name}: {_plus_minus(change)}.")
+    for of, told in (figures["scorers"] | figures["graders"]).items():
+        for one in told:
+            if one["not scored"] > NOT_SCORED * one["answers"]:
+                found.append(
+                    f"{one['not scored']} of {one['answers']} answers have no score by {one['engine']} ({of}); what is "
+                    "selected and compared is what is left."
+                )
     moved = drift["after"]["nll"], drift["start"]["nll"]
     if None not in moved and moved[0] > moved[1] + 0.1:
         found.append(f"Fixed answers have become less likely: {moved[1]:.3f} -> {moved[0]:.3f} nats per token.")

@@ -27,6 +27,7 @@ def page(figures: Mapping[str, Any]) -> str:
     parts.append("## Answers of the round")
     parts.append(_steps(figures["steps"]))
     parts.append(_sets(figures["sets"]))
+    parts += _judges(figures["scorers"] | figures["graders"])
     parts.append(f"Answers that an earlier one to the same prompt equals: {figures['duplicate_rate']:.1%}.")
     parts.append(f"## Strategies\n\nWhat each takes of the same pool; k = {settings['selection']['k']}, threshold = "
                  f"{settings['selection']['threshold']}.")  # fmt: skip
@@ -81,6 +82,28 @@ def _sets(sets: Mapping[str, Any]) -> str:
     )  # fmt: skip
     columns = ["set", "answers", "prompts", "mean reward", "deviation", "quartiles", "mean tokens"]
     return _table([*columns, "correlation of reward and length"], rows)
+
+
+def _judges(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What judges have said of which answers, and how far two of them agree; nothing without a judge."""
+    judged = [(of, one) for of, each in told.items() for one in each if "judges" in one]
+    if not judged:
+        return []
+    rows = (
+        [of, _shortened(name), ", ".join(f"{count} {what}" for what, count in judge["verdicts"].items()),
+         f"{one['not scored']} of {one['answers']}", _number(one["clipped mean"])]
+        for of, one in judged for name, judge in one["judges"].items()
+    )  # fmt: skip
+    parts = ["## Judges\n\nA verdict is on one criterion of one answer. An answer that lacks one has no score.",
+             _table(["answers", "judge", "verdicts", "not scored", "mean score, from 0 to 1"], rows)]  # fmt: skip
+    rows = (
+        [of, one["agreement"]["verdicts"], _number(one["agreement"]["same"]), _number(one["agreement"]["kappa"])]
+        for of, one in judged
+        if "agreement" in one
+    )
+    if rows := list(rows):
+        parts.append(_table(["answers", "criteria with two verdicts", "share of equal ones", "Cohen's kappa"], rows))
+    return parts
 
 
 def _example(one: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ THROUGH = {
     "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (
-        "commands.rejection_sampling", "rejection.steps.prompts", "rejection.steps.report",
+        "commands.rejection_sampling", "rejection.steps.prompts",
     ),
     "tests/corpus/test_builder.py": ("commands.preprocess_data", "corpus.pool"),
     "tests/corpus/test_verify.py": ("commands.verify_corpus",),

@@ -3,25 +3,29 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from support import rejection_loop as loop
+from support.chat_server import ChatServer, Gate
+from support.judging import parts_of, verdict, write_rubric
 from support.mutations import THOROUGH
 from support.rejection_loop import ITERATIONS
 
 from megatron_chimed.checkpoints import latest_iteration
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
-from megatron_chimed.rejection.config import ScorerOptions, read_config
-from megatron_chimed.rejection.engines import open_generator, open_scorer
+from megatron_chimed.rejection.config import read_config
+from megatron_chimed.rejection.engines import open_generator
 from megatron_chimed.rejection.generator import build_requests, sample
 from megatron_chimed.rejection.loop import make_rounds, status
 from megatron_chimed.rejection.prompts import read_prompts
 from megatron_chimed.rejection.rounds import STEPS
-from megatron_chimed.rejection.scorers import sequences_of
+from megatron_chimed.rejection.scorers.options import ScorerOptions
+from megatron_chimed.rejection.scorers.reward_model import open_scorer, sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
 
 OFTEN = {"prompts": 4, "generate": 3, "score": 2, "select": 4, "pack": 4}
@@ -30,6 +34,12 @@ KILLS = OFTEN if THOROUGH else dict.fromkeys(OFTEN, 0) | dict.fromkeys(("generat
 DECIDING = list(STEPS)[:4]  # up to the selection
 MANIFESTS = {"evaluate_heldout": "sample.manifest.json"}  # keeps its first name, so that begun loops go on
 ANSWERS = 32
+BY_LENGTH = """
+import json, sys
+for line in open(sys.argv[1], encoding="utf-8"):
+    row = json.loads(line)
+    print(json.dumps({"prompt": row["prompt"], "sample": row["sample"], "grade": len(row["response"])}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +96,9 @@ def moment(draw: random.Random, step: str, round_folder: Path, seconds: dict):
 @pytest.mark.timeout(390)  # many starts of the loop, each of which imports torch and Megatron
 def test_killed_on_its_way_the_same_answers_are_selected(world):
     folder, settings, seconds = world
-    config = loop.write_config(folder / "killed.yaml", settings)
+    (folder / "grade.py").write_text(BY_LENGTH)
+    grader = {"engine": "rules", "command": ["python", str(folder / "grade.py")]}
+    config = loop.write_config(folder / "killed.yaml", settings, grader=grader)
     seed = random.randrange(1000)
     draw, round_folder, partial = random.Random(seed), folder / "killed/round-01", []
     loop.run(config, "--round", "0")
@@ -128,9 +140,40 @@ def check_finished(config: Path, settings: dict) -> None:
     assert len(answers) == 6 and {one.prompt for one in answers} <= asked
     mean = sum(one.reward for one in answers) / len(answers)
     assert report["heldout"]["models"]["after"]["mean"] == pytest.approx(mean)
+    graded = sum(len(one.response) for one in answers) / len(answers)
+    assert report["yardstick"]["models"]["after"]["mean"] == pytest.approx(graded)
+    assert report["graders"]["held out, start"][0]["answers"] == 6
     nlls = [report["drift"][name]["nll"] for name in ("start", "after")]
     assert all(nll > 0 for nll in nlls) and nlls[0] != nlls[1]
     assert (round_folder / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_round_without_a_reward_model_killed_while_its_judge_is_at_work_asks_for_nothing_twice(world, monkeypatch):
+    folder, settings, _ = world
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    shutil.copytree(folder / "whole", folder / "judged")
+    for path in (folder / "judged/round-01").glob("s*.*"):  # of score and select
+        path.unlink()
+    (folder / "rules.py").write_text(BY_LENGTH)
+    rubric = write_rubric(folder / "rubric.yaml", [("short", 1, []), ("long", 3, [])])
+    gate = Gate(20, lambda body, attempt: verdict(len(parts_of(body)[1]) > (40 if parts_of(body)[2] == "long" else -1)))
+    with ChatServer(gate) as server:
+        judge = {"engine": "judge", "rubric": rubric, "model": "m", "base_url": server.url, "weight": 100.0}
+        scorer = [judge, {"engine": "rules", "command": ["python", str(folder / "rules.py")]}]
+        config = loop.write_config(folder / "judged.yaml", settings, scorer=scorer, reward="")
+        log = folder / "judged/round-01/scored.verdicts.jsonl"
+        assert kill_in(config, "score", lambda: log.is_file() and log.read_bytes().count(b"\n") >= 20)
+        told = [line.split() for line in status(read_config(config)).splitlines()]
+        assert ["1", "score", "partial", "20", "verdicts"] in told
+        gate.opened.set()
+        for step in ("score", "select"):
+            loop.run(config, "--round", "1", "--step", step)
+        assert len(server.num_answered) <= 2 * ANSWERS and log.read_bytes().count(b"\n") == 2 * ANSWERS
+        assert "estimate" in config.with_suffix(".log").read_text()
+    for one in read_candidates(folder / "judged/round-01/scored.jsonl"):
+        assert one.reward == 100 * (1.0 if len(one.response) > 40 else 0.25) + len(one.response)
+    assert read_candidates(folder / "judged/round-01/selected.jsonl")
 
 
 def test_both_scorers_and_transformers_give_an_answer_the_same_reward(world):

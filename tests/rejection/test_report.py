@@ -11,9 +11,9 @@ from support.candidates import make_candidate
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Candidate
 from megatron_chimed.rejection import report
-from megatron_chimed.rejection.external_grader import grade
 from megatron_chimed.rejection.heldout import by_prompt, difference, mean_over_prompts
 from megatron_chimed.rejection.report_page import page, plot
+from megatron_chimed.rejection.scorers.command import grade
 from megatron_chimed.rejection.store import write_candidates
 
 
@@ -37,6 +37,9 @@ def test_a_mean_is_over_prompts_as_answers_to_one_are_alike():
     assert mean.error > 1.3 * naive, "the control: answers taken as independent would look more certain"
 
 
+NOBODY = {"scorers": {}, "graders": {}}
+
+
 def compare(heldout: dict[str, list[Candidate]]) -> dict:
     """Models compared by the rewards of their answers."""
     return report.compare_heldout({name: by_prompt(each) for name, each in heldout.items()}, heldout)
@@ -57,7 +60,7 @@ def test_a_reward_that_grows_with_length_is_warned_of(slope, warned):
     sets = {"all": report.describe(answers(0, slope))}
     heldout = compare({"start": answers(0), "after": answers(1, seed=1)})
     drift = {name: {"nll": 1.0, "tokens": 5} for name in ("start", "after")}
-    found = report.warnings({"sets": sets, "heldout": heldout, "yardstick": None, "drift": drift})
+    found = report.warnings({"sets": sets, "heldout": heldout, "yardstick": None, "drift": drift, **NOBODY})
     assert any("grows with the length" in line for line in found) == warned
     assert len(found) == warned
 
@@ -66,9 +69,8 @@ def test_an_effect_below_two_standard_errors_longer_answers_and_drift_are_warned
     longer = [replace(one, num_tokens=2 * one.num_tokens) for one in answers(0.01, seed=3, noise=1)]
     heldout = compare({"start": answers(0), "after": longer, "random control": answers(-5)})
     drift = {"start": {"nll": 1.0}, "after": {"nll": 1.2}}
-    found = report.warnings(
-        {"sets": {"all": report.describe(answers(0))}, "heldout": heldout, "yardstick": None, "drift": drift}
-    )
+    sets = {"all": report.describe(answers(0))}
+    found = report.warnings({"sets": sets, "heldout": heldout, "yardstick": None, "drift": drift, **NOBODY})
     assert [line.split(":")[0] for line in found if "standard errors" in line] == ["after - start"]
     assert any("less likely: 1.000 -> 1.200" in line for line in found)
     assert any("got longer" in line for line in found) == (heldout["differences"]["after - start"]["mean"] > 0)
@@ -80,6 +82,13 @@ def test_figures_of_nothing_and_of_one_are_none_and_not_wrong():
     assert report.duplicate_rate([]) == 0
     same = [make_candidate("p0", sample, response=text) for sample, text in enumerate(["a", " A", "b", "a"])]
     assert report.duplicate_rate([*same, make_candidate("p1", 0, response="a")]) == pytest.approx(2 / 5)
+
+
+JUDGED = {
+    "engine": "judge", "answers": 9, "not scored": 3, "clipped mean": 0.5,
+    "judges": {"a | b": {"verdicts": {"met": 7, "refused": 2}}, "m2": {"verdicts": {"met": 9}}},
+    "agreement": {"kappa": 0.5, "same": 0.75, "verdicts": 8},
+}  # fmt: skip
 
 
 def test_the_page_shows_every_model_strategy_and_warning_and_hostile_text_stays_text(tmp_path):
@@ -97,14 +106,30 @@ def test_the_page_shows_every_model_strategy_and_warning_and_hostile_text_stays_
         "yardstick": compare({name: answers(3) for name in heldout}),
         "drift": {"start": {"nll": 1.5}, "after": {"nll": None}},
         "examples": [{"question": "问|", "best": hostile, "worst": hostile}],
+        "scorers": {"the round's answers": [JUDGED, {"engine": "rules", "answers": 9, "not scored": 0}]},
+        "graders": {"held out, after": [JUDGED | {"not scored": 1}]},
         "warnings": ["look here"],
     }
     text = page(figures)
     for shown in ("- look here", "| start | 40 |", "after - start", "top_k (chosen)", "2 duplicate", "25.0%", "1.500"):
         assert shown in text, shown
     assert "\\<script\\>\\|\\`x\\` \\# y" in text and "问\\|" in text and "not measured" in text
+    for shown in ("| the round's answers | a \\| b | 7 met, 2 refused | 3 of 9 | 0.500 |", "held out, after | m2 |",
+                  "| the round's answers | 8 | 0.750 | 0.500 |", "## Judges"):  # fmt: skip
+        assert shown in text, shown
+    assert "## Judges" not in page(figures | NOBODY)
     plot(sets, heldout, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_that_could_not_be_scored_are_warned_of_where_they_are_many():
+    heldout = compare({"start": answers(0), "after": answers(1, seed=1)})
+    drift = {name: {"nll": None} for name in ("start", "after")}
+    figures = {"sets": {"all": report.describe(answers(0))}, "heldout": heldout, "yardstick": None, "drift": drift}
+    few, many = (JUDGED | {"answers": 100, "not scored": count} for count in (5, 6))
+    told = {"scorers": {"the round's answers": [few]}, "graders": {"held out, after": [many]}}
+    found = report.warnings(figures | told)
+    assert [line.partition(";")[0] for line in found] == ["6 of 100 answers have no score by judge (held out, after)"]
 
 
 def test_an_external_grader_grades_each_answer_and_worse_answers_are_warned_of(tmp_path):
@@ -124,7 +149,7 @@ def test_an_external_grader_grades_each_answer_and_worse_answers_are_warned_of(t
     heldout = {"start": answers(0), "after": answers(1)}
     graded = report.compare_heldout({"start": grades, "after": worse}, heldout)
     drift = {"start": {"nll": None}, "after": {"nll": None}}
-    figures = {"sets": {"all": report.describe(answers(0))}, "heldout": compare(heldout), "drift": drift}
+    figures = {"sets": {"all": report.describe(answers(0))}, "heldout": compare(heldout), "drift": drift, **NOBODY}
     assert any(
         "have become worse, after - start: -1.000" in w for w in report.warnings({**figures, "yardstick": graded})
     )

@@ -13,7 +13,7 @@ from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings
 from megatron_chimed.records import Candidate, Dialogue, Prompt, RankedGroup, Turn
 from megatron_chimed.rejection.generator import build_requests
-from megatron_chimed.rejection.scorers import sequences_of
+from megatron_chimed.rejection.scorers.reward_model import sequences_of
 from megatron_chimed.rejection.select import Filters, Rule
 from megatron_chimed.rejection.steps import pack, select
 from megatron_chimed.rejection.store import write_candidates

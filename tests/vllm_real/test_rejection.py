@@ -14,7 +14,7 @@ from megatron_chimed.records import Candidate
 from megatron_chimed.rejection.config import read_config
 from megatron_chimed.rejection.loop import make_rounds, status
 from megatron_chimed.rejection.prompts import read_prompts
-from megatron_chimed.rejection.scorers import sequences_of
+from megatron_chimed.rejection.scorers.reward_model import sequences_of
 from megatron_chimed.rejection.store import count_stored, read_candidates
 
 pytestmark = [NEEDED, SLOW]

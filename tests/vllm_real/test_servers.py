@@ -2,16 +2,22 @@
 
 import contextlib
 import threading
+from dataclasses import replace
 
 import pytest
 from support.job import Job, write_corpus
-from support.real_vllm import NEEDED, SLOW, answers, messages_of, serve
+from support.judging import candidates_of, write_rubric
+from support.real_vllm import NEEDED, SLOW, answers, messages_of, serve, write_llama
 
 from megatron_chimed.convert.checkpoint import megatron_to_hf
+from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import open_engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.inference.thinking import spell
-from megatron_chimed.records import Turn
+from megatron_chimed.records import Prompt, Turn
+from megatron_chimed.rejection.scorers import judge
+from megatron_chimed.rejection.scorers.judge import score_by_judges
+from megatron_chimed.rejection.scorers.options import JudgeOptions
 
 pytestmark = [NEEDED, SLOW]
 TOKENS = 48
@@ -91,6 +97,31 @@ def test_two_servers_give_what_one_gives_and_one_does_the_work_of_one_that_is_ki
     assert engine.api.retried.total() >= 1, "it was killed when all was done"
     assert [one.text for one in found] == expected
     case(f"60 of 60; {engine.api.retried.total()} tried again")
+
+
+def test_a_judge_behind_a_server_scores_by_the_verdicts_that_can_be_read_in_what_it_writes(tmp_path, case, monkeypatch):
+    case("scorer `judge`, a random model: as text nothing is readable, one line; `json_schema`: all; again: no request")
+    model = write_llama(tmp_path, 4096)
+    prompts = {f"p{number}": Prompt(f"p{number}", "test", turns) for number, turns in enumerate(model.dialogues(6))}
+    candidates = candidates_of({name: ["多喝水", "去神经内科"] for name in prompts})
+    rubric = write_rubric(tmp_path / "rubric.yaml")
+    with serve(model.export, tmp_path / "log") as server:
+        server.wait_until_ready()
+        options = JudgeOptions(rubric=rubric, model="chimed", base_url=server.url, max_tokens=TOKENS, concurrency=4)
+        with pytest.raises(InputError, match=r"none of 12 answers has all of its verdicts \(chimed: 36 unreadable\)"):
+            score_by_judges(options, candidates, prompts, tmp_path / "text.jsonl")
+        monkeypatch.delitem(judge.FORM["properties"], "explanation")  # that of a random model need not end
+        monkeypatch.setitem(judge.FORM, "required", ["criteria_met"])
+        asked = replace(options, response_format="json_schema")
+        scores, figures = score_by_judges(asked, candidates, prompts, tmp_path / "log.jsonl")
+    told = figures["judges"]["chimed"]
+    assert set(told["verdicts"]) <= {"met", "not met"} and sum(told["verdicts"].values()) == 36
+    assert None not in scores.values() and told["prompt_tokens"] > 36 * 100
+    assert score_by_judges(asked, candidates, prompts, tmp_path / "log.jsonl") == (
+        scores,
+        figures,
+    )  # of no server any more
+    case(f"36 of 36 unreadable; then {told['verdicts']}; the same")
 
 
 def test_vllm_serves_adapters_as_they_were_trained(llama, tmp_path, case):

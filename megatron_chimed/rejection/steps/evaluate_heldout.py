@@ -6,20 +6,20 @@ from pathlib import Path
 from megatron_chimed.config import as_written
 from megatron_chimed.jsonl import sha256_json, write_json
 from megatron_chimed.rejection.context import RoundContext, as_paths, describe_stored, folders_of
-from megatron_chimed.rejection.engines import describe_sampling, open_generator, open_scorer
+from megatron_chimed.rejection.engines import describe_sampling, open_generator
 from megatron_chimed.rejection.generator import build_requests, generate_into
 from megatron_chimed.rejection.heldout import read_heldout, reference_nll
 from megatron_chimed.rejection.prompts import TOO_LONG
-from megatron_chimed.rejection.scorers import score_into
-from megatron_chimed.rejection.store import CandidateStore
+from megatron_chimed.rejection.scorers.options import describe, files_of, is_plain
+from megatron_chimed.rejection.store import CandidateStore, write_candidates
 from megatron_chimed.steps import StepResult
 
 
 def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
-    """The models, the reward model, held-out prompts and reference dialogues."""
+    """The models, what the scorers read, held-out prompts and reference dialogues."""
     paths = ctx.config.paths
     models = [folder for checkpoint in _checkpoints(ctx) for folder in folders_of(checkpoint)]
-    found = {"models": models, "reward": folders_of(paths.reward)}
+    found = {"models": models} | files_of(ctx.config.scorer, paths.reward)
     return found | as_paths({"heldout": paths.heldout, "drift": paths.reference_nll})
 
 
@@ -27,7 +27,8 @@ def settings(ctx: RoundContext) -> dict:
     """What decides the answers and their rewards."""
     config = ctx.config
     found = describe_sampling(config.generator, config.sampling) | as_written(config.heldout_sampling)
-    return found | {"scorer": config.scorer.engine, "seed": config.paths.seed, **ctx.rendering}
+    scorer = config.scorer[0].engine if is_plain(config.scorer) else describe(config.scorer)
+    return found | {"scorer": scorer, "seed": config.paths.seed, **ctx.rendering}
 
 
 def outputs(ctx: RoundContext) -> list[Path]:
@@ -41,7 +42,8 @@ def run(ctx: RoundContext, inputs_hash: str) -> StepResult:
         evaluate_model(ctx, name, checkpoint, inputs_hash)
         for name, checkpoint in zip(ctx.models, _checkpoints(ctx), strict=True)
     ]
-    return StepResult(sum(one.rows for one in results), results[0].dropped)
+    figures = {name: one.figures["scorers"] for name, one in zip(ctx.models, results, strict=True)}
+    return StepResult(sum(one.rows for one in results), results[0].dropped, {"scorers": figures})
 
 
 def evaluate_model(ctx: RoundContext, name: str, checkpoint: Path, inputs_hash: str) -> StepResult:
@@ -62,13 +64,10 @@ def evaluate_model(ctx: RoundContext, name: str, checkpoint: Path, inputs_hash: 
                 write_json(ctx.file(f"drift.{name}.json"), likelihood)
                 generate_into(store, requests, generator, config.sampling, renderer, options.batch_size)
         sampled = list(store.candidates.values())
-    with CandidateStore(ctx.file(f"heldout.{name}.scored.store"), inputs_hash) as store:
-        if len(store.candidates) < len(sampled):
-            by_id = {prompt.id: prompt for prompt in prompts}
-            with open_scorer(config.scorer, config.paths.reward) as scorer:
-                score_into(store, sampled, by_id, scorer, renderer, config.scorer.batch_size)
-        count = store.publish(ctx.file(f"heldout.{name}.jsonl"))
-    return StepResult(count, {TOO_LONG: too_long} if too_long else {})
+    by_id = {prompt.id: prompt for prompt in prompts}
+    scored = ctx.scoring.score(sampled, by_id, ctx.file(f"heldout.{name}.scored"))
+    count = write_candidates(ctx.file(f"heldout.{name}.jsonl"), scored.candidates)
+    return StepResult(count, {TOO_LONG: too_long} if too_long else {}, {"scorers": scored.figures})
 
 
 def progress(ctx: RoundContext) -> str:

@@ -1,24 +1,25 @@
-"""Score the answers of a round by the reward model."""
+"""Score the answers of a round."""
 
 from pathlib import Path
 
-from megatron_chimed.rejection.context import RoundContext, describe_stored, folders_of
-from megatron_chimed.rejection.engines import open_scorer
-from megatron_chimed.rejection.scorers import score_into
-from megatron_chimed.rejection.store import CandidateStore, read_candidates
+from megatron_chimed.rejection.context import RoundContext
+from megatron_chimed.rejection.scorers.options import describe, files_of, is_plain
+from megatron_chimed.rejection.scorers.scoring import describe_kept
+from megatron_chimed.rejection.store import read_candidates, write_candidates
 from megatron_chimed.steps import StepResult
 
 
 def inputs(ctx: RoundContext) -> dict[str, list[Path]]:
-    """The answers, their prompts and the reward model."""
+    """The answers, their prompts and what the scorers read."""
     found = {"candidates": [ctx.file("candidates.jsonl")], "prompts": [ctx.file("prompts.jsonl")]}
-    return found | {"reward": folders_of(ctx.config.paths.reward)}
+    return found | files_of(ctx.config.scorer, ctx.config.paths.reward)
 
 
 def settings(ctx: RoundContext) -> dict:
     """What decides the rewards."""
-    options = ctx.config.scorer
-    return {"engine": options.engine, "dtype": options.dtype, **ctx.rendering}
+    scorers = ctx.config.scorer
+    # Of a reward model alone as in the first loops, so that those that were begun go on.
+    return (scorers[0].decisive() if is_plain(scorers) else {"scorers": describe(scorers)}) | ctx.rendering
 
 
 def outputs(ctx: RoundContext) -> list[Path]:
@@ -27,20 +28,13 @@ def outputs(ctx: RoundContext) -> list[Path]:
 
 
 def run(ctx: RoundContext, inputs_hash: str) -> StepResult:
-    """Score what the store lacks, and publish all. Raises InputError."""
-    options = ctx.config.scorer
+    """Score what has no score yet, and publish all. Raises InputError."""
     candidates = read_candidates(ctx.file("candidates.jsonl"))
-    with CandidateStore(_store(ctx), inputs_hash) as store:
-        if len(store.candidates) < len(candidates):
-            with open_scorer(options, ctx.config.paths.reward) as scorer:
-                score_into(store, candidates, ctx.prompts, scorer, ctx.renderer, options.batch_size)
-        return StepResult(store.publish(ctx.file("scored.jsonl")))
+    scored = ctx.scoring.score(candidates, ctx.prompts, ctx.file("scored"))
+    count = write_candidates(ctx.file("scored.jsonl"), scored.candidates)
+    return StepResult(count, figures={"scorers": scored.figures})
 
 
 def progress(ctx: RoundContext) -> str:
     """What an unfinished run has scored."""
-    return describe_stored([_store(ctx)])
-
-
-def _store(ctx: RoundContext) -> Path:
-    return ctx.file("scored.store")
+    return describe_kept(ctx.file("scored"))
