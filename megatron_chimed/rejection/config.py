@@ -65,7 +65,7 @@ class Paths:
     """Model YAML of the training."""
 
     stage: str = ""
-    """Stage YAML of ``sft`` with the recipe of rejection sampling."""
+    """Stage YAML of ``training.method`` with the recipe of rejection sampling."""
 
     rounds: int = 1
     """How many rounds."""
@@ -161,7 +161,11 @@ class HeldoutOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How the fine-tuning is started."""
+    """What is trained on the answers of a round, and how it is started."""
+
+    method: Literal["sft", "dpo"] = "sft"
+    """Fine-tuning on the selected answers, or preference optimization on the best and the worst answer to each prompt,
+    with the model that they were sampled from as the reference (iterative DPO); ``stage`` is a YAML of that stage."""
 
     launcher: str = ""
     """Called as ``LAUNCHER sft MODEL.yaml STAGE.yaml --megatron-arg value ...``; `chimed train` if not given. Several
@@ -247,6 +251,7 @@ def read_config(path: str | Path) -> LoopConfig:
 def _check_ranges(config: LoopConfig, path: str | Path) -> None:
     """Raise InputError for numbers out of their range, all in one line."""
     sampling, generator, filters = config.sampling, config.generator, config.filters
+    pairs = config.training.method == "dpo"
     checks = [
         ("rounds", config.paths.rounds >= 1, "1 or more"),
         ("seed", config.paths.seed >= 0, "0 or more"),
@@ -265,6 +270,8 @@ def _check_ranges(config: LoopConfig, path: str | Path) -> None:
         ("heldout_sampling.count", config.heldout_sampling.count >= 2, "2 or more"),
         ("heldout_sampling.reference_nll_count", config.heldout_sampling.reference_nll_count >= 1, "1 or more"),
         ("training.ranks", config.training.ranks >= 1, "1 or more"),
+        ("selection.strategy", not pairs or config.selection.strategy == "best_of_n", "best_of_n, for pairs of dpo"),
+        ("sampling.n", not pairs or sampling.n >= 2, "2 or more, for pairs of dpo"),
         ("generator.model", generator.engine != "openai" or generator.model, "the served model's name"),
         ("generator.base_url", generator.engine != "openai" or generator.base_url, "the server's URL, with /v1"),
     ]

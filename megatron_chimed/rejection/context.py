@@ -21,6 +21,7 @@ class RoundContext:
         self.folder = config.output / f"round-{number:02}"
         self.sets = ("selected", "control") if config.paths.control else ("selected",)
         self.models = self.sets if number else ("start",)
+        self.pairs = config.training.method == "dpo"
         self.rendering = {"tokenizer": renderer.tokenizer.fingerprint, "template": renderer.template.fingerprint}
 
     def file(self, name: str) -> Path:

@@ -43,6 +43,12 @@ def open_generator(
     )
 
 
+def open_reference(options: GeneratorOptions, checkpoint: str | Path) -> Engine:
+    """The engine that tells how likely a checkpoint holds the answers that were sampled from it. Raises InputError."""
+    more = {"tensor_parallel": options.tensor_parallel, "dtype": options.dtype, "batch_size": options.batch_size}
+    return open_engine(f"megatron:{checkpoint}", flag="generator", progress=False, **more)
+
+
 def _export(checkpoint: Path, export: Path, files: str | None) -> Path:
     """The Hugging Face export of a checkpoint; an export of what the folder held before has another name."""
     export = export.with_name(f"{export.name}-{fingerprint(split_adapter(checkpoint)[0])[:12]}")

@@ -16,6 +16,8 @@ def make_rounds(config: LoopConfig) -> list[RoundContext]:
     paths = config.paths
     template = choose(f"megatron:{paths.start}", paths.template, paths.tokenizer)
     template = with_think(template, paths.think, "think")
+    if template.thinking and template.think and config.training.method == "dpo":
+        raise InputError("think: true with training.method dpo, whose pairs hold no thinking; say think: false, or sft")
     renderer = Renderer(template, load_tokenizer(paths.tokenizer), paths.thinking)
     return [RoundContext(config, renderer, number) for number in range(config.paths.rounds + 1)]
 

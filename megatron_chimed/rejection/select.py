@@ -151,6 +151,31 @@ def random_control(pool: Iterable[Candidate], rule: Rule, seed: int) -> list[Can
     return sorted(chosen, key=lambda one: one.key)
 
 
+Pair = tuple[Candidate, Candidate]
+"""Two answers to one prompt, the better one first."""
+
+
+def best_and_worst(pool: Iterable[Candidate]) -> list[Pair]:
+    """The best and the worst answer to each prompt, sorted by key; none of a prompt all of whose answers have one
+    reward. Raises ValueError for a candidate without a reward."""
+    ranked = sorted(pool, key=_by_reward)
+    worst = {(one.round, one.prompt): one for one in ranked}  # the last of each
+    pairs = [(best, worst[best.round, best.prompt]) for best in _first_of_each_prompt(ranked)]
+    return sorted((pair for pair in pairs if pair[0].reward > pair[1].reward), key=lambda pair: pair[0].key)
+
+
+def random_pairs(pool: Iterable[Candidate], pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """The control of `best_and_worst`: for each prompt of these pairs two of its answers, drawn at random, in an order
+    that is drawn too; sorted by key."""
+    names = {(best.round, best.prompt) for best, _ in pairs}
+    shuffled = sorted(pool, key=lambda one: (keyed_draw(seed, "control", *one.key), one.key))
+    drawn: dict[tuple[int, str], list[Candidate]] = defaultdict(list)
+    for one in shuffled:
+        if (one.round, one.prompt) in names:
+            drawn[one.round, one.prompt].append(one)
+    return sorted(((first, second) for first, second, *_ in drawn.values()), key=lambda pair: pair[0].key)
+
+
 def _by_reward(candidate: Candidate) -> tuple:
     """Sorts the best first, equal rewards by key."""
     if candidate.reward is None:

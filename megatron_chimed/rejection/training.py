@@ -1,4 +1,4 @@
-"""The fine-tuning of a round: the stage `sft` on packed rows, started as a job of its own."""
+"""The training of a round: the stage `sft` or `dpo` on packed rows, started as a job of its own."""
 
 import fcntl
 import os
@@ -60,7 +60,7 @@ def _launch(config: LoopConfig, start: str | Path, packed: Path, folder: Path, l
     paths, options = config.paths, config.training
     kind = "HuggingFaceTokenizer" if Path(paths.tokenizer).is_dir() else "SentencePieceTokenizer"
     launcher = shlex.split(options.launcher) or [sys.executable, "-m", "megatron_chimed", "train"]
-    command = [*launcher, "sft", paths.model, paths.stage, "--load", str(start), "--finetune"]
+    command = [*launcher, options.method, paths.model, paths.stage, "--load", str(start), "--finetune"]
     command += ["--save", str(folder), "--train-data-path", str(packed)]
     command += ["--tokenizer-type", kind, "--tokenizer-model", paths.tokenizer]
     environment = {"NPROC": str(options.ranks), "PYTHON": sys.executable, "MEGATRON_CHIMED_END_WITH_STDIN": "1"}
