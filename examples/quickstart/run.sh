@@ -135,18 +135,18 @@ iterations() {
     "$folder/reward/$1/test/manifest.json" | sort -n | tail -n 1)
   echo $(((rows + $2 - 1) / $2))
 }
-train reward/four reward --eval-iters "$(iterations adjacent 4)"
-# A row of pairs holds twice as many questions as one of four answers: half as many rows make the same batch.
+train reward/four reward --eval-iters "$(iterations adjacent 2)"
+# A row of pairs holds nearly twice as many questions as one of four answers: half as many rows make the same batch.
 train reward/two reward --train-data-path "$folder/reward/extremes/train" \
   --valid-data-path "$folder/reward/extremes/valid" --test-data-path "$folder/reward/extremes/test" \
-  --micro-batch-size 2 --global-batch-size 2 --eval-iters "$(iterations extremes 2)"
+  --micro-batch-size 1 --global-batch-size 1 --eval-iters "$(iterations extremes 1)"
 
 if [ "${LORA:-}" ]; then
   step "for comparison: fine-tuning and a reward model with LoRA"
   lora sft
   lora reward
   settings=$folder/lora_sft.yaml train sft/lora sft
-  settings=$folder/lora_reward.yaml train reward/lora reward --eval-iters "$(iterations adjacent 4)"
+  settings=$folder/lora_reward.yaml train reward/lora reward --eval-iters "$(iterations adjacent 2)"
 fi
 
 step "two rounds of rejection sampling, with a random control"

@@ -76,10 +76,10 @@ class Scoring:
         """The reward model's scores. The store goes by all that decides them, but not by the weights of a sum."""
         asked = [one.to_row() for one in candidates], [one.to_row() for one in prompts.values()]
         rendering = [self.renderer.tokenizer.fingerprint, self.renderer.template.fingerprint]
-        model = scorer.files(self.reward)[0]
-        with CandidateStore(store_path, sha256_json([*asked, rendering, scorer.decisive(), identify(model)])) as store:
+        models = map(identify, scorer.files(self.reward))
+        with CandidateStore(store_path, sha256_json([*asked, rendering, scorer.decisive(), *models])) as store:
             if len(store.candidates) < len(candidates):
-                with open_scorer(scorer, model) as engine:
+                with open_scorer(scorer, scorer.reward or self.reward) as engine:
                     score_into(store, candidates, prompts, engine, self.renderer, scorer.batch_size)
             return {key: one.reward for key, one in store.candidates.items()}
 
