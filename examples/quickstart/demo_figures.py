@@ -30,6 +30,8 @@ TRAININGS = {
 MODELS = ("base", "pre-training", "SFT", "rejection sampling", "random control", "SFT alone", "half context")
 LORA = "LoRA"
 """What LORA=1 adds: the same fine-tuning and the same reward model, with adapters in the place of all weights."""
+DPO = ("DPO", "DPO, shuffled")
+"""What DPO=1 adds: preference optimization on the reward model's ranks, and on the same ranks shuffled, its control."""
 REWARDS = {"four": "four ranks (adjacent pairs)", "two": "the best and the worst alone"}
 ORDERS = ("pair accuracy", "best over worst", "exact order")
 MEASURES = {  # figure -> task, metric
@@ -55,7 +57,7 @@ def trainings(folder: Path) -> dict[str, str]:
 
 def models(folder: Path) -> tuple[str, ...]:
     """The models that were evaluated."""
-    return (*MODELS, LORA) if _has_lora(folder) else MODELS
+    return (*MODELS, *((LORA,) if _has_lora(folder) else ()), *(DPO if has_dpo(folder) else ()))
 
 
 def rewards(folder: Path) -> dict[str, str]:
@@ -63,13 +65,25 @@ def rewards(folder: Path) -> dict[str, str]:
     return REWARDS | ({"lora": "four ranks, LoRA"} if _has_lora(folder) else {})
 
 
+def rounds(folder: Path) -> dict[str, tuple[int, str]]:
+    """{folder: (rounds, what its training is)} of the loops that are there."""
+    found = {"rejection": (2, "fine-tuning")}
+    return found | ({"rejection_dpo": (1, "preference optimization")} if has_dpo(folder) else {})
+
+
 def pairs(folder: Path) -> tuple[tuple[str, str], ...]:
     """The models that are compared item by item."""
-    return (*PAIRS, (LORA, "SFT")) if _has_lora(folder) else PAIRS
+    lora = ((LORA, "SFT"),) if _has_lora(folder) else ()
+    return (*PAIRS, *lora, *(((DPO[0], "SFT"), DPO) if has_dpo(folder) else ()))
 
 
 def _has_lora(folder: Path) -> bool:
     return (folder / "evaluation" / LORA / "results.json").is_file()
+
+
+def has_dpo(folder: Path) -> bool:
+    """Whether it was run with DPO=1."""
+    return (folder / "evaluation" / DPO[0] / "results.json").is_file()
 
 
 def figure(value: float | None, error: float | None = None, n: int | None = None, **more: float) -> Figure:
@@ -82,7 +96,8 @@ def figure(value: float | None, error: float | None = None, n: int | None = None
 
 def read_figures(folder: Path) -> dict[str, Figure]:
     """All figures by name. Raises InputError where a step's output is missing."""
-    return {**_losses(folder), **_rewards(folder), **_rejection(folder), **_evaluation(folder), **_differences(folder)}
+    models_of_ranks = {**_rewards(folder), **_preferences(folder)}
+    return {**_losses(folder), **models_of_ranks, **_rejection(folder), **_evaluation(folder), **_differences(folder)}
 
 
 def unigram_entropy(prefix: Path) -> float:
@@ -108,28 +123,48 @@ def _losses(folder: Path) -> dict[str, Figure]:
 
 def _rewards(folder: Path) -> dict[str, Figure]:
     """How well the reward models order answers to test questions; the questions are what is independent."""
-    questions = sum(1 for _ in read_json_lines(folder / "reward" / "test.jsonl"))
+    return {
+        f"reward/{name}/{order}": one
+        for name in rewards(folder)
+        for order, one in _orders(folder, folder / "reward" / name).items()
+    }
+
+
+def _preferences(folder: Path) -> dict[str, Figure]:
+    """How well what preference optimization has learnt orders answers to test questions, and how far it went."""
     found = {}
-    for name in rewards(folder):
-        test = {row["name"]: float(row["value"]) for row in read_log(folder / "reward" / name / "loss.csv")
-                if row["split"] == "test"}  # fmt: skip
-        for order in ORDERS:
-            share = test[order]
-            error = math.sqrt(share * (1 - share) / questions)
-            found[f"reward/{name}/{order}"] = figure(100 * share, 100 * error, questions)
+    for name in ("run", "shuffled") if has_dpo(folder) else ():
+        place = f"dpo/{name}"
+        found |= {f"{place}/{order}": one for order, one in _orders(folder, folder / place).items()}
+        test = _test_of(folder / place)
+        for moved in ("KL estimate", "log p of better", "log p of worse", "reward-length correlation"):
+            found[f"{place}/{moved}"] = figure(test[moved])
     return found
 
 
+def _orders(folder: Path, run: Path) -> dict[str, Figure]:
+    """The shares of ORDERS at the end of a run, in percent."""
+    questions, test = sum(1 for _ in read_json_lines(folder / "reward" / "test.jsonl")), _test_of(run)
+    errors = {order: math.sqrt(test[order] * (1 - test[order]) / questions) for order in ORDERS}
+    return {order: figure(100 * test[order], 100 * error, questions) for order, error in errors.items()}
+
+
+def _test_of(run: Path) -> dict[str, float]:
+    """The figures of a run's last evaluation of the test set."""
+    return {row["name"]: float(row["value"]) for row in read_log(run / "loss.csv") if row["split"] == "test"}
+
+
 def _rejection(folder: Path) -> dict[str, Figure]:
-    """Rewards, and facts stated, of fresh answers to held-out questions, after each round."""
+    """Rewards, and facts stated, of fresh answers to held-out questions, after each round of each loop."""
     found = {}
-    for number in (1, 2):
-        report = read_json(folder / "rejection" / f"round-{number:02d}" / "report.json")
-        for measure, title in (("heldout", "reward"), ("yardstick", "facts")):
-            for group in ("models", "differences"):
-                for name, one in report[measure][group].items():
-                    key = f"rejection/round {number}/{title}/{name}"
-                    found[key] = figure(one["mean"], one["error"], one["prompts"])
+    for loop, (count, _) in rounds(folder).items():
+        for number in range(1, count + 1):
+            report = read_json(folder / loop / f"round-{number:02d}" / "report.json")
+            for measure, title in (("heldout", "reward"), ("yardstick", "facts")):
+                for group in ("models", "differences"):
+                    for name, one in report[measure][group].items():
+                        key = f"{loop}/round {number}/{title}/{name}"
+                        found[key] = figure(one["mean"], one["error"], one["prompts"])
     return found
 
 

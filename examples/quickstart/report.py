@@ -19,11 +19,13 @@ from demo_figures import (
     ORDERS,
     Figure,
     facts_stated,
+    has_dpo,
     models,
     pairs,
     question_of,
     read_figures,
     rewards,
+    rounds,
     trainings,
 )
 
@@ -110,7 +112,9 @@ def _blocks(folder: Path, found: dict[str, Figure], claims: list[Claim], results
     rows = [[claim.text, _of(claim), f"{claim.bound:g}", "yes" if claim.holds else "NO"] for claim in claims]
     yield Block("table", [["claim", "figure [95% interval]", "more than", "holds"], *rows])
     yield from _training_blocks(folder, found)
-    yield from _rejection_blocks(found)
+    if has_dpo(folder):
+        yield from _preference_blocks(found)
+    yield from _rejection_blocks(folder, found)
     yield from _evaluation_blocks(folder, found)
     yield from _answer_blocks(folder)
     yield Block("h2", "Time and origin")
@@ -142,7 +146,28 @@ def _training_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
     yield Block("plot", drawings.reward_curves(folder))
 
 
-def _rejection_blocks(found: dict[str, Figure]) -> Iterator[Block]:
+def _preference_blocks(found: dict[str, Figure]) -> Iterator[Block]:
+    """What preference optimization has learnt of the ranks, beside its control."""
+    yield Block("h2", "Preference optimization")
+    yield Block(
+        "p",
+        "The fine-tuned model, trained on the reward model's pairs by DPO, and with the ranks shuffled. "
+        "The order is that of the implicit reward. Log-probabilities are in nats per answer; the divergence, by token, "
+        "is an estimate on answers that the model has not written.",
+    )
+    moved = ("KL estimate", "log p of better", "log p of worse", "reward-length correlation")
+    rows = [
+        [
+            title,
+            *(_cell(found[f"dpo/{name}/{one}"]) for one in ORDERS),
+            *(_cell(found[f"dpo/{name}/{one}"], 2) for one in moved),
+        ]
+        for name, title in (("run", "four ranks"), ("shuffled", "shuffled"))
+    ]
+    yield Block("table", [["test questions, percent", *ORDERS, *moved], *rows])
+
+
+def _rejection_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
     """Rewards and facts before and after each round."""
     yield Block("h2", "Rejection sampling")
     yield Block(
@@ -151,13 +176,18 @@ def _rejection_blocks(found: dict[str, Figure]) -> Iterator[Block]:
         "drawn at random. Facts stated: recall x precision of the gold facts, from 0 to 1, which no model has seen.",
     )
     rows = []
-    for number in (1, 2):
-        start = f"rejection/round {number}/"
-        names = dict.fromkeys(name.split("/")[-1] for name in found if name.startswith(f"{start}reward/"))
-        rows += [
-            [f"round {number}", name, *(_cell(found[f"{start}{title}/{name}"], 3) for title in ("reward", "facts"))]
-            for name in names
-        ]
+    for loop, (count, training) in rounds(folder).items():
+        for number in range(1, count + 1):
+            start = f"{loop}/round {number}/"
+            names = dict.fromkeys(name.split("/")[-1] for name in found if name.startswith(f"{start}reward/"))
+            rows += [
+                [
+                    f"{training}, round {number}",
+                    name,
+                    *(_cell(found[f"{start}{of}/{name}"], 3) for of in ("reward", "facts")),
+                ]
+                for name in names
+            ]
     yield Block("table", [["round", "model or difference", "reward", "facts stated"], *rows])
     yield Block("plot", drawings.rewards_by_round(found))
 

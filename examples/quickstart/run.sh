@@ -6,6 +6,7 @@
 #   SIZE=tiny  the smallest world and short trainings, to see that everything runs: its figures say nothing
 #   FAMILY=qwen3  in place of llama: norms of queries and keys, the template qwen3 and its tokens, in runs/demo-qwen3
 #   LORA=1     also the same fine-tuning and reward model with LoRA's adapters, beside the full ones
+#   DPO=1      also preference optimization: on the four ranks, on ranks at random, and a round on samples with its control
 #   OUTPUT=dir in place of runs/demo
 set -eu
 cd "$(dirname "$0")/../.."
@@ -27,7 +28,7 @@ if [ "$size$family" != 1llama ] || [ "$folder" != runs/demo ]; then # the same r
   recipe=$folder/recipe
   mkdir -p "$recipe"
   for file in "$here"/*.yaml; do
-    sed "s#runs/demo/#$folder/#g; s#$here/\(model\|rejection_sft\).yaml#$recipe/\1.yaml#; s#--size, \"1\"#--size, \"$size\"#" \
+    sed "s#runs/demo/#$folder/#g; s#$here/\(model\|rejection_sft\|rejection_dpo\).yaml#$recipe/\1.yaml#; s#--size, \"1\"#--size, \"$size\"#" \
       "$file" >"$recipe/${file##*/}"
   done
 fi
@@ -53,6 +54,7 @@ lora() {
 }
 number=0 title='' steps=$(grep -c '^step ' "$0")
 [ -z "${LORA:-}" ] || steps=$((steps + 1))
+[ -z "${DPO:-}" ] || steps=$((steps + 2))
 # step TITLE: begins a step, and writes down the seconds of the one before.
 step() {
   now=$(date +%s)
@@ -149,6 +151,21 @@ if [ "${LORA:-}" ]; then
   settings=$folder/lora_reward.yaml train reward/lora reward --eval-iters "$(iterations adjacent 2)"
 fi
 
+if [ "${DPO:-}" ]; then
+  step "for comparison: preference optimization on four ranks, and on the same ranks shuffled"
+  python tools/pack_rewards.py --input "$folder/reward/train.jsonl" --tokenizer "$tokenizer" --sequence-length 512 \
+    --template "$template" --shuffle-ranks --output "$folder/reward/shuffled/train"
+  python tools/compute_reference.py --packed "$folder"/reward/adjacent/* "$folder/reward/shuffled/train" \
+    --model "megatron:$sft/run" --tensor-parallel 2
+  train dpo/run dpo --eval-iters "$(iterations adjacent 2)"
+  train dpo/shuffled dpo --train-data-path "$folder/reward/shuffled/train" --eval-iters "$(iterations adjacent 2)"
+
+  step "for comparison: a round of preference optimization on samples, with a random control"
+  sed "s#^output: .*#output: $folder/rejection_dpo#; s#rejection_sft.yaml#rejection_dpo.yaml#; s/^rounds: .*/rounds: 1/; \
+    s/^training:/&\n  method: dpo/" "$recipe/rejection.yaml" >"$folder/rejection_dpo.yaml"
+  python tools/rejection_sampling.py --config "$folder/rejection_dpo.yaml"
+fi
+
 step "two rounds of rejection sampling, with a random control"
 python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
 final=$folder/rejection/round-02/train
@@ -175,6 +192,8 @@ OMP_NUM_THREADS=1 xargs -P 2 -L 1 python tools/evaluate.py --tokenizer "$tokeniz
 --name "rejection sampling" --model "megatron:$final/selected" --output "$folder/evaluation/rejection sampling"
 --name "random control" --model "megatron:$final/control" --output "$folder/evaluation/random control"
 --name "SFT alone" --model "megatron:$sft/alone" --output "$folder/evaluation/SFT alone"
+$([ -z "${DPO:-}" ] || echo "--name DPO --model \"megatron:$folder/dpo/run\" --output \"$folder/evaluation/DPO\"")
+$([ -z "${DPO:-}" ] || echo "--name \"DPO, shuffled\" --model \"megatron:$folder/dpo/shuffled\" --output \"$folder/evaluation/DPO, shuffled\"")
 $([ -z "${LORA:-}" ] || echo "--name LoRA --model \"megatron:$sft/lora\" --output \"$folder/evaluation/LoRA\"")
 --name "half context" --model "megatron:$sft/half" --output "$folder/evaluation/half context"
 END
