@@ -8,9 +8,11 @@ import importlib.util
 
 import pytest
 import torch
-from support.attention import attend
+from support.attention import attend, attend_row
 from support.attention import draw as draw_on_cpu
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megatron_chimed.models.branches import describe_row
 
 LENGTHS = (130, 1, 64, 257, 7, 53)
 HEAD = 64
@@ -45,3 +47,18 @@ def test_a_kernel_is_as_exact_as_plain_attention_in_bf16(kernel, groups):
         assert error <= factor * bound + 1e-5
     joined = errors(attend(kernel, inputs, (sum(LENGTHS),)), exact)
     assert min(joined) > 10 * max(plain), "the control: attention across documents is another function"
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1], ids=["MHA", "GQA", "MQA"])
+def test_answers_that_share_a_prompt_are_as_exact_as_apart(groups):
+    """What a GPU takes, FlexAttention, against SDPA of each answer behind its prompt on the CPU."""
+    positions = torch.tensor([[*range(200), *range(130, 180), *range(130, 131), *range(57), *range(40, 90)]])
+    inputs = [tensor.to(torch.bfloat16).float() for tensor in draw_on_cpu((positions.numel(),), groups, HEAD)]
+    weights = torch.randn(positions.numel(), 4 * HEAD, generator=torch.Generator().manual_seed(1))
+    exact = attend_row("sdpa", inputs, describe_row(positions, "cpu"), weights)
+    for dtype, bound in ((torch.float32, 1e-2), (torch.bfloat16, 1e-1)):  # TF32 may be on
+        on_gpu = [tensor.to("cuda", dtype) for tensor in inputs]
+        found = attend_row("auto", on_gpu, describe_row(positions), weights.to("cuda", dtype))
+        difference = max(errors([one.cpu() for one in found], exact))
+        print(f"{dtype}: {difference}")
+        assert difference <= bound * max(one.abs().max() for one in exact)
