@@ -2,10 +2,9 @@
 trainer, one rank.
 
 Each way is a process of its own, in turn: pre-training in float32 on made-up ids, some steps of one row each, from one
-base. Memory is
-the largest resident memory of the process (ru_maxrss), Python, libraries, weights, gradients and Adam's moments
-included. Time is that of the fastest step, beside the processor's seconds of the whole training, which other work on
-the machine does not change much. The losses must agree, those of LoRA in the first step, when it is its base.
+base. Memory is the largest resident memory of the process (ru_maxrss), Python, libraries, weights, gradients and Adam's
+moments included. Time is that of the fastest step, beside the processor's seconds of the whole training, which other
+work on the machine does not change much. The losses must agree, those of LoRA in the first step, when it is its base.
 """
 
 import argparse
@@ -30,7 +29,7 @@ SHAPES = {  # layers, hidden, ffn, heads, groups, vocabulary
     "smollm2": (30, 576, 1536, 9, 3, 49152),  # SmolLM2-135M
     "qwen3": (4, 1024, 3072, 16, 8, 151936),  # four layers as wide as those of Qwen3-0.6B, with its vocabulary
 }
-STEP = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+) .* lm loss: ([\d.E+-]+)")
+STEP = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+) .* (?:lm|preference) loss: ([\d.E+-]+)")
 
 
 TIMES = ("seconds", "processor")
@@ -73,9 +72,9 @@ class Way:
         return "\n".join(["chimed:", *lines, ""])
 
 
-def write_settings(folder: Path, shape: str, vocab: int, args: argparse.Namespace) -> list[Path]:
-    """Model and stage as YAML files, with data of the vocabulary beside them."""
-    layers, hidden, ffn, heads, groups, _ = SHAPES[shape]
+def write_settings(folder: Path, shape: str, data: str | None, args: argparse.Namespace) -> list[Path]:
+    """Model and stage as YAML files. data: what is trained on; None for made-up ids, which are written beside them."""
+    layers, hidden, ffn, heads, groups, vocab = SHAPES[shape]
     model = {
         "num-layers": layers, "hidden-size": hidden, "ffn-hidden-size": ffn, "num-attention-heads": heads,
         "group-query-attention": True, "num-query-groups": groups, "max-position-embeddings": args.sequence_length,
@@ -83,7 +82,7 @@ def write_settings(folder: Path, shape: str, vocab: int, args: argparse.Namespac
         "attention-dropout": 0.0, "hidden-dropout": 0.0, "tokenizer-type": "NullTokenizer", "vocab-size": vocab,
     }  # fmt: skip
     stage = {
-        "data-path": write_corpus(folder, "pretrain", vocab), "split": "100,0,0", "eval-iters": 0,
+        "data-path": data or write_corpus(folder, "pretrain", vocab), "split": "100,0,0", "eval-iters": 0,
         "eval-interval": 1000,
         "seq-length": args.sequence_length, "micro-batch-size": 1, "global-batch-size": 1, "train-iters": args.steps,
         "lr": 1e-4, "lr-decay-style": "constant", "log-interval": 1, "seed": 1,
@@ -93,16 +92,18 @@ def write_settings(folder: Path, shape: str, vocab: int, args: argparse.Namespac
     return [folder / "model.yaml", folder / "stage.yaml"]
 
 
-def train(shape: str, way: Way, args: argparse.Namespace, *more: str) -> Figures:
+def train(
+    shape: str, way: Way, args: argparse.Namespace, *more: str, stage: str = "pretrain", data: str | None = None
+) -> Figures:
     """Train in a process of its own; more: arguments of Megatron. Raises InputError when it fails."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(port)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(args.threads)}
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log.txt", "w+") as log:
-        files = write_settings(Path(folder), shape, SHAPES[shape][-1], args)
+        files = write_settings(Path(folder), shape, data, args)
         files[1].write_text(files[1].read_text() + way.settings)
-        command = [sys.executable, "-m", "megatron_chimed.training.rank", "pretrain", *files, *more]
+        command = [sys.executable, "-m", "megatron_chimed.training.rank", stage, *files, *more]
         process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
         log.seek(0)
