@@ -148,7 +148,7 @@ def test_rejection_sampling_takes_the_papers_prompts_and_top_k(recipe, template,
     loop = read_config(EXAMPLES / recipe / "rejection.yaml")
     assert loop.paths.template == template
     assert (loop.prompts.count, loop.selection.strategy, loop.paths.rounds) == (10000, "top_k", 1)
-    assert loop.generator.tensor_parallel == loop.scorer.tensor_parallel == 2
+    assert loop.generator.tensor_parallel == loop.scorer[0].tensor_parallel == 2
     assert (tree.ROOT / loop.paths.model).samefile(EXAMPLES / recipe / "model.yaml")
     assert (tree.ROOT / loop.paths.stage).samefile(EXAMPLES / recipe / "rejection_sft.yaml")
     shape = training_shape(tree.ROOT / loop.paths.model, tree.ROOT / loop.paths.stage)
