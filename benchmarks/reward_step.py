@@ -170,6 +170,26 @@ def timed(step: Callable, model: torch.nn.Module, batches: Batches) -> tuple[flo
     return time.perf_counter() - start, total
 
 
+def make_ways(
+    args: argparse.Namespace, groups: list[RankedGroup], pairs: list[RankedGroup], renderer: Renderer, steps: int
+) -> dict[str, tuple[Callable, Batches]]:
+    """{way: (step, its batches)}; pairs: the groups flattened."""
+    kinds = {
+        "each prompt once": (groups, True),
+        "a prompt for each answer": (groups, False),
+        "pairs, packed": (pairs, False),
+    }
+    ways = {}
+    with tempfile.TemporaryDirectory() as name:
+        for number, (way, (kind, shared)) in enumerate(kinds.items()):
+            folder = Path(name, str(number))
+            rows = packed_rows(folder, args.stage, kind, renderer, args.sequence_length, shared)
+            ways[way] = (STEPS[args.stage], stacked(rows, -(-len(rows) // steps)))
+    if args.stage == "reward":
+        ways["pairs, padded"] = (padded_step, padded(rows, -(-len(pairs) // steps)))
+    return ways
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
@@ -191,19 +211,7 @@ def main() -> None:
     renderer = Renderer(Template(), load_tokenizer(args.tokenizer))
     groups = with_prompts(groups, renderer, args.prompt_share)
     pairs, steps = flattened(groups), -(-len(groups) // args.batch)
-    kinds = {
-        "each prompt once": (groups, True),
-        "a prompt for each answer": (groups, False),
-        "pairs, packed": (pairs, False),
-    }
-    ways = {}
-    with tempfile.TemporaryDirectory() as name:
-        for number, (way, (kind, shared)) in enumerate(kinds.items()):
-            folder = Path(name, str(number))
-            rows = packed_rows(folder, args.stage, kind, renderer, args.sequence_length, shared)
-            ways[way] = (STEPS[args.stage], stacked(rows, -(-len(rows) // steps)))
-    if args.stage == "reward":
-        ways["pairs, padded"] = (padded_step, padded(rows, -(-len(pairs) // steps)))
+    ways = make_ways(args, groups, pairs, renderer, steps)
     model = make_model(args.stage, renderer.tokenizer.vocab_size, args.sequence_length)
     seconds = {way: [] for way in ways}
     for number in range(args.runs + 1):  # the first pass warms up

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.chatml import chatml_renderer, write_chatml
+from support.rankings import whole_answers
 
 from megatron_chimed.inference.request import Generated
 from megatron_chimed.packing.packed_rows import PackedRows
@@ -58,8 +59,7 @@ def test_the_score_is_of_what_the_reward_model_learns_from(renderer, tmp_path):
     options = RankingRowOptions(256, progress=False)
     pack_rankings([str(tmp_path / "g.jsonl")], tmp_path / "packed", renderer, options)
     packed = PackedRows(tmp_path / "packed")
-    bounds = packed.segment_offsets.tolist()
-    learnt = [packed.tokens[start:end].tolist() for start, end in zip(bounds, bounds[1:], strict=False)]
+    learnt = [tokens for tokens, _ in whole_answers(packed)[0]]
     answers = [Turn("assistant", "建议检查", "先问病史"), Turn("assistant", "服用")]
     found = sequences_of([sampled(renderer, one) for one in answers], {"p0": PROMPT}, renderer)
     assert sorted(found) == sorted(learnt) and found[0] != found[1]
@@ -72,7 +72,7 @@ def test_a_selected_answer_is_packed_with_its_thinking_as_the_configuration_says
         selection=Rule(), filters=Filters(), paths=SimpleNamespace(control=False, seed=1, tokenizer=str(folder))
     )
     ctx = SimpleNamespace(
-        config=config, number=1, sets=("selected",), prompts={"p0": PROMPT}, rendering={},
+        config=config, number=1, sets=("selected",), prompts={"p0": PROMPT}, rendering={}, pairs=False,
         shape=SimpleNamespace(sequence_length=256), renderer=chatml_renderer(folder, think=True, thinking=thinking),
         file=lambda name: tmp_path / name, files=lambda pattern: [tmp_path / pattern.format("selected")],
     )  # fmt: skip
