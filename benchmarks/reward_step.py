@@ -221,7 +221,9 @@ def main() -> None:
             seconds[way] += [taken] if number else []
             losses.append(total)
         if not all(math.isclose(total, losses[0], rel_tol=1e-5) for total in losses):
-            raise InputError(f"{args.ranked}: the ways differ in their losses {losses}; this is no comparison")
+            raise InputError(
+                f"{args.ranked}: the ways differ in their losses {losses}: questions were cut; give longer rows"
+            )
     medians = {way: statistics.median(each) for way, each in seconds.items()}
     first = next(iter(medians.values()))
     print("| | seconds | positions | questions/s | each prompt once is |\n|---|---|---|---|---|")
