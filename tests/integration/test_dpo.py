@@ -40,11 +40,11 @@ START = ["--finetune", "--tokenizer-type", "NullTokenizer"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Folder with a language model (hf, and lm for Megatron), and ranked answers: packed/, whose reference is the
-    model's with noise, so that the loss is not log 2; true/ and shuffled/, without one."""
+    model's with noise, so that the loss is not log 2; exact/ with the model's own; true/ and shuffled/, without one."""
     folder = tmp_path_factory.mktemp("dpo")
     renderer = make_renderer("sentencepiece", folder)
     source = write_groups(folder / "ranked.jsonl", make_groups(150))
-    for name, shuffled in (("packed", False), ("true", False), ("shuffled", True)):
+    for name, shuffled in (("packed", False), ("exact", False), ("true", False), ("shuffled", True)):
         options = RankingRowOptions(LENGTH, pairing="all", progress=False, shuffle_ranks=shuffled)
         pack_rankings([str(source)], folder / name, renderer, options)
     changes = {"vocab_size": renderer.tokenizer.vocab_size, "num_hidden_layers": 3}
@@ -54,7 +54,12 @@ def world(tmp_path_factory):
     def noisy(pairs):
         return [log_p(model, prompt, answer).item() + draw.gauss(0, 3) for prompt, answer in pairs]
 
-    compute_reference(PackedRows(folder / "packed"), hash_model(folder / "lm"), {}, noisy, lambda done: None)
+    def exact(pairs):
+        return [log_p(model, prompt, answer).item() for prompt, answer in pairs]
+
+    for name, values in (("packed", noisy), ("exact", exact)):
+        with torch.no_grad():
+            compute_reference(PackedRows(folder / name), hash_model(folder / "lm"), {}, values, lambda done: None)
     return folder
 
 
@@ -196,6 +201,17 @@ def test_the_reference_is_computed_once_of_the_model_and_the_run_begins_at_log_2
     process = other.start(*START, "--save", tmp_path / "other/run", ranks=1)
     assert process.wait(120) == 1
     assert "the data's reference is of the model" in other.output()
+
+
+def test_adapters_go_by_the_reference_of_their_base_and_then_by_their_own(tmp_path, world):
+    lora = {"lora": {"rank": 4, "alpha": 8}}
+    job = make_job(tmp_path / "job", world, "exact", lora)
+    job.run(*START, "--save", tmp_path / "run", "--train-iters", 6, "--lr", 1e-2, ranks=1)
+    losses = [float(value) for _, value, _ in figures(tmp_path / "run", name="preference loss")]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[-1] < losses[0]
+    job = make_job(tmp_path / "again", world, "exact", lora, load=str(tmp_path / "run"))
+    assert job.start(*START, "--save", tmp_path / "other", ranks=1).wait(120) == 1
+    assert "the data's reference is of the model" in job.output()
 
 
 def test_rows_without_a_reference_or_with_that_of_other_rows_are_refused(tmp_path, world):
