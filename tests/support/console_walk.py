@@ -146,6 +146,10 @@ STEPS = {
         tuned,
         {"MODEL.yaml": "examples/quickstart/model.yaml", "--save": "--eval-interval 2 --eval-iters 1 --save"},
     ),
+    "chimed reference --packed": (
+        None,
+        {"MODEL.yaml": "examples/quickstart/model.yaml", "--save": "--eval-interval 2 --eval-iters 1 --save"},
+    ),
     "chimed plot runs/demo": (rewarded, {}),
     "chimed convert hf-to-megatron --hf Ziya2": (
         published_model,
