@@ -5,6 +5,7 @@ Each way is a process of its own, in turn: pre-training in float32 on made-up id
 base. Memory is the largest resident memory of the process (ru_maxrss), Python, libraries, weights, gradients and Adam's
 moments included. Time is that of the fastest step, beside the processor's seconds of the whole training, which other
 work on the machine does not change much. The losses must agree, those of LoRA in the first step, when it is its base.
+What is freed is given back at once (MALLOC_MMAP_THRESHOLD_ of glibc): else its heap keeps gigabytes that nobody holds.
 """
 
 import argparse
@@ -100,6 +101,7 @@ def train(
         port = free.getsockname()[1]
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(port)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(args.threads)}
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(128 << 10)
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log.txt", "w+") as log:
         files = write_settings(Path(folder), shape, data, args)
         files[1].write_text(files[1].read_text() + way.settings)
@@ -155,7 +157,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="models (all)")
-    parser.add_argument("--chunks", nargs="+", type=int, default=[256], help="tokens of a chunk (256)")
+    parser.add_argument("--chunks", nargs="*", type=int, default=[256], help="tokens of a chunk (256)")
     parser.add_argument("--ranks", nargs="*", type=int, default=[16], help="of LoRA (16)")
     parser.add_argument("--sequence-length", type=int, default=2048, help="tokens of a row (2048)")
     parser.add_argument("--steps", type=int, default=3, help="steps of a training (3)")
