@@ -34,7 +34,7 @@ class _PackedPositions:
 
     def of_tokens(self, angles: torch.Tensor, packed_seq: bool) -> torch.Tensor:
         """Angles of positions from 0, [longest, 1, 1, d] -> those of each token of a packed row, [t, 1, 1, d]."""
-        if isinstance(self.row, BranchedSeqParams):
+        if packed_seq and isinstance(self.row, BranchedSeqParams):
             return angles[self.row.positions]
         boundaries = _boundaries(self.row)
         if not packed_seq or boundaries is None or angles.device.type != "cpu":

@@ -95,7 +95,7 @@ def test_a_wrong_argument_is_refused_in_one_line(job, overrides, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward; found tune a.yaml b.yaml"),
+        (["tune", "a.yaml", "b.yaml"], "with STAGE one of pretrain, sft, reward, dpo; found tune a.yaml b.yaml"),
         (["pretrain", "a.yaml", "b.yaml"], "a.yaml: No such file or directory; give a YAML"),
     ],
 )
