@@ -1,7 +1,6 @@
 """Compute what a model thinks of packed ranked answers, their log-probabilities: once, as the reference of `dpo`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 EXAMPLE = """example:
@@ -51,4 +50,3 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if engine is not None:
             engine.close()
-    sys.stdout.flush()

@@ -159,12 +159,12 @@ def open_base(lora: Lora, where: Path, given: Path | None = None, check: bool = 
     return base
 
 
-def hash_model(place: str | Path, iteration: int | None = None) -> str:
+def hash_model(place: str | Path) -> str:
     """The hash of a model's weights: of a whole one `hash_weights`, of adapters theirs with their base's.
 
     place: as of `open_checkpoint`. Raises InputError.
     """
-    opened = open_checkpoint(place, iteration)
+    opened = open_checkpoint(place)
     return model_hash(opened.source, opened.lora)
 
 

@@ -37,11 +37,12 @@ class PreferenceDataset(RankingDataset):
 
         loss_mask [0, 1, 1, 0], reference [0, 0, 0, -3].
         """
-        answers, sample = answers_of(self.dataset, row), super().sample(row)
+        arrays, answers = row_arrays(self.dataset, row), answers_of(self.dataset, row)
+        sample = self.of_answers(arrays, answers)
         size, segments = len(sample["tokens"]), self.dataset.segments(row)
         left = np.arange(size) - answers.of_tokens(answers.ends - answers.length, size)  # in an answer 0 or more
         in_answer = (left >= 0) & (answers.of_tokens(answers.length, size) > 0)
-        sample["labels"] = row_arrays(self.dataset, row)["labels"]
+        sample["labels"] = arrays["labels"]
         sample["loss_mask"] = np.append(in_answer[1:], False).astype(np.float32)
         sample["reference"] = np.zeros(size)
         sample["reference"][answers.ends - 1] = self.reference.log_p[segments.start : segments.stop]

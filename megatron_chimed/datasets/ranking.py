@@ -45,7 +45,11 @@ class RankingDataset(PackedDataset):
 
         position_ids [0, 1, 2, 0, 1], rank [-1, -1, 0, -1, 1], group [-1, -1, 0, -1, 0], length [-1, -1, 3, -1, 2].
         """
-        arrays, answers = row_arrays(self.dataset, row), answers_of(self.dataset, row)
+        return self.of_answers(row_arrays(self.dataset, row), answers_of(self.dataset, row))
+
+    @staticmethod
+    def of_answers(arrays: dict[str, np.ndarray], answers: "Answers") -> dict[str, np.ndarray]:
+        """The same of what is read of a row already."""
         sample = {"tokens": arrays["tokens"], "position_ids": arrays["position_ids"]}
         if answers.shared.any():
             sample["position_ids"] = arrays["position_ids"] + answers.of_tokens(answers.shared, len(arrays["tokens"]))

@@ -51,11 +51,10 @@ def describe_row(position_ids: torch.Tensor, device: str | torch.device = "cuda"
     ([0, 4, 6, 8], [[0, 0], [0, 2], [6, 6]])
     """
     positions = position_ids.reshape(-1).numpy()
-    starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1) if len(positions) else np.zeros(0, np.int64)
     documents = np.flatnonzero(positions == 0)
     if not len(documents) or documents[0] != 0:
         raise ValueError("position_ids must start with 0: attention needs a first document")
-    starts = np.union1d(starts, documents)
+    starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)  # of documents too: nothing is -1
     if len(starts) == len(documents):
         return _of_documents(documents, len(positions), device)
     bounds = np.append(starts, len(positions))

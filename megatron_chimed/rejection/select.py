@@ -146,7 +146,7 @@ def random_control(pool: Iterable[Candidate], rule: Rule, seed: int) -> list[Can
     best_of_n: one answer of each prompt; top_k and threshold: any of the pool.
     """
     pool = list(pool)
-    shuffled = sorted(pool, key=lambda one: (keyed_draw(seed, "control", *one.key), one.key))
+    shuffled = _shuffled(pool, seed)
     chosen = _first_of_each_prompt(shuffled) if rule.strategy == "best_of_n" else shuffled[: len(select(pool, rule))]
     return sorted(chosen, key=lambda one: one.key)
 
@@ -168,12 +168,16 @@ def random_pairs(pool: Iterable[Candidate], pairs: Sequence[Pair], seed: int) ->
     """The control of `best_and_worst`: for each prompt of these pairs two of its answers, drawn at random, in an order
     that is drawn too; sorted by key."""
     names = {(best.round, best.prompt) for best, _ in pairs}
-    shuffled = sorted(pool, key=lambda one: (keyed_draw(seed, "control", *one.key), one.key))
     drawn: dict[tuple[int, str], list[Candidate]] = defaultdict(list)
-    for one in shuffled:
+    for one in _shuffled(pool, seed):
         if (one.round, one.prompt) in names:
             drawn[one.round, one.prompt].append(one)
     return sorted(((first, second) for first, second, *_ in drawn.values()), key=lambda pair: pair[0].key)
+
+
+def _shuffled(pool: Iterable[Candidate], seed: int) -> list[Candidate]:
+    """The order in which a control draws, whatever the order of the pool."""
+    return sorted(pool, key=lambda one: (keyed_draw(seed, "control", *one.key), one.key))
 
 
 def _by_reward(candidate: Candidate) -> tuple:
