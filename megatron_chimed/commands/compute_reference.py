@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from megatron_chimed.backend.quiet import fast_imports
+
 EXAMPLE = """example:
   chimed reference --packed ranked --model megatron:runs/sft --tensor-parallel 2"""
 
@@ -21,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command. A reference that is there already is kept; one that was begun is gone on with."""
-    from megatron_chimed.convert.lora import hash_model
     from megatron_chimed.inference.open import open_engine, split_name
     from megatron_chimed.packing.packed_rows import PackedRows
     from megatron_chimed.packing.reference import compute_reference, read_reference
@@ -29,6 +30,9 @@ def run(args: argparse.Namespace) -> None:
 
     _, place = split_name(args.model, ("megatron",))
     folders = [PackedRows(folder) for folder in args.packed]
+    with fast_imports():  # torch and Megatron, which bad input need not wait for
+        from megatron_chimed.convert.lora import hash_model
+
     sha256, facts = hash_model(place), {"model": args.model, "dtype": args.dtype}
     engine = None
     try:
