@@ -229,12 +229,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_a_second_job_is_refused(run):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    process = run.start()
+    seen = run.job.folder / "the other job was seen"
+    process = run.start(kind="pause", iteration=run.latest(), rank=None, until=str(seen))
     run.wait_for(process, 1)  # the log is there, so its ranks are, and the lock
     other = LaunchedJob(run.job.folder / "other", MODEL, {}).start("--save", run.save)
     assert other.wait(timeout=120) == 1
     refusal = (run.job.folder / "other/output.txt").read_text()
     assert re.search(rf"error: {run.save}: another job is running there \(process {process.pid} on ", refusal)
+    seen.touch()
     assert run.end(process) == 0
     run.says(rf"warning: {damaged}: {shard.name} has other bytes .* set aside as damaged_{damaged.name}, continuing")
     assert (run.save / f"damaged_{damaged.name}" / shard.name).is_file()

@@ -2,13 +2,15 @@
 
 {"kind", "iteration", "rank"}: from that iteration on, on that rank or with null on all of them,
 gradient: the gradients of the loss are NaN, the loss is not; explosion: the loss is 100 times what it is;
-full: no file grows beyond 100 kB, as on a full disk (the system says EFBIG in the place of ENOSPC).
+full: no file grows beyond 100 kB, as on a full disk (the system says EFBIG in the place of ENOSPC);
+pause: no step begins before the file "until" is there.
 """
 
 import json
 import os
 import resource
 import signal
+import time
 
 LIMIT = 100_000  # bytes: more than loss.csv, less than a shard of a checkpoint
 
@@ -34,6 +36,8 @@ def main() -> None:
         if active and fault["kind"] == "full":
             assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # Python's own: writing fails instead
             resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+        while active and fault["kind"] == "pause" and not os.path.exists(fault["until"]):
+            time.sleep(0.05)
         try:
             return train_step(*args, iteration=iteration, **kwargs)
         finally:

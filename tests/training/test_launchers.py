@@ -16,6 +16,7 @@ from guards import tree
 
 from megatron_chimed.commands.train import QUIET, count_gpus, launch
 from megatron_chimed.errors import InputError
+from megatron_chimed.stages.options import STAGES
 
 ROOT = tree.ROOT
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
@@ -177,6 +178,9 @@ def test_a_script_that_is_no_job_and_one_without_a_command_are_refused(tmp_path)
 def test_a_training_goes_to_all_nodes_and_any_other_command_to_one(tmp_path):
     job(tmp_path, "evaluate", "--model", "hf:x", PYTHON="python")
     assert calls(tmp_path) == [f"{SRUN} --nodes=1 --ntasks=1 python -m megatron_chimed evaluate --model hf:x"]
+    for stage in STAGES:
+        job(tmp_path, stage, "m", "s")
+        assert calls(tmp_path)[-1] == f"{SRUN} launch/torchrun.sh {stage} m s"
     job(tmp_path, "sft", "m", "s", SRUN_ARGS="--container-image=i --label", IN_CONTAINER="apptainer exec i.sif")
     words = "--container-image=i --label apptainer exec i.sif launch/torchrun.sh sft m s"
     assert calls(tmp_path)[-1] == f"{SRUN} {words}"
@@ -203,6 +207,17 @@ def test_a_job_tells_its_tasks_the_first_node_unless_it_is_told_another_address_
     assert calls(tmp_path)[-1] == "at n1 20007, unset"
     job(tmp_path, "sft", "m", "s", srun=shown, MASTER_ADDR="10.0.0.1", MASTER_PORT="1234")
     assert calls(tmp_path)[-1] == "at 10.0.0.1 1234, unset"
+
+
+def test_a_job_tells_its_tasks_when_it_is_over_also_where_slurm_does_not(tmp_path):
+    shown = f'echo "over at $SLURM_JOB_END_TIME" >>{tmp_path}/calls.txt'
+    for printed, over_at in (("2026-11-30T10:00:00", "1796032800"), ("Unlimited", ""), ("", "")):
+        recorder(tmp_path, "squeue", f"echo {printed}")
+        job(tmp_path, "sft", "m", "s", srun=shown, TZ="UTC")
+        assert calls(tmp_path)[-2:] == [f"{SRUN} launch/torchrun.sh sft m s", f"over at {over_at}"]
+    assert "squeue --noheader --job=7 --format=%e" in calls(tmp_path)
+    job(tmp_path, "sft", "m", "s", srun=shown, SLURM_JOB_END_TIME="12")
+    assert calls(tmp_path)[-1] == "over at 12"
 
 
 def free_neighbours() -> int:
