@@ -1,11 +1,10 @@
 """What a rank imports, for the process that `ranks` forks them from."""
 
-from megatron_chimed.backend.quiet import silence_import_warnings
+from megatron_chimed.backend.quiet import fast_imports
 
-silence_import_warnings()
+with fast_imports():
+    from megatron_chimed.backend import cpu
 
-from megatron_chimed.backend import cpu  # noqa: E402
+    cpu.install()
 
-cpu.install()
-
-import megatron_chimed.training.trainer  # noqa: E402, F401
+    import megatron_chimed.training.trainer  # noqa: F401
