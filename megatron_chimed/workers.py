@@ -67,8 +67,7 @@ def _start_worker(work: Callable) -> None:
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # rows hold no cycles, and looking for them in hundred thousands of dicts takes time
-    # The library's own threads would compete with the other workers, and must not be used after a fork.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _use_one_thread()
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:
@@ -76,6 +75,11 @@ def _start_worker(work: Callable) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _use_one_thread() -> None:
+    """Let tokenizers and tokie start no threads: they would compete with the other workers, and are lost in a fork."""
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 
 def _keep_freed_memory() -> None:
@@ -203,7 +207,7 @@ def _do_on_ray(context: list, arguments: tuple) -> Any:
             raise InputError(
                 f"{folder}: {error.strerror} on the node {node}; the nodes must see the same files"
             ) from None
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _use_one_thread()
         _work, _sent = ray.get(sent), sent
     return _work(*arguments)
 

@@ -41,7 +41,7 @@ from megatron_chimed.convert.tokenizer_files import (
 from megatron_chimed.convert.torch_dist import write_checkpoint
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import atomic_folder, atomic_output, write_json
-from megatron_chimed.text.tokenizer import has_tokenizer
+from megatron_chimed.text.tokenizer_folder import has_tokenizer
 
 RESERVE = 64 << 20
 """Bytes that must stay free on the disk beside the weights: for metadata, tokenizer, and a file system's own needs."""

@@ -13,7 +13,8 @@ from megatron_chimed.text.jinja import CHAT_TEMPLATE, chat_template
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.sentencepiece_export import write_folder
 from megatron_chimed.text.template import Template
-from megatron_chimed.text.tokenizer import HF_FILES, HF_OPTIONAL_FILES, Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer_folder import HF_FILES, HF_OPTIONAL_FILES
 
 FILES = (*HF_FILES, *HF_OPTIONAL_FILES, CHAT_TEMPLATE)
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

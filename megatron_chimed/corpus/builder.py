@@ -39,6 +39,7 @@ from megatron_chimed.corpus.worker import TextOptions, Worker
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import expand, sha256_json
 from megatron_chimed.steps import find_up_to_date
+from megatron_chimed.text.bulk import alone_because, guarded
 from megatron_chimed.text.tokenizer import Tokenizer
 from megatron_chimed.workers import Bar, Workers, check_workers
 
@@ -88,17 +89,33 @@ def build_corpus(
     """
     if text.append_eod and tokenizer.eos_id is None:
         raise InputError(f"{tokenizer_path}: the tokenizer has no EOS to append; leave out --append-eod")
-    sharded = run.shard_index is not None
-    if sharded:
+    if run.shard_index is not None:
         prefix = shard_prefix(prefix, run.num_shards, run.shard_index)
     sources = select_shard(expand(inputs, "--input "), run.num_shards, run.shard_index or 0)
+
+    def build(difference: str | None) -> dict:
+        return _build(sources, prefix, Worker(tokenizer, text), run, tokenizer_path, difference)
+
+    return guarded(build)
+
+
+def _build(
+    sources: list[InputRange],
+    prefix: Path,
+    worker: Worker,
+    run: RunOptions,
+    tokenizer_path: str,
+    difference: str | None,
+) -> dict:
+    """`build_corpus` of these sources. difference: a text that made this a run of the tokenizer alone (`guarded`)."""
+    tokenizer, text, sharded = worker.tokenizer, worker.options, run.shard_index is not None
     settings = {"version": __version__, **asdict(text), "json_keys": list(text.json_keys)}
     parents = {"tokenizer": tokenizer.fingerprint, "settings": sha256_json(settings)}
     with work_folder(prefix) as work:
         hash_inputs = functools.partial(_hash_sources, sources)
         if present := find_finished(prefix, parents, hash_inputs, run.max_rejected_share):
             return present
-        _discard_stale_parts(work, sha256_json([parents, identity(sources), run.batch_bytes]))
+        _discard_stale_parts(work, sha256_json([parents, identity(sources), run.batch_bytes, difference]))
         assembler = Assembler(
             work / "joined",
             text.json_keys,
@@ -106,14 +123,14 @@ def build_corpus(
             dedup=None if sharded else text.dedup,
             keep_signatures=sharded and text.dedup is not None,
         )
-        digests = _make_and_join(work, sources, Worker(tokenizer, text), assembler, run)
+        digests = _make_and_join(work, sources, worker, assembler, run)
         _require_good_input(assembler, run)
         return assembler.publish(
             prefix,
             made_by=MADE_BY,
             parents={**parents, "inputs": _input_hash(digests)},
             vocab_size=tokenizer.vocab_size,
-            tokenizer={"path": tokenizer_path, "fingerprint": tokenizer.fingerprint},
+            tokenizer={"path": tokenizer_path, "fingerprint": tokenizer.fingerprint, **alone_because(difference)},
             sources=[{**asdict(source), "sha256": digest} for source, digest in zip(sources, digests, strict=True)],
             settings=settings,
         )

@@ -166,20 +166,14 @@ class Worker:
             texts = [[text] if isinstance(text, str) else text for text in texts]
             sequences = list(itertools.chain.from_iterable(texts))
             counts = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
-        rows = self.tokenizer.encode_batch(
-            sequences,
-            parse_special=self.options.parse_special,
-            add_special=self.options.add_special,
+        options = self.options
+        ids, lengths = self.tokenizer.encode_flat(
+            sequences, parse_special=options.parse_special, add_special=options.add_special
         )
-        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
         if not lengths.all():
             owners = np.repeat(np.arange(len(texts)), counts)
             counts = np.bincount(owners[lengths > 0], minlength=len(texts)).astype(np.int32)
             lengths = lengths[lengths > 0]
-        if rows and isinstance(rows[0], np.ndarray):
-            ids = np.concatenate(rows)
-        else:
-            ids = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.vocab_size:
             raise InputError(
                 f"the tokenizer gave id {ids.max()}, outside its vocabulary of {self.tokenizer.vocab_size}; repair it"

@@ -75,7 +75,7 @@ class DialogueWorker:
         self, options: DialogueOptions, tokenizer: Tokenizer | None = None, excluded: OverlapIndex | None = None
     ):
         self.preprocessor = Preprocessor(options.clean, options.redact)
-        self.tokenizer, self.excluded = tokenizer, excluded
+        self.options, self.tokenizer, self.excluded = options, tokenizer, excluded
         self.deduplicators = make_deduplicators(options.dedup)
 
     def prepare(self, reader: str, rows: list[tuple[int, Any]]) -> list[Prepared]:
@@ -83,7 +83,7 @@ class DialogueWorker:
         prepared = [self._prepare(reader, line, row) for line, row in rows]
         if self.tokenizer:
             texts = [text for one in prepared for text in texts_of(one.turns)]
-            lengths = map(len, self.tokenizer.encode_batch(texts) if texts else [])
+            lengths = iter(self.tokenizer.encode_flat(texts)[1].tolist())
             for one in prepared:
                 one.tokens = sum(next(lengths) for _ in texts_of(one.turns))
         return prepared

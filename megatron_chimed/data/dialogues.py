@@ -30,6 +30,7 @@ from megatron_chimed.data.source_files import SourceFile, find_sources, prepare_
 from megatron_chimed.data.turns import texts_of
 from megatron_chimed.jsonl import atomic_output, expand, sha256_file, sha256_json
 from megatron_chimed.records import Dialogue, Turn
+from megatron_chimed.text.bulk import alone_because, guarded
 from megatron_chimed.text.tokenizer import load_tokenizer
 from megatron_chimed.workers import Workers
 
@@ -81,17 +82,36 @@ def prepare_dialogues(
     }
     if present := find_finished(output, parents, UNIT, max_rejected_share):
         return present
-    index = OverlapIndex(evaluation_texts(excluded)) if excluded else None
+    worker = DialogueWorker(options, tokenizer, OverlapIndex(evaluation_texts(excluded)) if excluded else None)
+
+    def write(difference: str | None) -> tuple[dict[str, Counts], dict[str, str]]:
+        return _write(files, output, worker, max_rejected_share, workers, progress), alone_because(difference)
+
+    counts, alone = guarded(write)
+    settings = {**asdict(options), "tokenizer": tokenizer_path, "excluded": excluded}
+    account = {"parents": parents, "settings": settings, "encodings": other_encodings(inputs)}
+    account |= {"tokenizer": alone} if alone else {}
+    return publish(output, [output], counts, unit=UNIT, made_by=MADE_BY, **account)
+
+
+def _write(
+    files: list[SourceFile],
+    output: Path,
+    worker: DialogueWorker,
+    max_rejected_share: float,
+    workers: Workers,
+    progress: bool,
+) -> dict[str, Counts]:
+    """Write the dialogues and the rejected rows; what was counted of each source."""
+    options, tokenizer = worker.options, worker.tokenizer
     counts = {file.label: Counts(tokens=0 if tokenizer else None) for file in files}
-    writer, worker = _Writer(make_deduplicators(options.dedup), counts), DialogueWorker(options, tokenizer, index)
+    writer = _Writer(make_deduplicators(options.dedup), counts)
     with atomic_output(output) as good, atomic_output(beside(output, "rejected.jsonl")) as bad:
         for file, one in prepare_rows(files, READERS, worker.prepare, workers=workers, progress=progress):
             writer.take(file, one, good, bad)
         require_good_input(UNIT, {label: one.to_json() for label, one in counts.items()}, max_rejected_share)
         beside(output, "manifest.json").unlink(missing_ok=True)  # what it describes is about to be replaced
-    settings = {**asdict(options), "tokenizer": tokenizer_path, "excluded": excluded}
-    account = {"parents": parents, "settings": settings, "encodings": other_encodings(inputs)}
-    return publish(output, [output], counts, unit=UNIT, made_by=MADE_BY, **account)
+    return counts
 
 
 class _Writer:

@@ -7,7 +7,8 @@ from megatron_chimed.convert.stored import is_peft_folder
 from megatron_chimed.convert.tokenizer_files import checkpoint_tokenizer
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
-from megatron_chimed.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer_folder import has_tokenizer
 
 __all__ = ["KINDS", "Engine", "kinds_text", "open_engine", "split_name", "tokenizer_of"]
 

@@ -15,7 +15,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.processes import WorkerProcesses
 from megatron_chimed.inference.request import Generated, Request, SamplingParams
-from megatron_chimed.text.tokenizer import has_tokenizer
+from megatron_chimed.text.tokenizer_folder import has_tokenizer
 
 WORKER = "megatron_chimed.inference.vllm_worker"
 PATIENCE = 30.0

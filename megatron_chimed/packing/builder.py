@@ -22,6 +22,7 @@ from megatron_chimed.packing.bin_packing import Packing, lower_bound, pack
 from megatron_chimed.packing.chunks import RecordBatch, SegmentChunk, digest_input, read_record_batches
 from megatron_chimed.packing.packed_rows import FORMAT, MANIFEST, is_packed, read_manifest, write_arrays
 from megatron_chimed.steps import find_up_to_date
+from megatron_chimed.text.bulk import alone_because, guarded
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.workers import Bar, Workers, check_workers, map_in_order
 
@@ -86,6 +87,19 @@ def pack_records(
     if present:
         print(f"{output}: up to date", file=sys.stderr)
         return present
+
+    def build(difference: str | None) -> dict[str, Any]:
+        tokenizer = {"path": tokenizer_path, "fingerprint": renderer.tokenizer.fingerprint} | alone_because(difference)
+        account = settings | {"template": renderer.template.to_row(), "tokenizer": tokenizer, "inputs": inputs}
+        return _pack(inputs, output, kind, options, parents, account)
+
+    return guarded(build)
+
+
+def _pack(
+    inputs: list[str], output: Path, kind: Kind, options: RowOptions, parents: dict[str, str], account: dict[str, Any]
+) -> dict[str, Any]:
+    """`pack_records` once it is known that something is to be done. account: what the manifest says besides."""
     with atomic_folder(output, may_replace=is_packed) as folder:
         segments, digests = _Segments(folder), [hashlib.sha256() for _ in inputs]
         with segments:
@@ -98,11 +112,8 @@ def pack_records(
             made_by=kind.made_by,
             parents={**parents, "inputs": _inputs_hash(digest.hexdigest() for digest in digests)},
             dropped={reason: count for (what, reason), count in segments.counts.items() if what == "reason"},
-            **settings,
+            **account,
             **_write_rows(folder, segments, kind, options),
-            template=renderer.template.to_row(),
-            tokenizer={"path": tokenizer_path, "fingerprint": renderer.tokenizer.fingerprint},
-            inputs=inputs,
         )
         write_json(folder / MANIFEST, content)
     return content

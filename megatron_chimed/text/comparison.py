@@ -2,16 +2,8 @@
 
 from collections.abc import Sequence
 
+from megatron_chimed.text.probes import PROBES
 from megatron_chimed.text.tokenizer import Tokenizer
-
-PROBES = (
-    "", " ", "\n", "a", "头痛", " 头痛", "头痛 ", "一日  三次", "先测血压\n再吃药", "\t缩进\t", "a \n b",
-    "体温３７．５℃", "ＡＢＣ（全角）", "①②③ ㎎ ㎏ Ⅱ型", "é è ñ Ä ß ﬁ", "e\u0301 a\u0308",
-    "한국어 ひらがな カタカナ ｶﾅ", "😀🩺 表情", "龘靐齉爩", "0123456789 3.14 1e-5", "hello world", "  leading",
-    "trailing  ", "a\u00a0b\u3000c\u200bd", "\u0000\u0007", "a\u2581b", "C. difficile; p < 0.05", "don't re-do",
-    "https://example.com/a?b=1&c=2", "x" * 60, "啊" * 60, " " * 9, "\r\n\r\n", "\U0001f468\u200d\u2695\ufe0f",
-)  # fmt: skip
-"""Texts on which normalizers and white space differ."""
 
 
 def difference(one: Tokenizer, other: Tokenizer) -> str | None:

@@ -289,10 +289,9 @@ class Renderer:
 
     def _encode(self, texts: list[str], what: str = "plain text") -> list[np.ndarray]:
         """int32 ids, [n], of each text, among which is no boundary id. Raises InputError."""
-        pieces = [np.asarray(ids, dtype=np.int32) for ids in self._plain.encode_batch(texts)] if texts else []
-        flat = np.concatenate(pieces) if pieces else NOTHING
+        flat, lengths = self._plain.encode_flat(texts)
         for number in self._boundaries:
             if (flat == number).any():
                 own = "its own BOS or EOS" if number in (self.tokenizer.bos_id, self.tokenizer.eos_id) else "a marker"
                 raise InputError(f"the tokenizer makes id {number}, {own}, of {what}; choose another")
-        return pieces
+        return np.split(flat, np.cumsum(lengths)[:-1]) if texts else []

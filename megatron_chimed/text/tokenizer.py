@@ -10,20 +10,27 @@ Tokenizer libraries are imported inside the functions, so that this module costs
 """
 
 import copy
-import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import require_content, sha256_file
+from megatron_chimed.text.bulk import BulkEncoder, flatten
+from megatron_chimed.text.sentencepiece_json import byte_pair_json, drop_dummy_prefix
+from megatron_chimed.text.tokenizer_folder import (
+    HF_FILES,
+    HF_OPTIONAL_FILES,
+    complete_special_tokens,
+    folder_fingerprint,
+    has_tokenizer,
+)
 
-# The files of a Hugging Face folder that decide which ids a text becomes; one of the first three must be there.
-HF_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
 BRACKETED = re.compile(r"<\S+>|\[\S+\]")
-HF_OPTIONAL_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
 class Tokenizer(ABC):
@@ -39,6 +46,8 @@ class Tokenizer(ABC):
     eos_id: int | None
     pad_id: int | None
     fingerprint: str
+    _bulk: BulkEncoder | None = None
+    _knows_special = True  # whether parse_special and add_special change anything
 
     @staticmethod
     def load(path: str | Path) -> "Tokenizer":
@@ -75,6 +84,26 @@ class Tokenizer(ABC):
             for number, text in enumerate(texts):
                 _require_utf8(text, number)
             raise
+
+    def encode_flat(
+        self, texts: list[str], *, parse_special: bool = False, add_special: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode many texts: the ids of `encode_batch` end to end, int32 [tokens], and their numbers, int32 [texts].
+
+        It is much faster where a faster library is known to give the same ids (`BulkEncoder`). Raises what
+        `encode_batch` does, and TokenizersDiffer where it does not: see `bulk.guarded`.
+        """
+        if self._bulk is None:
+            self._bulk = BulkEncoder(self)
+        mode = (parse_special, add_special) if self._knows_special else (False, False)
+        try:
+            return self._bulk.encode(texts, *mode)
+        except UnicodeEncodeError:
+            return flatten(self.encode_batch(texts, parse_special=parse_special, add_special=add_special))  # says where
+
+    def to_json(self) -> str | None:
+        """The content of a tokenizer.json with these ids; None where the kind is not byte-pair."""
+        return None
 
     @abstractmethod
     def _encode_batch(self, texts: list[str], parse_special: bool, add_special: bool) -> list[Sequence[int]]:
@@ -121,6 +150,8 @@ class SentencePieceTokenizer(Tokenizer):
     Control symbols such as </s> are never found in text: SentencePiece sees to that.
     """
 
+    _knows_special = False
+
     def __init__(self, path: str | Path):
         """Raises InputError if there is no such file or it is not a SentencePiece model."""
         import sentencepiece
@@ -140,6 +171,10 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_batch(self, texts: list[str], parse_special: bool, add_special: bool) -> list[Sequence[int]]:
         # Arrays cost a quarter less time than Python lists once the ids are converted to the corpus's type.
         return self._processor.encode(texts, return_type="numpy", num_threads=1)
+
+    def to_json(self) -> str | None:
+        """The content of a tokenizer.json with these ids."""
+        return byte_pair_json(self._processor.serialized_model_proto())
 
     def id_to_token(self, number: int) -> str:
         """Return the string of one id."""
@@ -171,14 +206,14 @@ class HuggingFaceTokenizer(Tokenizer):
             raise InputError(f"{folder}: not a Hugging Face tokenizer folder ({reason})") from None
         if not getattr(loaded, "is_fast", False):
             raise InputError(f"{folder}: only a slow tokenizer; save it with a tokenizer.json (a fast tokenizer)")
-        _complete_special_tokens(loaded, folder)
+        complete_special_tokens(loaded, folder)
         # Only the Rust object is kept: it can be pickled, and is twice as fast as going through transformers.
         self._backend = loaded.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id, self.pad_id = loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id
-        self.fingerprint = _folder_fingerprint(folder)
+        self.fingerprint = folder_fingerprint(folder)
         specials = zip(loaded.all_special_tokens, loaded.all_special_ids, strict=True)
         # <unk> is also what a character outside the vocabulary becomes, and it ends or pads nothing: it may stay.
         self._spelled_out = self._spell_out((token, number) for token, number in specials if token != loaded.unk_token)
@@ -205,6 +240,11 @@ class HuggingFaceTokenizer(Tokenizer):
             return rows
         return [[part for number in row for part in self._spelled_out.get(number, (number,))] for row in rows]
 
+    def to_json(self) -> str | None:
+        """The content of a tokenizer.json with these ids."""
+        is_byte_pair = type(self._backend.model).__name__ == "BPE" and not self._spelled_out
+        return self._backend.to_str() if is_byte_pair else None
+
     def id_to_token(self, number: int) -> str:
         """Return the string of one id."""
         return self._backend.id_to_token(int(number)) or ""
@@ -223,9 +263,10 @@ class HuggingFaceTokenizer(Tokenizer):
         ]
         before = self._backend.pre_tokenizer
         settings = json.loads(before.__getstate__()) if before is not None else {}
-        if not _set_prepend_scheme(settings) and not found:
+        if not drop_dummy_prefix(settings) and not found:
             return self
         other = copy.copy(self)
+        other._bulk = None
         other._backend = copy.deepcopy(self._backend)
         for token in found:
             token.special = True
@@ -238,44 +279,6 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids; an id that is not below vocab_size leaves no trace."""
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True)
-
-
-def _set_prepend_scheme(settings: dict) -> bool:
-    """Let a pre-tokenizer's settings put no dummy prefix in front of a whole text; whether they did so before."""
-    parts = [settings, *settings.get("pretokenizers", ())]
-    found = [part for part in parts if part.get("prepend_scheme") == "first"]
-    for part in found:
-        part["prepend_scheme"] = "never"
-    return bool(found)
-
-
-def _complete_special_tokens(loaded, folder: str | Path) -> None:
-    """Let EOS and SEP, and BOS and CLS, stand in for each other, as Megatron's HuggingFaceTokenizer does. Raises
-    InputError for a special token without an id: transformers would take that of <unk>."""
-    for name, token in loaded.special_tokens_map.items():
-        if loaded.backend_tokenizer.token_to_id(token) is None:
-            raise InputError(f"{folder}: its {name} is {token!r}, and no token of the vocabulary; mend the name")
-    pairs = (("eos_token", "sep_token"), ("bos_token", "cls_token"))
-    present = {name: getattr(loaded, name, None) for pair in pairs for name in pair}
-    missing = {a: present[b] for pair in pairs for a, b in (pair, pair[::-1]) if present[b] and not present[a]}
-    loaded.add_special_tokens(missing)
-
-
-def fingerprint_of(path: str | Path) -> str:
-    """The fingerprint of the tokenizer at a path, without loading it. Raises InputError for a missing file."""
-    return _folder_fingerprint(path) if Path(path).is_dir() else sha256_file(path)
-
-
-def _folder_fingerprint(folder: str | Path) -> str:
-    """Hash (SHA-256) names and contents of a Hugging Face folder's tokenizer files."""
-    names = sorted(name for name in (*HF_FILES, *HF_OPTIONAL_FILES) if (Path(folder) / name).is_file())
-    lines = "".join(f"{name} {sha256_file(Path(folder) / name)}\n" for name in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a Hugging Face tokenizer."""
-    return any((folder / name).is_file() for name in HF_FILES[:3])
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

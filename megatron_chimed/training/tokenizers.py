@@ -10,7 +10,8 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
 from megatron_chimed.packing.packed_rows import MANIFEST
 from megatron_chimed.text.comparison import difference
-from megatron_chimed.text.tokenizer import fingerprint_of, load_tokenizer
+from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_folder import fingerprint_of
 
 PATHS = ("data-path", "train-data-path", "valid-data-path", "test-data-path")
 

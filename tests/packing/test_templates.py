@@ -16,6 +16,7 @@ from megatron_chimed.packing.examples import NOTHING_LEARNT, fit_example, make_e
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings
 from megatron_chimed.records import Dialogue, RankedGroup, Turn
+from megatron_chimed.text.bulk import flatten
 from megatron_chimed.text.exchange import is_chain
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.template import load_template
@@ -155,8 +156,8 @@ class Characters:
 
     vocab_size, bos_id, eos_id, pad_id, fingerprint = 1 << 16, 1, 2, None, ""
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [[ord(character) for character in text] for text in texts]
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return flatten([[ord(character) for character in text] for text in texts])
 
 
 def test_rows_of_the_released_format_are_what_they_were_before_there_were_slots():

@@ -8,7 +8,7 @@ from support.paths import SHARED
 from transformers import AutoTokenizer
 
 from megatron_chimed.errors import InputError
-from megatron_chimed.text import sentencepiece_export
+from megatron_chimed.text import sentencepiece_export, sentencepiece_json
 from megatron_chimed.text.comparison import first_difference
 from megatron_chimed.text.sentencepiece_export import probe_texts, write_folder
 from megatron_chimed.text.tokenizer import load_tokenizer
@@ -78,12 +78,12 @@ def test_what_cannot_be_carried_over_is_refused(tmp_path):
         write_folder(words, tmp_path)
 
 
-@pytest.mark.parametrize("part", ["_normalizer", "_symbols"])
+@pytest.mark.parametrize("part", ["_normalizer", "symbols_of"])
 def test_the_probes_find_out_what_is_left_out(tmp_path, monkeypatch, part):
     model = write_model(tmp_path / "a.model", user_defined_symbols=["<sep>"])
     texts = probe_texts(sentencepiece.SentencePieceProcessor(model_file=str(model)))
     monkeypatch.setattr(sentencepiece_export, "probe_texts", lambda model: texts)
-    monkeypatch.setattr(sentencepiece_export, part, lambda *given: None if part == "_normalizer" else [])
+    monkeypatch.setattr(sentencepiece_json, part, lambda *given: None if part == "_normalizer" else [])
     with pytest.raises(InputError, match="other ids"):
         write_folder(model, tmp_path)
 

@@ -10,6 +10,7 @@ from support.dialogues import KINDS, make_dialogue, make_dialogues, make_tokeniz
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Turn
+from megatron_chimed.text.bulk import flatten
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.template import PlainTexts, Template, load_template
 
@@ -140,8 +141,8 @@ class Deceived:
 
     vocab_size, bos_id, eos_id, pad_id, fingerprint = 10, 1, 2, None, ""
 
-    def encode_batch(self, texts):
-        return [[5, 2] if "x" in text else [5] for text in texts]
+    def encode_flat(self, texts):
+        return flatten([[5, 2] if "x" in text else [5] for text in texts])
 
 
 def test_a_tokenizer_that_makes_boundaries_of_text_is_refused():

@@ -19,6 +19,7 @@ from megatron_chimed.chat.text import TextStream
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import expand
 from megatron_chimed.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer_folder import fingerprint_of, has_tokenizer
 from megatron_chimed.text.tokenizer_training import train_sentencepiece, train_tokenizer
 
 SENTENCES = [
@@ -173,6 +174,12 @@ def test_a_model_without_pad_or_bos_says_so(tmp_path):
 def test_a_pickled_tokenizer_gives_the_same_ids(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode(SENTENCES[0]) == tokenizer.encode(SENTENCES[0]) and copy.fingerprint == tokenizer.fingerprint
+
+
+def test_a_fingerprint_is_known_without_loading(folder, tmp_path):
+    for path in (folder, folder / "tokenizer.model"):
+        assert fingerprint_of(path) == load_tokenizer(path).fingerprint
+    assert has_tokenizer(folder) and not has_tokenizer(tmp_path)
 
 
 def test_fingerprint_follows_the_content_not_the_place(folder, tmp_path):
