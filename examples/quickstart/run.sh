@@ -69,6 +69,7 @@ step() {
 train() {
   place=$folder/$1 stage=$2
   shift 2
+  mkdir -p "${place%/*}"
   NPROC=2 launch/torchrun.sh "$stage" "$recipe/model.yaml" "${settings:-$recipe/$stage.yaml}" --save "$place" "$@" >>"$place.log"
 }
 
