@@ -52,9 +52,10 @@ lint: .venv/.installed ## ruff: style and formatting; import-linter: who may imp
 	@$(PYTHON) -m ruff format --check .
 	@.venv/bin/lint-imports --no-logo --no-cache
 
-# TRL: a folder with TRL in it (benchmarks/packing.py --help says how to make one).
-bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, TRL=folder to compare
-	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER))
+# PEER, FAST_PEER: two tools of a clone of Megatron-LM, of which the second needs gigatoken. TRL: a folder with TRL in it
+# (benchmarks/packing.py --help says how to make one).
+bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, FAST_PEER, TRL to compare
+	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER)) $(if $(FAST_PEER),--fast-peer $(FAST_PEER)) --clean
 	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
 	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(TRL),--peer $(TRL))
 	@[ -f runs/demo/results.json ] || { echo "make bench: the steps and generation need the models of make demo" >&2; exit 1; }

@@ -66,9 +66,9 @@ def running(folder: Path) -> int:
     return sum(f"{folder}" in line and "megatron_chimed" in line for line in lines)
 
 
-def kill_in(config: Path, step: str, ready) -> bool:
-    """Start a step, kill -9 its process alone when ready() holds; whether it was killed before it had ended."""
-    process = loop.start(config, "--round", "1", "--step", step)
+def kill_when(config: Path, ready, *words: str) -> bool:
+    """Start the round, kill -9 its process alone when ready() holds; whether it was killed before it had ended."""
+    process = loop.start(config, "--round", "1", *words)
     while process.poll() is None and not ready():
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
@@ -89,8 +89,15 @@ def moment(draw: random.Random, step: str, round_folder: Path, seconds: dict):
         path = round_folder / stores[step]
         more = count_stored(path) + draw.randrange(1, 9)
         return lambda: count_stored(path) >= min(more, ANSWERS - 4 if step != "evaluate_heldout" else 1)
-    end = time.monotonic() + draw.uniform(0, seconds.get(step, 0.3))
-    return lambda: time.monotonic() >= end
+    before = list(STEPS)[: list(STEPS).index(step)][-1:] if step in STEPS else []
+    into, now = draw.uniform(0, seconds.get(step, 0.3)), time.time()
+    return lambda: time.time() >= max((begin_of(round_folder, one) for one in before), default=now) + into
+
+
+def begin_of(round_folder: Path, before: str) -> float:
+    """When the step began that comes behind another one; never, while this is at work."""
+    manifest = round_folder / MANIFESTS.get(before, f"{before}.manifest.json")
+    return manifest.stat().st_mtime if manifest.exists() else float("inf")
 
 
 @pytest.mark.timeout(390)  # many starts of the loop, each of which imports torch and Megatron
@@ -105,7 +112,7 @@ def test_killed_on_its_way_the_same_answers_are_selected(world):
     for step, kills in KILLS.items():
         for _ in range(kills):
             tries = iter(range(10))
-            while not kill_in(config, step, moment(draw, step, round_folder, seconds)):
+            while not kill_when(config, moment(draw, step, round_folder, seconds)):
                 assert next(tries, None) is not None, f"{step} always ended before it was killed (seed {seed})"
                 (round_folder / MANIFESTS.get(step, f"{step}.manifest.json")).unlink()  # it had ended: do it again
             left = {name: count_stored(round_folder / f"{name}.store") for name in ("candidates", "scored")}
@@ -116,7 +123,7 @@ def test_killed_on_its_way_the_same_answers_are_selected(world):
                     time.sleep(0.1)
                 assert not running(round_folder / "train/selected"), "ranks outlived the job"
                 assert latest_iteration(round_folder / "train/selected") < ITERATIONS, "they ended by themselves"
-        loop.run(config, "--round", "1", "--step", step)
+    loop.run(config, "--round", "1")
     assert {"generate", "score"} <= set(partial), f"no kill left a part of the answers (seed {seed})"
     for name in ("prompts", "candidates", "scored", "selected", "selected.dialogues"):
         whole, killed = (folder / run / f"round-01/{name}.jsonl" for run in ("whole", "killed"))
@@ -163,7 +170,7 @@ def test_a_round_without_a_reward_model_killed_while_its_judge_is_at_work_asks_f
         scorer = [judge, {"engine": "rules", "command": ["python", str(folder / "rules.py")]}]
         config = loop.write_config(folder / "judged.yaml", settings, scorer=scorer, reward="")
         log = folder / "judged/round-01/scored.verdicts.jsonl"
-        assert kill_in(config, "score", lambda: log.is_file() and log.read_bytes().count(b"\n") >= 20)
+        assert kill_when(config, lambda: log.is_file() and log.read_bytes().count(b"\n") >= 20, "--step", "score")
         told = [line.split() for line in status(read_config(config)).splitlines()]
         assert ["1", "score", "partial", "20", "verdicts"] in told
         gate.opened.set()
