@@ -12,6 +12,7 @@ def defaults(settings: dict[str, Located]) -> dict[str, Any]:
     """Arguments that follow from what is installed here, for those that the user does not give."""
     chosen: dict[str, Any] = {"calculate-per-token-loss": True, "dataloader-type": "external"}
     chosen["no-check-for-nan-in-loss-and-grad"] = True  # upstream's raises on one rank; supervision.py does it on all
+    chosen["eval-interval"] = 1000  # upstream divides by it, also where it says that without one nothing is evaluated
     has_te = has("transformer_engine") and not cpu.is_needed()
     chosen["transformer-impl"] = "transformer_engine" if has_te else "local"
     if "vocab-size" in settings:
