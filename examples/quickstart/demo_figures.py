@@ -8,6 +8,7 @@ bounds of the 95% interval.
 import math
 import re
 import statistics
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from world import load_world
 from megatron_chimed.corpus.manifest import find_corpus_manifest
 from megatron_chimed.evaluation.reports.compare import bootstrap_difference, paired_difference, read_samples
 from megatron_chimed.evaluation.statistics import mean_ratio
-from megatron_chimed.jsonl import read_json, read_json_lines
+from megatron_chimed.jsonl import read_json, read_json_lines, read_records
+from megatron_chimed.records import Candidate
+from megatron_chimed.rejection.heldout import by_prompt, difference
 from megatron_chimed.training.curves import figures_of
 from megatron_chimed.training.runlog import read_log
 
@@ -44,6 +47,9 @@ MEASURES = {  # figure -> task, metric
     "bias, 1 to 5": ("scale", "points"),
 }
 FACTS = "questions, facts stated"
+RECALL = "facts beyond half of the context"
+RECALLING = ("SFT", "half context")
+"""The models that are asked for them."""
 PAIRS = (
     ("SFT", "base"), ("SFT", "pre-training"), ("SFT", "SFT alone"), ("SFT", "half context"),
     ("rejection sampling", "SFT"), ("rejection sampling", "random control"),
@@ -96,8 +102,10 @@ def figure(value: float | None, error: float | None = None, n: int | None = None
 
 def read_figures(folder: Path) -> dict[str, Figure]:
     """All figures by name. Raises InputError where a step's output is missing."""
-    models_of_ranks = {**_rewards(folder), **_preferences(folder)}
-    return {**_losses(folder), **models_of_ranks, **_rejection(folder), **_evaluation(folder), **_differences(folder)}
+    ranks = {**_rewards(folder), **_preferences(folder)}
+    loops = {**_rejection(folder), **_loops(folder)}
+    evaluated = {**_evaluation(folder), **_differences(folder), **_recall(folder)}
+    return {**_losses(folder), **ranks, **loops, **evaluated}
 
 
 def unigram_entropy(prefix: Path) -> float:
@@ -166,6 +174,38 @@ def _rejection(folder: Path) -> dict[str, Figure]:
                         key = f"{loop}/round {number}/{title}/{name}"
                         found[key] = figure(one["mean"], one["error"], one["prompts"])
     return found
+
+
+def _loops(folder: Path) -> dict[str, Figure]:
+    """How much more a round of preference optimization gives than one of rejection sampling, on the same prompts, and
+    what each has generated for it."""
+    if not has_dpo(folder):
+        return {}
+    grader, found, values = Grader(load_world(folder / "world" / "facts.json")), {}, {}
+    questions = {row["id"]: row["question"] for _, row in read_json_lines(folder / "world/questions_valid.jsonl")}
+    for loop in rounds(folder):
+        place = folder / loop / "round-01"
+        answers = [one for _, one in read_records(place / "heldout.selected.jsonl", Candidate)]
+        graded = [replace(one, reward=grader.grade(questions[one.prompt], one.response).quality) for one in answers]
+        values[loop] = {"reward": by_prompt(answers), "facts": by_prompt(graded)}
+        drawn = read_json(place / "report.json")["sets"]["all"]
+        found[f"{loop}/round 1/tokens generated"] = figure(drawn["answers"] * drawn["mean_tokens"])
+    for title in ("reward", "facts"):
+        one = difference(*(values[loop][title] for loop in ("rejection_dpo", "rejection")))
+        found[f"rejection_dpo/round 1/{title}/after - rejection sampling"] = figure(one.mean, one.error, one.prompts)
+    return found
+
+
+def _recall(folder: Path) -> dict[str, Figure]:
+    """Shares of dialogues whose deciding fact is found, in percent, and the difference."""
+    found, sides = {}, []
+    for model in RECALLING:
+        rows = read_json_lines(folder / "evaluation" / model / "recall.jsonl")
+        sides.append(np.array([[100.0 * row["right"], 1.0] for _, row in rows]))
+        share, error = sides[-1][:, 0].mean(), sides[-1][:, 0].std() / math.sqrt(len(sides[-1]))
+        found[f"evaluation/{model}/{RECALL}"] = figure(float(share), float(error), len(sides[-1]))
+    name = f"difference/{' - '.join(RECALLING)}/{RECALL}"
+    return found | {name: _of(bootstrap_difference(np.stack(sides), mean_ratio))}
 
 
 def _evaluation(folder: Path) -> dict[str, Figure]:

@@ -18,6 +18,7 @@ from attitudes import attitude_exercises, scale
 from dirt import add_dirt
 from documents import make_documents
 from exams import COLUMNS, SUBJECTS, choice_exercises, entity_exercises, multiple_choice, ner_sentences
+from recall import recall_dialogues
 from sources import (
     HELD_OUT,
     SFT_GRADE_WEIGHTS,
@@ -42,6 +43,7 @@ from megatron_chimed.jsonl import atomic_output, manifest, sha256_file, write_js
 ROWS_AT_SIZE_1 = {
     "cmd_finetune": 1000, "chimed": 600, "choice": 500, "mc_train": 240, "mc_test": 48, "meddialog": 120, "safety": 160,
     "ranked_train": 320, "chimed_test": 120, "ranked_held_out": 120, "ner_train": 640, "ner_dev": 40, "ner_test": 120,
+    "recall_train": 160, "recall_test": 120,
 }  # fmt: skip
 
 
@@ -175,6 +177,9 @@ def _write_tests(writer: Writer, world: World, rows: dict[str, int]) -> None:
         for split in ("dev", "test"):
             name = f"multiple_choice/{split}/{subject}_{split}.csv"
             writer.csv(name, f"C-Eval CSV: {','.join(COLUMNS)}", list(multiple_choice(world, subject, split)))
+    for part, splits in (("train", TRAIN), ("test", HELD_OUT)):
+        layout = '{"messages", "options": four answers, "answer": which is right}'
+        writer.lines(f"recall_{part}.jsonl", layout, recall_dialogues(world, part, rows[f"recall_{part}"], splits))
     attitudes = scale(world)
     writer.yaml("scale.yaml", "a bias scale", attitudes, len(attitudes["statements"]))
     exercises = [

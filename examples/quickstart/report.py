@@ -17,6 +17,8 @@ from demo_figures import (
     FACTS,
     MEASURES,
     ORDERS,
+    RECALL,
+    RECALLING,
     Figure,
     facts_stated,
     has_dpo,
@@ -33,6 +35,8 @@ from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.jsonl import read_json, write_json
 
+LOOP_STEPS = {"rejection": "rounds of rejection sampling", "rejection_dpo": "a round of preference optimization"}
+"""What the titles of their steps in run.sh hold."""
 PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "sentencepiece", "nltk", "numpy")
 EXAMPLES = 4
 SHOWN = 120  # characters of an answer
@@ -190,6 +194,34 @@ def _rejection_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]
             ]
     yield Block("table", [["round", "model or difference", "reward", "facts stated"], *rows])
     yield Block("plot", drawings.rewards_by_round(found))
+    if has_dpo(folder):
+        yield from _cost_blocks(folder, found)
+
+
+def _cost_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
+    """A round of preference optimization beside one of rejection sampling, with what each costs."""
+    yield Block("h3", "A round of each, on the same prompts")
+    seconds = read_seconds(folder / "seconds.tsv")
+    spent = {loop: next((s for title, s in seconds.items() if words in title), 0) for loop, words in LOOP_STEPS.items()}
+    rows = []
+    for loop, (count, training) in rounds(folder).items():
+        start = f"{loop}/round 1"
+        gains = [_cell(found[f"{start}/{of}/after - start"], 3) for of in ("reward", "facts")]
+        rows.append([training, *gains, _cell(found[f"{start}/tokens generated"], 0), f"{spent[loop] / count:.0f}"])
+    more = [_cell(found[f"rejection_dpo/round 1/{of}/after - rejection sampling"], 3) for of in ("reward", "facts")]
+    yield Block(
+        "table",
+        [
+            ["training", "reward gained", "facts gained", "tokens generated", "seconds of a round"],
+            *rows,
+            ["difference", *more, "", ""],
+        ],
+    )
+    yield Block(
+        "p",
+        "The paper finds that rejection sampling gets more out of its data than PPO, and shows no comparison. Here the "
+        "same samples are used twice: the best of eight as an answer to learn, and the best and the worst as a pair.",
+    )
 
 
 def _evaluation_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
@@ -215,6 +247,16 @@ def _evaluation_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block
     compared = [f"{one} - {other}" for one, other in pairs(folder)]
     rows = [[name, *(_cell(found[f"difference/{pair}/{name}"]) for pair in compared)] for name in measures]
     yield Block("table", [["measure", *compared], *rows])
+    yield Block("h3", "Facts that stand beyond half of the context")
+    yield Block(
+        "p",
+        "A patient says what he suffers from, and more than 256 tokens later asks for the department, drug or "
+        "examination of his illness: which of four answers is the likeliest. The second model was trained with 256.",
+    )
+    rows = [[model, _cell(found[f"evaluation/{model}/{RECALL}"])] for model in RECALLING]
+    difference = _cell(found[f"difference/{' - '.join(RECALLING)}/{RECALL}"])
+    n = found[f"evaluation/{RECALLING[0]}/{RECALL}"]["n"]
+    yield Block("table", [[f"n = {n}, chance 25", "percent"], *rows, ["difference", difference]])
     yield Block("h2", "Bias")
     yield Block(
         "p",

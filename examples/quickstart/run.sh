@@ -101,8 +101,8 @@ sft=$folder/sft
 python tools/prepare_sft.py --source chimed="$world/chimed_train.jsonl" --source cmd="$world/cmd_finetune.jsonl" \
   --source mc="$world/mc_train.dialog" --source meddialog="$world/meddialog_train.txt" \
   --source safety="$world/safety_prompts.json" --tokenizer "$tokenizer" --output "$sft/dialogues.jsonl"
-python tools/prepare_sft.py --source exercises:cmd="$world/exercises.jsonl" --dedup exact --tokenizer "$tokenizer" \
-  --output "$sft/exercises.jsonl"
+python tools/prepare_sft.py --source exercises:cmd="$world/exercises.jsonl" --source recall:auto="$world/recall_train.jsonl" \
+  --dedup exact --tokenizer "$tokenizer" --output "$sft/exercises.jsonl"
 python tools/prepare_sft.py --source chimed="$world/chimed_test.jsonl" --source mc="$world/mc_test.dialog" \
   --tokenizer "$tokenizer" --output "$sft/heldout.jsonl"
 for length in 512 256; do
@@ -197,6 +197,13 @@ $([ -z "${DPO:-}" ] || echo "--name DPO --model \"megatron:$folder/dpo/run\" --o
 $([ -z "${DPO:-}" ] || echo "--name \"DPO, shuffled\" --model \"megatron:$folder/dpo/shuffled\" --output \"$folder/evaluation/DPO, shuffled\"")
 $([ -z "${LORA:-}" ] || echo "--name LoRA --model \"megatron:$sft/lora\" --output \"$folder/evaluation/LoRA\"")
 --name "half context" --model "megatron:$sft/half" --output "$folder/evaluation/half context"
+END
+
+step "facts that stand beyond half of the context"
+OMP_NUM_THREADS=1 xargs -P 2 -L 1 python "$here/recall.py" --tokenizer "$tokenizer" --template "$template" --beyond 256 \
+  --dialogues "$world/recall_test.jsonl" <<END >>"$folder/evaluation.log"
+--model "megatron:$sft/run" --output "$folder/evaluation/SFT/recall.jsonl"
+--model "megatron:$sft/half" --output "$folder/evaluation/half context/recall.jsonl"
 END
 
 step "report"

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from support.checkpoints import CONFIG, KINDS, same_bits, weights, write_hf, write_plain
 from support.dialogues import KINDS as TOKENIZERS
 from support.dialogues import make_tokenizer
+from support.mutations import THOROUGH
 from support.paths import ROOT
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import BytesIOWriteData, SavePlan, TensorWriteData, WriteItem, WriteItemType
@@ -97,7 +98,7 @@ def test_an_exported_reward_model_scores_a_padded_answer_at_its_eos(tmp_path, ki
     st.integers(1, 40), st.booleans(), st.booleans(), st.integers(1, 4000), st.sampled_from(FAMILIES),
     st.sampled_from(["lm", "reward"]),
 )  # fmt: skip
-@settings(max_examples=60)
+@settings(max_examples=400 if THOROUGH else 25)
 def test_any_shape_survives_a_round_trip(
     layers, groups, per_group, half, hidden, vocab, tied, half_precision, shard, family, head
 ):

@@ -20,7 +20,7 @@ from megatron_chimed import jsonl
 from megatron_chimed.errors import InputError, one_line
 
 pytestmark = pytest.mark.slow
-NUM_MUTANTS, NUM_OF_FORM = (1000, 1000) if THOROUGH else (200, 60)  # of each format, and of each of its forms
+NUM_MUTANTS, NUM_OF_FORM = (1000, 1000) if THOROUGH else (80, 30)  # of each format, and of each of its forms
 TOKENS = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b'"', b"\\", b"\t", b",", b":", b"{", b"}"]
 TOKENS += [b"[", b"]", b"null", b"NaN", b"1e999", b"\\ud800", b"\\u0000", b"[" * 3000, b"9" * 5000, b"</s>"]
 TOKENS += [b"id=1\n", b"Dialogue\n", b"id\t1\n", b"P\t", b"SUM1\n", b"<nurse>: ", b"<user>: ", b"<bot>:", b"<think>"]

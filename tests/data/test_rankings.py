@@ -392,7 +392,7 @@ def test_mutants_end_in_a_full_account_or_one_line(tmp_path, form):
     draw = random.Random(f"hostile {form}")
     contents = [write_groups(tmp_path / f"{n}.jsonl", form, make_groups(n)).read_bytes() for n in (2, 6, 12)]
     outcomes = dict.fromkeys(("whole", "with rejects", "refused"), 0)
-    num_mutants = 1000 if THOROUGH else 80
+    num_mutants = 1000 if THOROUGH else 40
     for number in range(num_mutants):
         content = draw.choice(contents)
         for _ in range(draw.choice([1, 1, 2, 3])):

@@ -15,7 +15,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.jsonl import read_json, read_json_lines, write_json
-from megatron_chimed.records import Turn
+from megatron_chimed.records import Candidate, Turn
 from megatron_chimed.text.template import Template, load_template
 from megatron_chimed.training.runlog import COLUMNS
 
@@ -84,6 +84,9 @@ def finished(tmp_path_factory):
         else:
             evaluate_model(scripted(student(skill), name), tasks, output, settings, Template(), progress=False)
         done[skill] = output
+    for name, every in (("SFT", 1), ("half context", 4)):
+        rows = [{"distance": 300, "right": number % every == 0} for number in range(40)]
+        write_rows(folder / "evaluation" / name / "recall.jsonl", rows)
     (folder / "seconds.tsv").write_text("pre-training\t40\nreport\t2\npre-training\t2\n")
     return folder
 
@@ -125,6 +128,7 @@ def test_claims_hold_for_models_that_differ_as_claimed_and_none_does_for_models_
     for name in SKILL:
         shutil.rmtree(same / "evaluation" / name)
         shutil.copytree(finished / "evaluation" / "SFT", same / "evaluation" / name)
+    assert (same / "evaluation/half context/recall.jsonl").is_file()
     for number in (1, 2):
         path = same / f"rejection/round-0{number}/report.json"
         content = read_json(path)
@@ -134,6 +138,29 @@ def test_claims_hold_for_models_that_differ_as_claimed_and_none_does_for_models_
         write_json(path, content)
     for claim in claims.check_claims(figures.read_figures(same)):
         assert claim.holds == claim.figure.startswith("reward/"), claim
+
+
+def test_a_round_of_either_training_is_compared_prompt_by_prompt(finished, tmp_path):
+    folder = tmp_path / "demo"
+    shutil.copytree(finished / "world", folder / "world")
+    (folder / "evaluation/DPO").mkdir(parents=True)
+    (folder / "evaluation/DPO/results.json").write_text("{}")
+    asked = [row for _, row in read_json_lines(folder / "world/questions_valid.jsonl")][:9]
+    for loop, gain in (("rejection", 0.0), ("rejection_dpo", 1.0)):
+        answers = [
+            Candidate(1, row["id"], 0, row["answer"] if gain else "不知道。", 7, True, place + gain)
+            for place, row in enumerate(asked)
+        ]
+        (folder / loop / "round-01").mkdir(parents=True)
+        write_rows(folder / loop / "round-01/heldout.selected.jsonl", [one.to_row() for one in answers])
+        drawn = {"all": {"answers": 20, "mean_tokens": 7.5}}
+        write_json(folder / loop / "round-01/report.json", {"sets": drawn})
+    found = figures._loops(folder)
+    gained = found["rejection_dpo/round 1/reward/after - rejection sampling"]
+    assert (gained["value"], gained["error"], gained["n"]) == (1.0, 0.0, 9)
+    assert found["rejection_dpo/round 1/facts/after - rejection sampling"]["value"] > 0.8
+    assert found["rejection/round 1/tokens generated"]["value"] == 150
+    assert figures._loops(finished) == {}
 
 
 def test_the_page_and_results_json_hold_the_same_figures(finished, monkeypatch, capsys):
