@@ -1,5 +1,7 @@
 """Log-likelihoods and rewards of whole sequences, of which what several share at their beginning is read once."""
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +13,9 @@ from megatron_chimed.inference.prefixes import Row, rows_of
 from megatron_chimed.models.branches import describe_row
 from megatron_chimed.models.reward import RewardModel
 from megatron_chimed.models.rotary import angles
+
+POSITIONS = 256
+"""So many positions have logits at a time."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -25,21 +30,31 @@ def loglikelihoods(model: GPTModel, pairs: Sequence[Pair], num_ids: int) -> list
     inputs = list(asking)
     scores: list = [None] * len(pairs)
     for row, states in _states(model, inputs):
+        places, wanted, numbers = [], [], []
         for placed in row.sequences:
             tokens = inputs[placed.number]
             for number in asking[tokens]:
                 context, continuation = pairs[number]
-                behind = states[[placed.place(token) for token in range(len(context) - 1, len(tokens))]]
-                scores[number] = _score(model, behind, continuation, num_ids)
+                places += [placed.place(token) for token in range(len(context) - 1, len(tokens))]
+                wanted += continuation
+                numbers.append(number)
+        values = zip(*_score(model, states[places], wanted, num_ids), strict=True)
+        for number in numbers:
+            log_p, greedy = zip(*itertools.islice(values, len(pairs[number][1])), strict=True)
+            scores[number] = (math.fsum(log_p), all(greedy))
     return scores
 
 
-def _score(model: GPTModel, states: torch.Tensor, tokens: Sequence[int], num_ids: int) -> tuple[float, bool]:
-    """states [n, hidden] in front of each of the tokens [n] -> (sum of log p, whether all are the most likely)."""
-    logits = logits_of(model, states)[:, :num_ids].float()
-    wanted = torch.tensor(tokens, device=logits.device)
-    log_p = logits.log_softmax(dim=-1).gather(-1, wanted[:, None])
-    return log_p.double().sum().item(), bool((logits.argmax(dim=-1) == wanted).all())
+def _score(
+    model: GPTModel, states: torch.Tensor, tokens: Sequence[int], num_ids: int
+) -> tuple[list[float], list[bool]]:
+    """states [n, hidden] in front of each of the tokens [n] -> log p of each, and whether it is the most likely."""
+    log_p, greedy = [], []
+    for some, wanted in zip(states.split(POSITIONS), torch.tensor(tokens).split(POSITIONS), strict=True):
+        logits, wanted = logits_of(model, some)[:, :num_ids].float(), wanted.to(some.device)
+        log_p += logits.log_softmax(dim=-1).gather(-1, wanted[:, None])[:, 0].double().tolist()
+        greedy += (logits.argmax(dim=-1) == wanted).tolist()
+    return log_p, greedy
 
 
 @torch.no_grad()

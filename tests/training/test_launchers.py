@@ -43,8 +43,9 @@ def recorder(folder: Path, name: str, more: str = "") -> Path:
 
 
 def calls(folder: Path) -> list[str]:
+    """What was called, a task without the words that note its code."""
     path = folder / "calls.txt"
-    return path.read_text().splitlines() if path.exists() else []
+    return re.sub(r"sh -c trap .+?\.failed ", "", path.read_text()).splitlines() if path.exists() else []
 
 
 def run(folder: Path, *words: object, **environment: str) -> subprocess.CompletedProcess:
@@ -155,6 +156,15 @@ def test_a_job_is_queued_again_when_all_tasks_were_asked_to_stop_and_have_saved(
     done = job(tmp_path, "pretrain", "m", "s", srun=srun)
     assert done.returncode == code
     assert ("scontrol requeue 7" in calls(tmp_path)) == is_queued_again == ("is queued again" in done.stderr)
+    assert not list(ROOT.glob(".slurm-7-*"))
+
+
+def test_a_job_has_the_code_of_the_task_that_failed_and_not_of_those_that_were_ended_for_it(tmp_path):
+    """A task ends with 3, one by a signal, and srun says 143, the highest."""
+    task = '"$1" "$2" "$3" "$4" sh -c'
+    srun = f"shift 2; {task} 'exit 3'; {task} 'kill -TERM $$'; exit 143"
+    done = job(tmp_path, "pretrain", "m", "s", srun=srun)
+    assert done.returncode == 3, done.stderr
     assert not list(ROOT.glob(".slurm-7-*"))
 
 

@@ -141,9 +141,13 @@ class RecordedLM(LM):
         return [self.log.answers[key] for key in keys]
 
     def _batches(self, requests: dict[str, Instance], request_type: str) -> Iterator[dict[str, Instance]]:
-        """All requests in batches of like length, the longest first. What a batch holds does not depend on what is
-        answered already, so that a run that was killed draws the same samples."""
-        ordered = sorted(requests.items(), key=lambda pair: (-len(pair[1].args[0]), pair[1].args[0], pair[0]))
+        """All requests in batches: for likelihoods of prompts that begin alike, which engines read once; for answers of
+        like length, the longest first. What a batch holds does not depend on what is answered already, so that a run
+        that was killed draws the same samples."""
+        by_length = request_type == "generate_until"
+        ordered = sorted(
+            requests.items(), key=lambda pair: (-len(pair[1].args[0]) * by_length, pair[1].args[0], pair[0])
+        )
         todo = sum(key not in self.log for key in requests)
         desc, silent = f"{self.name}: {request_type}", not self.progress or not todo
         with Bar(total=todo, desc=desc, unit=" answers", disable=silent) as bar:
