@@ -188,8 +188,11 @@ def _loops(folder: Path) -> dict[str, Figure]:
         answers = [one for _, one in read_records(place / "heldout.selected.jsonl", Candidate)]
         graded = [replace(one, reward=grader.grade(questions[one.prompt], one.response).quality) for one in answers]
         values[loop] = {"reward": by_prompt(answers), "facts": by_prompt(graded)}
-        drawn = read_json(place / "report.json")["sets"]["all"]
+        told = read_json(place / "report.json")
+        drawn, drift = told["sets"]["all"], told["drift"]
         found[f"{loop}/round 1/tokens generated"] = figure(drawn["answers"] * drawn["mean_tokens"])
+        found[f"{loop}/round 1/tokens of an answer"] = figure(told["heldout"]["models"]["after"]["mean_tokens"])
+        found[f"{loop}/round 1/drift"] = figure(drift["after"]["nll"] - drift["start"]["nll"])
     for title in ("reward", "facts"):
         one = difference(*(values[loop][title] for loop in ("rejection_dpo", "rejection")))
         found[f"rejection_dpo/round 1/{title}/after - rejection sampling"] = figure(one.mean, one.error, one.prompts)

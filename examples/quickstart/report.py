@@ -37,6 +37,8 @@ from megatron_chimed.jsonl import read_json, write_json
 
 LOOP_STEPS = {"rejection": "rounds of rejection sampling", "rejection_dpo": "a round of preference optimization"}
 """What the titles of their steps in run.sh hold."""
+LOOP_COUNTS = {"drift": 3, "tokens of an answer": 1, "tokens generated": 0}
+"""With so many digits; drift is the nats per token that reference answers have lost."""
 PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "sentencepiece", "nltk", "numpy")
 EXAMPLES = 4
 SHOWN = 120  # characters of an answer
@@ -207,14 +209,15 @@ def _cost_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
     for loop, (count, training) in rounds(folder).items():
         start = f"{loop}/round 1"
         gains = [_cell(found[f"{start}/{of}/after - start"], 3) for of in ("reward", "facts")]
-        rows.append([training, *gains, _cell(found[f"{start}/tokens generated"], 0), f"{spent[loop] / count:.0f}"])
+        counts = [_cell(found[f"{start}/{name}"], digits) for name, digits in LOOP_COUNTS.items()]
+        rows.append([training, *gains, *counts, f"{spent[loop] / count:.0f}"])
     more = [_cell(found[f"rejection_dpo/round 1/{of}/after - rejection sampling"], 3) for of in ("reward", "facts")]
     yield Block(
         "table",
         [
-            ["training", "reward gained", "facts gained", "tokens generated", "seconds of a round"],
+            ["training", "reward gained", "facts gained", *LOOP_COUNTS, "seconds of a round"],
             *rows,
-            ["difference", *more, "", ""],
+            ["difference", *more, *[""] * (len(LOOP_COUNTS) + 1)],
         ],
     )
     yield Block(

@@ -153,13 +153,21 @@ def test_a_round_of_either_training_is_compared_prompt_by_prompt(finished, tmp_p
         ]
         (folder / loop / "round-01").mkdir(parents=True)
         write_rows(folder / loop / "round-01/heldout.selected.jsonl", [one.to_row() for one in answers])
-        drawn = {"all": {"answers": 20, "mean_tokens": 7.5}}
-        write_json(folder / loop / "round-01/report.json", {"sets": drawn})
+        told = {
+            "sets": {"all": {"answers": 20, "mean_tokens": 7.5}},
+            "heldout": {"models": {"after": {"mean_tokens": 9}}},
+        }
+        told["drift"] = {"start": {"nll": 0.5}, "after": {"nll": 0.75}}
+        write_json(folder / loop / "round-01/report.json", told)
     found = figures._loops(folder)
     gained = found["rejection_dpo/round 1/reward/after - rejection sampling"]
     assert (gained["value"], gained["error"], gained["n"]) == (1.0, 0.0, 9)
     assert found["rejection_dpo/round 1/facts/after - rejection sampling"]["value"] > 0.8
     assert found["rejection/round 1/tokens generated"]["value"] == 150
+    assert (
+        found["rejection/round 1/drift"]["value"] == 0.25
+        and found["rejection/round 1/tokens of an answer"]["value"] == 9
+    )
     assert figures._loops(finished) == {}
 
 
