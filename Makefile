@@ -57,6 +57,7 @@ lint: .venv/.installed ## ruff: style and formatting; import-linter: who may imp
 # (benchmarks/packing.py --help says how to make one).
 bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, FAST_PEER, TRL to compare
 	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER)) $(if $(FAST_PEER),--fast-peer $(FAST_PEER)) --clean
+	@$(IN_VENV) $(PYTHON) benchmarks/tokenization.py --tokenizer runs/demo/tokenizer runs/demo/tokenizer/tokenizer.model
 	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
 	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(TRL),--peer $(TRL))
 	@[ -f runs/demo/results.json ] || { echo "make bench: the steps and generation need the models of make demo" >&2; exit 1; }
