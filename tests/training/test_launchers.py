@@ -159,12 +159,13 @@ def test_a_job_is_queued_again_when_all_tasks_were_asked_to_stop_and_have_saved(
     assert not list(ROOT.glob(".slurm-7-*"))
 
 
-def test_a_job_has_the_code_of_the_task_that_failed_and_not_of_those_that_were_ended_for_it(tmp_path):
-    """A task ends with 3, one by a signal, and srun says 143, the highest."""
+@pytest.mark.parametrize(("first", "second"), [(3, 143), (137, 1), (3, 1)])
+def test_a_job_has_the_code_of_the_task_that_failed_and_not_of_those_that_were_ended_for_it(tmp_path, first, second):
+    """The first task fails, the second is ended for it, by SIGTERM (143) or by its own ranks, and srun says 143."""
     task = '"$1" "$2" "$3" "$4" sh -c'
-    srun = f"shift 2; {task} 'exit 3'; {task} 'kill -TERM $$'; exit 143"
+    srun = f"shift 2; {task} 'exit {first}'; {task} 'exit {second}'; exit 143"
     done = job(tmp_path, "pretrain", "m", "s", srun=srun)
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == first, done.stderr
     assert not list(ROOT.glob(".slurm-7-*"))
 
 
