@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
@@ -151,12 +152,16 @@ class CoreAttention(MegatronModule):
         """query [t, heads, d], key and value [t, groups, d] -> [t, heads, d], each segment behind what it shares."""
         if (self.kernel == "flex" or query.is_cuda) and not dropout:
             return flex.attend(query, key, value, row, self.softmax_scale)
-        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-        found = []
-        for start, end, (first, last) in zip(row.bounds[:-1], row.bounds[1:], row.prefixes, strict=True):
-            seen = [tensor[:, :, start:end] for tensor in (key, value)]
-            if first < last:
-                shared = (tensor[:, :, first:last] for tensor in (key, value))
-                seen = [torch.cat(both, dim=2) for both in zip(shared, seen, strict=True)]
-            found.append(self._sdpa(query[:, :, start:end], *seen, dropout))
-        return torch.cat(found, dim=2)[0].transpose(0, 1)
+        lengths = np.diff(row.bounds).tolist()
+        pieces = ((t.transpose(0, 1)[None] for t in tensor.split(lengths)) for tensor in (query, key, value))
+        found, document, cut = [], (), {}  # cut: of the document, what was shared already, by its length
+        for own, (first, last) in zip(zip(*pieces, strict=True), row.prefixes.tolist(), strict=True):
+            asking, *seen = own
+            if first == last:
+                document, cut = seen, {}
+            else:
+                if last not in cut:
+                    cut[last] = [tensor[:, :, : last - first] for tensor in document]
+                seen = [torch.cat(both, dim=2) for both in zip(cut[last], seen, strict=True)]
+            found.append(self._sdpa(asking, *seen, dropout)[0].transpose(0, 1))
+        return torch.cat(found)
