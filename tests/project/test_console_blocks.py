@@ -20,6 +20,7 @@ RUN = (FIVE_STEPS, PLAN, *STEPS)
 
 ONLY_READ = {
     "make demo ": "minutes, and the whole of the tests",
+    "make setup ": "the network; test_setup.py and test_wheel.py have both ways",
     "chimed train pretrain MODEL.yaml STAGE.yaml": "names stand for files of the reader's",
     "chimed rejection --config": "make demo runs it, and needs half of its time for it",
     "ray start --head": "it would stay on the machine; tests/test_workers.py has a cluster of its own",
