@@ -1,4 +1,4 @@
-"""What the documents' blocks need before them and what is changed in them when they run, each on what those before made.
+"""What the blocks of the documents need before them and what is changed in them, each run on what those before made.
 
 The raw data are those of the quickstart's synthetic world and small files in the published formats; a small random
 model stands for the published one. Only what stands in STEPS is another than in the block: four steps of training.
