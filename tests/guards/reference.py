@@ -31,8 +31,11 @@ MEGATRONS = "Its other flags are Megatron's own, and override what the YAML file
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a table: one line, with Markdown's code spans, and no HTML outside of them."""
-    pieces = " ".join(text.split()).replace("``", "`").replace("|", "\\|").split("`")
+    """A text as a cell of a table: one line, with Markdown's code spans, and no HTML outside of them.
+
+    A bar ends a cell: GitHub wants it escaped in code, and the site would show the backslash.
+    """
+    pieces = " ".join(text.split()).replace("``", "`").replace(" | ", " or ").replace("|", " or ").split("`")
     return "`".join(piece if place % 2 else piece.replace("<", "&lt;") for place, piece in enumerate(pieces))
 
 
@@ -104,7 +107,7 @@ def field_texts(cls: type) -> dict[str, tuple[str, str]]:
         if isinstance(node, ast.AnnAssign):
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             kind = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", ""), ast.unparse(node.annotation))
-            found[node.target.id] = kind, below.value.value if is_text else ""
+            found[node.target.id] = kind.replace("None", "null"), below.value.value if is_text else ""
     return found
 
 

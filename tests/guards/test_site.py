@@ -31,7 +31,7 @@ def test_the_reference_has_every_command_key_and_public_name():
 
 
 def test_a_flag_a_default_and_a_text_are_shown_as_they_are_given():
-    assert reference.cell("a|b ``c<d`` e <f>\n  g") == "a\\|b `c<d` e &lt;f> g"
+    assert reference.cell("a|b ``c<d`` e <f>\n  g") == "a or b `c<d` e &lt;f> g"
     parser = reference.make_parser("pack sft", "chimed pack sft")
     shown = {reference.flag(action).split()[0]: reference.flag(action) for action in parser._actions}
     assert shown["--mode"] == "--mode {whole,per-turn,last}" and shown["--input"].startswith("--input INPUT [INPUT")
@@ -45,6 +45,10 @@ def test_every_link_leads_to_a_page_and_a_heading():
     there = ALL | {path.rpartition("/")[0]: "" for path in ALL}
     assert len(PAGES) > 30
     assert not [fault for path in DOCUMENTS for fault in site.dead_links(path, ALL[path], there)]
+
+
+def test_no_code_in_a_table_has_an_escaped_bar_whose_backslash_the_site_would_show():
+    assert not [path for path in PAGES if re.search(r"(?m)^\|.*`[^`]*\\\|[^`]*`", ALL[path])]
 
 
 def test_no_page_written_by_hand_is_too_long():
