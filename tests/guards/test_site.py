@@ -71,6 +71,12 @@ def test_control_a_lost_page_a_dead_link_and_a_long_page_are_reported():
     assert site.too_long("docs/a.md", "x\n" * 201) and not site.too_long("docs/reference/a.md", "x\n" * 201)
 
 
+def test_the_results_of_the_readme_are_those_of_the_benchmarks():
+    text = ALL["README.md"].partition("\n## Results\n")[2].partition("\n## ")[0]
+    ratios = re.findall(r"\d+\.\d+", text)
+    assert len(ratios) > 5 and not [ratio for ratio in ratios if ratio not in ALL["benchmarks/RESULTS.md"]]
+
+
 def test_what_make_docs_installs_is_pinned_and_fits_the_extra():
     recipe = ALL["Makefile"].partition("\ndocs:")[2].partition("\n\n")[0]
     pins = {name.lower(): version for name, version in re.findall(r"([\w-]+)==([\w.]+)", recipe)}
