@@ -7,7 +7,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint bench gpu-check setup clean
+.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint docs bench gpu-check setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -52,6 +52,12 @@ lint: .venv/.installed ## ruff: style and formatting; import-linter: who may imp
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@.venv/bin/lint-imports --no-logo --no-cache
+
+# Without --quiet, which would keep mkdocs from counting its warnings. What these need besides is in requirements.lock.
+docs: .venv/.installed ## the site of docs/ in runs/site, strictly: a dead link is an error
+	@$(PYTHON) -m pip install --quiet --no-deps mkdocs==1.6.1 Markdown==3.11.3 ghp-import==2.1.0 mergedeep==1.3.4 \
+		mkdocs-get-deps==0.2.2 pathspec==1.1.1 pyyaml_env_tag==1.1 watchdog==7.1.0
+	@$(PYTHON) -m mkdocs build --strict
 
 # PEER, FAST_PEER: two tools of a clone of Megatron-LM, of which the second needs gigatoken. TRL: a folder with TRL in it
 # (benchmarks/packing.py --help says how to make one).

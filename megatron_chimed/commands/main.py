@@ -49,8 +49,8 @@ def find_command(argv: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
-def run_command(name: str, argv: list[str], program: str) -> int | None:
-    """Run a command. program: how it was called, for its messages."""
+def make_parser(name: str, program: str) -> argparse.ArgumentParser:
+    """The parser of a command's flags. program: how it was called, for its messages."""
     module = import_module(f"megatron_chimed.commands.{COMMANDS[name][0]}")
     called = f"python tools/{program}" if program.endswith(".py") else program
     parser = argparse.ArgumentParser(
@@ -60,6 +60,13 @@ def run_command(name: str, argv: list[str], program: str) -> int | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    return parser
+
+
+def run_command(name: str, argv: list[str], program: str) -> int | None:
+    """Run a command. program: how it was called, for its messages."""
+    module = import_module(f"megatron_chimed.commands.{COMMANDS[name][0]}")
+    parser = make_parser(name, program)
     if hasattr(module, "run_with_rest"):  # takes flags that are not its own
         return module.run_with_rest(*parser.parse_known_args(argv))
     parser.set_defaults(usage_error=parser.error)

@@ -61,8 +61,8 @@ class ModelOptions:
     """Train adapters, and not the weights of the base, which is what --load gives."""
 
     cross_entropy_chunk_tokens: int = 0
-    """Tokens whose logits are held at a time, for pretrain and sft; 0: all. Less memory for one more product with the
-    output layer, in the backward pass; see `models.chunked_loss`."""
+    """Tokens whose logits are held at a time, such as 1024, for pretrain and sft; 0: all. Less memory for a large
+    vocabulary, for one more product with the output layer, in the backward pass; see `models.chunked_loss`."""
 
     family: str | None = None
     """Family of the model, for its export, where Megatron's arguments do not tell it: mistral."""

@@ -30,7 +30,7 @@ class RewardConfig:
 
     epochs: int | None = None
     """Times that the rows of --train-data-path are seen, in the place of --train-iters; the warm-up is then 3% of the
-    steps and five at least."""
+    steps and five at least, as in the paper."""
 
     margin: float = 0.0
     """What the better of two answers must be ahead, for each rank between them."""

@@ -1,6 +1,6 @@
-"""The table of docs/lora.md: what fits, of the recipes' fine-tuning with and without LoRA, made by the plan.
+"""The table of docs/lora.md and its twin: what fits, of fine-tuning with and without LoRA, made by the plan.
 
-PYTHONPATH=tests python -m guards.lora_table        # writes it into docs/lora.md
+PYTHONPATH=tests python -m guards.lora_table        # writes it into both
 """
 
 from dataclasses import replace
@@ -11,7 +11,12 @@ from megatron_chimed.plan.choices import choices
 from megatron_chimed.plan.memory import GIB
 from megatron_chimed.plan.settings import read_plan
 
-DOCUMENT = "docs/lora.md"
+WORDS = {
+    "docs/lora.md": ("| model | trained | GPUs | ", "all", "LoRA"),
+    "docs/lora.zh.md": ("| 模型 | 训练什么 | GPU 数 | ", "全部", "LoRA 适配器"),
+}
+"""{page: (how its table begins, the words for all weights, and for adapters)}."""
+
 BEGIN, END = "<!-- made by guards.lora_table -->", "<!-- end -->"
 MODELS = {"ziya2_13b": "13B", "qwen3_8b": "Qwen3-8B"}
 GPUS, MEMORY = (1, 2, 4, 8), (24, 48, 80)
@@ -36,24 +41,24 @@ def cell(name: str, adapters: bool, gpus: int, memory: int) -> str:
     return f"TP {layout.tp}{pipeline}{again}: {found[0].memory.total / GIB:.0f}"
 
 
-def table() -> str:
+def table(begin: str, everything: str, lora: str) -> str:
     """The table in Markdown."""
-    lines = ["| model | trained | GPUs | " + " | ".join(f"{memory} GB" for memory in MEMORY) + " |"]
+    lines = [begin + " | ".join(f"{memory} GB" for memory in MEMORY) + " |"]
     lines += ["|" + "---|" * (3 + len(MEMORY))]
     for name, title in MODELS.items():
         for adapters in (False, True):
             for gpus in GPUS:
                 cells = [cell(name, adapters, gpus, memory) for memory in MEMORY]
-                lines.append(f"| {title} | {'LoRA' if adapters else 'all'} | {gpus} | {' | '.join(cells)} |")
+                lines.append(f"| {title} | {lora if adapters else everything} | {gpus} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def page(text: str) -> str:
+def page(text: str, words: tuple[str, str, str]) -> str:
     """The page with the table of today."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n\n{table(*words)}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    path = tree.ROOT / DOCUMENT
-    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, words in WORDS.items():
+        (tree.ROOT / name).write_text(page(tree.read(name), words), encoding="utf-8")

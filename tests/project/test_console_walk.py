@@ -1,4 +1,4 @@
-"""The README's blocks one after the other, as its reader goes through them: each on what those before it have made."""
+"""The documents' blocks one after the other, as a reader goes through them: each on what those before it have made."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's "How to add": an example of each, added to a copy of the tree as it is told there, works."""
+"""What docs/extend.md says: an example of each, added to a copy of the tree as it is told there, works."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""README.md and README.zh.md are twins: the same headings, code, tables, links and numbers, in English and in Chinese.
+"""README.md and README.zh.md are twins, and so are the guides: the same headings, code, tables, links and numbers.
 
 What one of them gains or loses without the other fails here. Each property has its controls: copies with one fault,
 which its check must report.
@@ -13,8 +13,11 @@ from typing import NamedTuple
 import pytest
 from guards import docs, tree
 
-SWITCHES = "English | [中文](README.zh.md)", "[English](README.md) | 中文"
+SWITCH = re.compile(r"English \| \[中文\]\([\w-]+\.zh\.md\)|\[English\]\([\w-]+\.md\) \| 中文")
 """The line below the title of each, by which a reader changes the language."""
+
+TWINS = [path.replace(".zh.md", ".md") for path in tree.files() if path.endswith(".zh.md")]
+"""The English ones: README.md, and the guides."""
 
 WIDTH = 120
 FENCED = r"^```.*?^```$"
@@ -35,7 +38,7 @@ class Section(NamedTuple):
 def sections(markdown: str) -> list[Section]:
     """The sections of a document."""
     text = re.sub(FENCED, "", markdown, flags=re.M | re.S)
-    text = "\n".join("" if line in SWITCHES else line for line in text.splitlines())
+    text = "\n".join("" if SWITCH.fullmatch(line) else line for line in text.splitlines())
     _, *parts = re.split(r"^(#+) +(.+)$", text, flags=re.M)
     return [Section(len(parts[i]), parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
 
@@ -78,10 +81,11 @@ def slug(title: str) -> str:
 
 
 def targets(markdown: str) -> list[list[str]]:
-    """The links' targets in each section; an anchor of an own heading is the heading's number."""
+    """The links' targets in each section: of an own heading its number, of a Chinese twin the English one."""
     parts = sections(markdown)
     own = {f"#{slug(section.title)}": f"heading {number}" for number, section in enumerate(parts)}
-    return [[own.get(target, target) for target in re.findall(LINK, without_code(part.text))] for part in parts]
+    found = ([own.get(target, target) for target in re.findall(LINK, without_code(part.text))] for part in parts)
+    return [[target.replace(".zh.md", ".md") for target in some] for some in found]
 
 
 def prose(paragraph: str) -> str:
@@ -119,7 +123,10 @@ def by_section(collect: Callable[[str], list[str]], english: str, chinese: str) 
 
 def switches(english: str, chinese: str) -> list[str]:
     """Each names the other below its title."""
-    return unequal("line 3 of file", SWITCHES, [text.splitlines()[2] for text in (english, chinese)])
+    lines = [text.splitlines()[2] for text in (english, chinese)]
+    names = [re.findall(r"\(([\w-]+)(?:\.zh)?\.md\)", line) for line in lines]
+    found = [f"no switch: {line}" for line in lines if not SWITCH.fullmatch(line)]
+    return found + unequal("name in the switch", *names)
 
 
 def headings(english: str, chinese: str) -> list[str]:
@@ -220,11 +227,18 @@ CHECKS = [switches, headings, code_blocks, code_spans, same_numbers, links, shap
 CHECKS += [dead_anchors, untranslated, long_lines, broken_words, stray_asterisks]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_two_readmes_are_twins(check):
-    english, chinese = tree.read("README.md"), tree.read("README.zh.md")
-    assert len(sections(english)) > 10 and len(tables(english)) > 5, "the documents are not read as they should be"
-    assert not check(english, chinese)
+@pytest.mark.parametrize("path", TWINS)
+def test_a_document_and_its_chinese_twin_agree(path):
+    english, chinese = tree.read(path), tree.read(path.replace(".md", ".zh.md"))
+    assert sections(english), "the documents are not read as they should be"
+    assert not {check.__name__: found for check in CHECKS if (found := check(english, chinese))}
+
+
+def test_every_guide_has_a_twin_and_the_readme_is_short():
+    guides = {path for path in tree.files() if path.startswith("docs/guides/") and not path.endswith(".zh.md")}
+    assert guides and guides | {"README.md"} <= set(TWINS)
+    assert len(sections(tree.read("README.md"))) > 7 and len(tables(tree.read("README.md"))) > 2
+    assert all(len(tree.read(path).splitlines()) <= 180 for path in ("README.md", "README.zh.md"))
 
 
 # Controls.

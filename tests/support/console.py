@@ -10,7 +10,8 @@ from guards import docs, tree
 
 from support.ranks import ON_CPU
 
-DOCUMENTS = [path for path in tree.files() if re.fullmatch(r"(README|CONTRIBUTING|docs/.*)\.md", path)]
+DOCUMENTS = [path for path in tree.files() if re.fullmatch(r"(README|CONTRIBUTING|docs/(?!.*\.zh\.).*)\.md", path)]
+"""Those in English: the blocks of a Chinese twin are the same (tests/project/test_readme_twin.py)."""
 
 
 def shell_blocks() -> list[str]:

@@ -1,4 +1,4 @@
-"""What the README's blocks need before them and what is changed in them when they run, each on what those before made.
+"""What the blocks of the documents need before them and what is changed in them, each run on what those before made.
 
 The raw data are those of the quickstart's synthetic world and small files in the published formats; a small random
 model stands for the published one. Only what stands in STEPS is another than in the block: four steps of training.
@@ -31,7 +31,7 @@ def copy(clone: Path, source: str, target: str) -> None:
 
 
 def raw_data(clone: Path) -> None:
-    """The files that the README's reader has: raw/ and questions.csv."""
+    """The files that the reader has: raw/ and questions.csv."""
     shell("python examples/quickstart/make_world.py --output world --size 0.34", clone)
     world, raw = clone / "world", clone / "raw"
     for source, target in {
