@@ -14,7 +14,7 @@ from megatron_chimed.workers import Bar
 def item_texts(item: dict) -> tuple[str, list[str]]:
     """(the question or sentence of an item, its other texts that a model could have learnt by heart)."""
     if "history" in item:
-        return item["history"][0], [*item["history"][1:], item["reference"]]
+        return item["history"][0], [*item["history"][1:], *filter(None, [item.get("reference")])]
     return item.get("question") or item.get("text") or item["statement"], []
 
 

@@ -21,7 +21,7 @@ from megatron_chimed.backend.quiet import fast_imports
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.backends.answers_log import AnswersLog
 from megatron_chimed.evaluation.backends.models import EvaluatedModel
-from megatron_chimed.evaluation.catalog import SOURCES, TASKS, parse_tasks, read_source
+from megatron_chimed.evaluation.catalog import SOURCES, TASKS, Task, parse_tasks, read_source
 from megatron_chimed.evaluation.contamination import contaminated
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.reports.summary import summarize
@@ -68,10 +68,18 @@ def evaluate_model(
     """
     output, paths = Path(output), parse_tasks(flags)
     data = {name: _read(name, path) for name, path in paths.items()}
+    names = [
+        name
+        for name, task in TASKS.items()
+        if task.source in paths and (model.likelihood or not task.likelihood) and _has_items(task, paths)
+    ]
     files = expand(training_data, "--training-data ")
-    names = [name for name, task in TASKS.items() if task.source in paths and (model.likelihood or not task.likelihood)]
     runs = _run_all(model, names, paths, settings, template, output, progress)
-    tasks = {name: _describe(name, runs[name], data[TASKS[name].source], settings) for name in names}
+    tasks = {
+        name: _describe(name, runs[name], _read(task.source, paths[task.source], task.part), settings)
+        for name, task in TASKS.items()
+        if name in runs
+    }
     if files:
         _check_contamination(tasks, runs, data, files, progress)
     results = {
@@ -87,10 +95,15 @@ def evaluate_model(
     return results
 
 
-def _read(name: str, path: str) -> dict[str, Any]:
-    """{"items", "rows", "faults"} of a source, its subjects together. Raises InputError."""
+def _has_items(task: Task, paths: dict[str, str]) -> bool:
+    """Whether the files have items of a task: they need not hold all parts of a set. Raises InputError."""
+    return not task.part or bool(read_source(task.source, paths[task.source], task.part)["test"].items)
+
+
+def _read(name: str, path: str, part: str = "") -> dict[str, Any]:
+    """{"items", "rows", "faults"} of a source, its subjects together, or of a part of it. Raises InputError."""
     items, rows, faults = [], 0, []
-    for subject in SOURCES[name].subjects or [""]:
+    for subject in SOURCES[name].subjects or [part]:
         for split, one in read_source(name, path, subject).items():
             items += one.items if split == "test" else []
             rows += one.rows if split == "test" else 0

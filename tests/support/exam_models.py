@@ -13,9 +13,8 @@ from support.exam_files import dialogue, page, write_ccks, write_ceval, write_cm
 
 def kind_of(item: dict) -> str:
     """The kind of the task that an item is of."""
-    return {"options": "letter", "mentions": "entities", "history": "answers", "levels": "scale"}[
-        next(key for key in ("options", "mentions", "history", "levels") if item.get(key) is not None)
-    ]
+    kinds = {"answers": "letters", "options": "letter", "mentions": "entities", "history": "answers", "levels": "scale"}
+    return next(kind for key, kind in kinds.items() if item.get(key) is not None)
 
 
 def is_right(item: dict, option: str) -> bool:

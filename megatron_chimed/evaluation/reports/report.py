@@ -5,20 +5,11 @@ from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.evaluation.reports.paper import MODELS, published
 from megatron_chimed.evaluation.reports.plots import bar_chart
 from megatron_chimed.jsonl import read_json
-
-MAIN = {
-    "choice": "acc",
-    "cloze": "acc_norm",
-    "letter": "acc",
-    "entities": "f1_strict",
-    "answers": "rougeL_chars",
-    "scale": "points",
-}
-"""The metric that stands for a kind of task in plots and in tables of its parts."""
 
 PROBLEMS = {"unparsed": "not understood", "empty": "empty", "refused": "without a level (refused or unclear)"}
 
@@ -93,10 +84,10 @@ def _task_blocks(name: str, results: list[dict]) -> Iterator[Block]:
         rows.append([metric, *cells, *(_number(value) for value in paper if with_paper)])
     yield Block("table", rows)
     for model, task in present.items():
-        yield Block("p", f"{model}: {_counts(task)}")
+        yield Block("p", f"{model}: {_counts(task, TASKS[name].main_metric)}")
     groups = sorted({group for task in present.values() for group in task["groups"]})
     if groups:
-        metric = MAIN[first["kind"]]
+        metric = TASKS[name].main_metric
         yield Block("h3", f"{metric} by part")
         rows = [["part", "n", *ours]]
         for group in groups:
@@ -106,11 +97,11 @@ def _task_blocks(name: str, results: list[dict]) -> Iterator[Block]:
         yield Block("table", rows)
 
 
-def _counts(task: dict) -> str:
+def _counts(task: dict, main: str) -> str:
     """One sentence with all that was counted beside the figures."""
     runs = f"{task['runs']} runs" if task["runs"] > 1 else "one run"
     parts = [f"n = {task['n']}" + (" (limited for a trial)" if task["limited"] else ""), runs]
-    if task["runs"] == 1 and task["kind"] in ("answers", "scale"):
+    if task["runs"] == 1 and KINDS[task["kind"]].zero_shot:
         parts.append("nothing in a greedy zero-shot run is random")
     for name, count in task["problems"].items():
         parts.append(f"{count} of {task['n'] * task['runs']} answers {PROBLEMS[name]}")
@@ -123,8 +114,7 @@ def _counts(task: dict) -> str:
         found = task["contamination"]
         parts.append(f"{found['items']} items share 13 tokens with the training data")
         if without := found.get("metrics_without"):
-            metric = MAIN[task["kind"]]
-            parts.append(f"{metric} without them {_cell(without[metric])}")
+            parts.append(f"{main} without them {_cell(without[main])}")
     return "; ".join(parts) + "."
 
 
@@ -136,9 +126,9 @@ def _plots(results: list[dict]) -> Iterator[Block]:
     ):
         bars = {
             one["model"]["name"]: {
-                task: figure["metrics"][MAIN[figure["kind"]]]
+                task: figure["metrics"][TASKS[task].main_metric]
                 for task, figure in one["tasks"].items()
-                if wanted(figure["kind"]) and figure["metrics"][MAIN[figure["kind"]]]["mean"] is not None
+                if wanted(figure["kind"]) and figure["metrics"][TASKS[task].main_metric]["mean"] is not None
             }
             for one in results
         }
@@ -152,7 +142,7 @@ def _cell(figure: dict | None) -> str:
     if figure is None:
         return ""
     if figure["mean"] is None:
-        return "no level chosen"
+        return "no level chosen" if "answered" in figure else "no such item"
     return f"{figure['mean']:.2f} ± {figure['error']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
