@@ -21,6 +21,7 @@ from megatron_chimed.evaluation.readers.exams import (
 )
 from megatron_chimed.evaluation.readers.items import Loaded
 from megatron_chimed.evaluation.readers.medxpertqa import read_medxpertqa
+from megatron_chimed.evaluation.readers.promptcblue import DATASETS, read_promptcblue
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ SOURCES = {
     "chimed": Source("ChiMed", "FILE", lambda path, subject: read_chimed(path)),
     "mc": Source("MC", "FILE", lambda path, subject: read_mc(path)),
     "cmbclin": Source("CMB-Clin", "FILE or FOLDER", lambda path, subject: read_cmb_clin(path)),
+    "promptcblue": Source("PromptCBLUE", "TEST,EXAMPLES", read_promptcblue),
     "cami": Source("CAMI", "SCALE.yaml", lambda path, subject: read_scale(path, "cami")),
     "mica": Source("MICA", "SCALE.yaml", lambda path, subject: read_scale(path, "mica")),
     "scale": Source("Scale", "SCALE.yaml or the word example", lambda path, subject: read_scale(path)),
@@ -125,12 +127,25 @@ def _medxpertqa(suffix: str, kind: str, title: str) -> Task:
     return Task("medxpertqa", kind, title, f"chimed_medxpertqa{suffix}", description, f"medxpertqa{suffix}")
 
 
+MACRO = ("CHIP-CTC", "IMCS-V2-DAC", "KUAKE-QIC")
+"""PromptCBLUE's data sets whose own metric is the macro-F1; that of its other classifications is weighted by class."""
+
+
+def _promptcblue(dataset: str, kind: str) -> Task:
+    """One of PromptCBLUE's sixteen, by its own metric."""
+    file = "promptcblue_" + dataset.lower().replace("-v2", "").replace("-", "_")
+    shots = "zero-shot" if KINDS[kind].zero_shot else "five-shot"
+    main = "f1_macro" if dataset in MACRO else ""
+    return Task("promptcblue", kind, f"{dataset}, {shots}", f"chimed_{file}", "", file, part=dataset, main=main)
+
+
 TASKS = {
     "ccks2019": Task("ccks2019", "entities", "Named entities, five-shot", "chimed_ccks2019", file="ccks2019"),
     "chimst": Task("chimst", "entities", "Named entities, five-shot", "chimed_chimst", file="chimst"),
     **{name + one[0]: _exam(name, *one) for name in EXAMS for one in CHOICE_KINDS},
     **{task: one for name in SEVERAL_EXAMS for task, one in _several(name).items()},
     **{"medxpertqa" + one[0]: _medxpertqa(*one) for one in CHOICE_KINDS},
+    **{task.file: task for task in (_promptcblue(*one) for one in DATASETS.items())},
     "chimed": Task(
         "chimed",
         "answers",

@@ -8,9 +8,10 @@ import torch
 from support.exam_files import write_lines
 from support.exam_hf import write_answering_hf
 from support.exam_models import Scripted, empty, guess, oracle, scripted
-from support.published_sets import write_cmb, write_cmexam, write_medxpertqa, write_published
+from support.published_sets import write_cmb, write_cmexam, write_medxpertqa, write_promptcblue, write_published
 
 from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
+from megatron_chimed.evaluation.catalog import TASKS
 from megatron_chimed.evaluation.harness import FOLDER
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.run import Settings, evaluate_model
@@ -87,11 +88,26 @@ def test_lm_eval_itself_runs_the_tasks_and_agrees(flags):
         include_path=str(FOLDER), include_defaults=False, metadata=dict(flag.split("=", 1) for flag in flags)
     )
     names = ["chimed_cmb", "chimed_cmb_letters", "chimed_cmexam_letters", "chimed_medxpertqa_letter", "chimed_cmbclin"]
+    names += ["chimed_promptcblue_chip_ctc", "chimed_promptcblue_cmeee", "chimed_promptcblue_imcs_mrg"]
     found = simple_evaluate(oracle(), tasks=names, task_manager=manager, bootstrap_iters=0)["results"]
     assert found["chimed_cmb"]["acc,none"] == found["chimed_medxpertqa_letter"]["acc,none"] == 1
     for name in ("acc", "acc_one", "acc_several"):
         assert found["chimed_cmb_letters"][f"{name},none"] == found["chimed_cmexam_letters"][f"{name},none"] == 1
     assert found["chimed_cmbclin"]["rougeL_chars,none"] == pytest.approx(1)
+    assert found["chimed_promptcblue_chip_ctc"]["f1_macro,none"] == found["chimed_promptcblue_cmeee"]["f1,none"] == 1
+    assert found["chimed_promptcblue_imcs_mrg"]["rougeL_chars,none"] == pytest.approx(1)
+
+
+def test_promptcblue_is_sixteen_tasks_each_with_its_own_metric_and_one_that_is_not_there_is_none(perfect, tmp_path):
+    sixteen = {name: task for name, task in perfect[0].items() if name.startswith("promptcblue")}
+    assert len(sixteen) == 16 and all(task["n"] == 6 for task in sixteen.values())
+    main = {name: TASKS[name].main_metric for name in sixteen}
+    assert main["promptcblue_chip_ctc"] == "f1_macro" and main["promptcblue_kuake_ir"] == "f1_weighted"
+    assert main["promptcblue_cmeie"] == "f1" and main["promptcblue_meddg"] == "rougeL_chars"
+    row = next(read_json_lines(perfect[1] / "samples/promptcblue_chip_cdn.0.jsonl"))[1]
+    assert row["prompt"].count("答：\n孕") == 5 and row["parsed"] == [["孕0周"], ["贫血"]]
+    fewer = evaluate(oracle(), [f"promptcblue={write_promptcblue(tmp_path, without='KUAKE-IR')}"], tmp_path / "out")
+    assert set(fewer) == set(sixteen) - {"promptcblue_kuake_ir"}
 
 
 def test_a_question_of_the_training_data_is_found_in_every_task_of_its_set(flags, tmp_path):

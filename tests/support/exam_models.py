@@ -8,11 +8,14 @@ from lm_eval.api.model import LM
 from megatron_chimed.evaluation.backends.models import EvaluatedModel
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
+from megatron_chimed.evaluation.readers.promptcblue import DATASETS
 from support.exam_files import dialogue, page, write_ccks, write_ceval, write_cmmlu, write_lines, write_mcmle
 
 
 def kind_of(item: dict) -> str:
     """The kind of the task that an item is of."""
+    if "dataset" in item:
+        return DATASETS[item["dataset"]]
     kinds = {"answers": "letters", "options": "letter", "mentions": "entities", "history": "answers", "levels": "scale"}
     return next(kind for key, kind in kinds.items() if item.get(key) is not None)
 

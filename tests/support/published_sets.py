@@ -97,10 +97,64 @@ def write_medxpertqa(folder: Path, count: int = 10) -> Path:
 
 
 def write_published(folder: Path) -> list[str]:
-    """Small files of every set here; returns the --tasks flags."""
+    """Small files of every set here that needs no judge; returns the --tasks flags."""
     return [
+        f"promptcblue={write_promptcblue(folder / 'promptcblue')}",
         f"cmb={write_cmb(folder / 'cmb')}",
         f"cmexam={write_cmexam(folder / 'cmexam')}",
         f"medxpertqa={write_medxpertqa(folder / 'medxpertqa')}",
         f"cmbclin={write_cmb_clin(folder / 'CMB-Clin-qa.json')}",
     ]
+
+
+CLASSES = {
+    "IMCS-V2-DAC": ["关于症状的询问", "关于症状的回答"],
+    "CHIP-CTC": ["诊断", "年龄", "性别"],
+    "CHIP-STS": ["是的", "不是"],
+    "KUAKE-IR": ["相关", "不相关"],
+    "KUAKE-QIC": ["病情诊断", "治疗方案"],
+    "KUAKE-QQR": ["完全一致", "语义无直接关联"],
+    "KUAKE-QTR": ["完全不匹配或者没有参考价值", "部分匹配", "完全匹配"],
+}
+SIGNS = ["患有该症状", "没有患有该症状", "无法根据上下文确定病人是否患有该症状"]
+REPORT = "报告如下：\n主诉：腹痛{n}天。\n现病史：腹痛。\n辅助检查：\n既往史：不详。\n诊断：胃炎。\n建议：多喝水。"
+EXTRACTED = {
+    "CMeEE-V2": (["疾病", "身体部位"], "上述句子中的实体包含：\n疾病实体：胃炎{n}，贫血\n身体部位实体："),
+    "IMCS-V2-NER": (["症状", "药品名称"], "上述句子中的实体包含：\n症状实体：腹痛{n}\n药品名称实体：奥美拉唑"),
+    "CMeIE": (["药物治疗"], "具有药物治疗关系的头尾实体对如下：头实体为胃炎{n}，尾实体为奥美拉唑。"),
+    "CHIP-CDN": (["胃炎", "贫血", "孕{n}周"], "孕{n}周，贫血"),
+    "CHIP-CDEE": (None, "上述句子中的临床发现事件如下：\n主体词：痛{n}；发生状态：否定；描述词：胀，钝；解剖部位：腹"),
+    "IMCS-V2-SR": (SIGNS, "当前对话中的症状及其阴阳性判断为：\n腹痛{n}：患有该症状\n发热：没有患有该症状"),
+    "CHIP-MDCFNPC": (SIGNS, "上述对话中临床发现实体以及其阴阳性判别如下：\n腹痛{n}：没有患有该症状"),
+}
+
+
+def promptcblue_row(dataset: str, number: int) -> dict:
+    """A row of one of PromptCBLUE's sixteen."""
+    if dataset in CLASSES:
+        choices = CLASSES[dataset]
+        target = [*choices, "非上述类型"][number % (len(choices) + (dataset in ("IMCS-V2-DAC", "CHIP-CTC")))]
+    elif dataset in EXTRACTED:
+        choices, target = EXTRACTED[dataset]
+        choices, target = choices and [one.format(n=number) for one in choices], target.format(n=number)
+    else:
+        choices, target = None, (REPORT if dataset == "IMCS-V2-MRG" else "建议做胃镜{n}次。").format(n=number)
+    asked = f"{dataset}：以下是一段说明，用来写出全部问题的固定格式。\n第{number}段。\n答："
+    return {
+        "input": asked,
+        "target": target,
+        "answer_choices": choices,
+        "task_type": "x",
+        "task_dataset": dataset,
+        "sample_id": f"test-{number}",
+    }
+
+
+def write_promptcblue(folder: Path, count: int = 6, without: str = "") -> str:
+    """``TEST,EXAMPLES`` with all sixteen."""
+    datasets = [*CLASSES, *EXTRACTED, "MedDG", "IMCS-V2-MRG"]
+    for name, first, size in (("dev", 0, count), ("train", 100, 6)):
+        numbers = range(first, first + size)
+        rows = [promptcblue_row(one, number) for number in numbers for one in datasets if one != without]
+        write_lines(folder / f"{name}.json", rows)
+    return f"{folder / 'dev.json'},{folder / 'train.json'}"
