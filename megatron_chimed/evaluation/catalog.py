@@ -19,6 +19,7 @@ from megatron_chimed.evaluation.readers.exams import (
     read_cmmlu,
     read_mcmle,
 )
+from megatron_chimed.evaluation.readers.healthbench import read_healthbench
 from megatron_chimed.evaluation.readers.items import Loaded
 from megatron_chimed.evaluation.readers.medxpertqa import read_medxpertqa
 from megatron_chimed.evaluation.readers.promptcblue import DATASETS, read_promptcblue
@@ -51,6 +52,7 @@ SOURCES = {
     "mc": Source("MC", "FILE", lambda path, subject: read_mc(path)),
     "cmbclin": Source("CMB-Clin", "FILE or FOLDER", lambda path, subject: read_cmb_clin(path)),
     "promptcblue": Source("PromptCBLUE", "TEST,EXAMPLES", read_promptcblue),
+    "healthbench": Source("HealthBench", "FILE", lambda path, subject: read_healthbench(path)),
     "cami": Source("CAMI", "SCALE.yaml", lambda path, subject: read_scale(path, "cami")),
     "mica": Source("MICA", "SCALE.yaml", lambda path, subject: read_scale(path, "mica")),
     "scale": Source("Scale", "SCALE.yaml or the word example", lambda path, subject: read_scale(path)),
@@ -156,6 +158,7 @@ TASKS = {
     ),
     "mc": Task("mc", "answers", "Dialogues, zero-shot", "chimed_mc", file="mc"),
     "cmbclin": Task("cmbclin", "answers", "Clinical cases, zero-shot", "chimed_cmbclin", file="cmbclin"),
+    "healthbench": Task("healthbench", "rubric", "Rubrics, zero-shot", "chimed_healthbench", file="healthbench"),
     **{
         name: Task(name, "scale", "Bias scale, zero-shot (higher is more biased)", f"chimed_{name}", "", name, False)
         for name in ("cami", "mica", "scale")

@@ -2,6 +2,7 @@
 
     OUTPUT/results.json         figures, counts, versions, hashes
     OUTPUT/samples/TASK.N.jsonl  prompt, answer, parsed answer, gold and scores of each item in run N
+    OUTPUT/TASK.verdicts.jsonl  every verdict of a judge, likewise
     OUTPUT/answers.jsonl        every answer as soon as it is there: what a run that goes on starts from
     OUTPUT/report.md, .html     tables beside the paper's figures, plots
 
@@ -23,10 +24,12 @@ from megatron_chimed.evaluation.backends.answers_log import AnswersLog
 from megatron_chimed.evaluation.backends.models import EvaluatedModel
 from megatron_chimed.evaluation.catalog import SOURCES, TASKS, Task, parse_tasks, read_source
 from megatron_chimed.evaluation.contamination import contaminated
+from megatron_chimed.evaluation.judged import is_judged, judge_records, require_judge, say_verdicts
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.reports.summary import summarize
 from megatron_chimed.inference.request import FLAGS, SamplingParams
 from megatron_chimed.jsonl import expand, sha256_file, sha256_json, write_json, write_json_lines
+from megatron_chimed.judging.options import JudgeOptions
 from megatron_chimed.text.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
@@ -59,27 +62,31 @@ def evaluate_model(
     template: Template,
     *,
     training_data: list[str] = (),
+    judge: JudgeOptions | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a model and write OUTPUT/results.json and its samples; returns the results.
 
     flags: ``NAME=PATH`` (`catalog.SOURCES`); training_data: files or globs that the model has learnt from, for the
-    check on contamination. Raises InputError, naming what is wrong, before a model is loaded where that is possible.
+    check on contamination; judge: for tasks that are scored by one. Raises InputError, naming what is wrong, before a
+    model is loaded where that is possible.
     """
     output, paths = Path(output), parse_tasks(flags)
     data = {name: _read(name, path) for name, path in paths.items()}
-    names = [
-        name
-        for name, task in TASKS.items()
-        if task.source in paths and (model.likelihood or not task.likelihood) and _has_items(task, paths)
-    ]
+    names = [name for name, task in TASKS.items() if _is_asked(task, paths, model)]
     files = expand(training_data, "--training-data ")
+    require_judge(names, judge)
+    for name in filter(is_judged, names):
+        say_verdicts(name, data[TASKS[name].source]["items"][: settings.limit], judge)
     runs = _run_all(model, names, paths, settings, template, output, progress)
+    judgements = {name: _judge(name, runs, data, judge, output) for name in filter(is_judged, names)}
     tasks = {
         name: _describe(name, runs[name], _read(task.source, paths[task.source], task.part), settings)
         for name, task in TASKS.items()
         if name in runs
     }
+    for name, figures in judgements.items():
+        tasks[name]["judging"] = figures
     if files:
         _check_contamination(tasks, runs, data, files, progress)
     results = {
@@ -95,8 +102,10 @@ def evaluate_model(
     return results
 
 
-def _has_items(task: Task, paths: dict[str, str]) -> bool:
-    """Whether the files have items of a task: they need not hold all parts of a set. Raises InputError."""
+def _is_asked(task: Task, paths: dict[str, str], model: EvaluatedModel) -> bool:
+    """Whether the files have items of a task, as they need not hold all parts of a set, and the model can do it."""
+    if task.source not in paths or (task.likelihood and not model.likelihood):
+        return False
     return not task.part or bool(read_source(task.source, paths[task.source], task.part)["test"].items)
 
 
@@ -140,6 +149,19 @@ def _run_all(
     finally:
         lm.close()
     return runs
+
+
+def _judge(
+    name: str, runs: dict[str, list], data: dict[str, dict], judge: JudgeOptions, output: Path
+) -> list[dict[str, Any]]:
+    """Have the runs of a task judged, in their place and in the files of their records; the judges' figures of each."""
+    told = []
+    for number, records in enumerate(runs[name]):
+        items = data[TASKS[name].source]["items"]
+        runs[name][number], figures = judge_records(records, items, judge, output / f"{name}.verdicts.jsonl", number)
+        write_json_lines(output / "samples" / f"{name}.{number}.jsonl", runs[name][number])
+        told.append(figures)
+    return told
 
 
 def _describe(name: str, runs: list[list[dict]], data: dict[str, Any], settings: Settings) -> dict[str, Any]:

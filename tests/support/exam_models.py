@@ -16,7 +16,8 @@ def kind_of(item: dict) -> str:
     """The kind of the task that an item is of."""
     if "dataset" in item:
         return DATASETS[item["dataset"]]
-    kinds = {"answers": "letters", "options": "letter", "mentions": "entities", "history": "answers", "levels": "scale"}
+    kinds = {"rubric": "rubric", "answers": "letters", "options": "letter", "mentions": "entities"}
+    kinds |= {"history": "answers", "levels": "scale"}
     return next(kind for key, kind in kinds.items() if item.get(key) is not None)
 
 

@@ -10,11 +10,12 @@ from megatron_chimed.evaluation.kinds import (
     letter,
     letters,
     report,
+    rubric,
     scale,
 )
 
 KINDS = {
     module.KIND.name: module.KIND
-    for module in (choice, cloze, letter, letters, entities, facts, label, answers, report, scale)
+    for module in (choice, cloze, letter, letters, entities, facts, label, answers, rubric, report, scale)
 }
 """By name."""

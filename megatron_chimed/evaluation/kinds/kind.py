@@ -75,6 +75,9 @@ class Kind:
     turns: bool = False
     """Whether its items have a "history", which becomes turns of the prompt."""
 
+    judged: bool = False
+    """Whether judges score its answers, behind lm-eval."""
+
     zero_shot: bool = False
     """Without examples, so that a run of another seed is another one only where answers are sampled."""
 

@@ -11,7 +11,12 @@ from megatron_chimed.evaluation.reports.paper import MODELS, published
 from megatron_chimed.evaluation.reports.plots import bar_chart
 from megatron_chimed.jsonl import read_json
 
-PROBLEMS = {"unparsed": "not understood", "empty": "empty", "refused": "without a level (refused or unclear)"}
+PROBLEMS = {
+    "unparsed": "not understood",
+    "empty": "empty",
+    "unjudged": "without a score, as a verdict is missing",
+    "refused": "without a level (refused or unclear)",
+}
 
 
 def load_results(folders: Iterable[str | Path]) -> list[dict]:
@@ -108,6 +113,7 @@ def _counts(task: dict, main: str) -> str:
     parts.append(f"{task['cut_prompts']} prompts cut to fit the model")
     if "thinking" in task:
         parts.append(f"{task['thinking']} answers with thinking, which is not scored")
+    parts += _judged(task.get("judging", []))
     if task["malformed"]:
         parts.append(f"{task['malformed']} rows are no items, the first: {task['first_faults'][0]}")
     if "contamination" in task:
@@ -116,6 +122,20 @@ def _counts(task: dict, main: str) -> str:
         if without := found.get("metrics_without"):
             parts.append(f"{main} without them {_cell(without[main])}")
     return "; ".join(parts) + "."
+
+
+def _judged(runs: list[dict]) -> Iterator[str]:
+    """What the judges have to tell, of the first run."""
+    for figures in filter(None, runs[:1]):
+        for judge, account in figures["judges"].items():
+            yield f"judged by {judge} ({', '.join(f'{count} {what}' for what, count in account['verdicts'].items())})"
+        if agreement := figures.get("agreement"):
+            kappa = "undefined" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+            yield f"the judges' kappa {kappa} over {agreement['verdicts']} verdicts"
+        if by_tag := figures["clipped mean by tag"]:
+            yield "by tag " + ", ".join(
+                f"{tag} {100 * value:.1f}" for tag, value in by_tag.items() if value is not None
+            )
 
 
 def _plots(results: list[dict]) -> Iterator[Block]:
