@@ -7,9 +7,11 @@ from megatron_chimed.backend.quiet import work_offline
 from megatron_chimed.commands.common import add_answering, answering_template
 from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
 from megatron_chimed.evaluation.catalog import SOURCES
+from megatron_chimed.evaluation.reports.differences import verdict_lines
 from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.inference.open import kinds_text
+from megatron_chimed.jsonl import read_json
 from megatron_chimed.judging.options import read_judge
 
 EXAMPLE = """examples:
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=PATH")
     parser.add_argument("--output", required=True, help="a folder; the same command again continues in it")
     parser.add_argument("--compare", nargs="+", default=[], metavar="FOLDER", help="other outputs, into the report")
+    parser.add_argument("--points", type=float, default=2.0, help="--compare: the difference to look for (2)")
     parser.add_argument("--training-data", nargs="+", default=[], metavar="FILE", help="look for test items in it")
     parser.add_argument("--runs", type=int, default=5, help="seeds, from 0 (5)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of all generation; 0 is greedy (0)")
@@ -61,4 +64,7 @@ def run(args: argparse.Namespace) -> None:
         more = {"training_data": args.training_data, "judge": judge}
         evaluate_model(model, args.tasks, args.output, settings, template, **more)
     folders = [*([args.output] if args.model else []), *args.compare]
-    print("\n".join(map(str, write_report(folders, args.output))))
+    written = write_report(folders, args.output, args.points)
+    if len(folders) > 1:
+        print("\n".join(verdict_lines(read_json(f"{args.output}/comparison.json"))))
+    print("\n".join(map(str, written)))

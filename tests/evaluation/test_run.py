@@ -232,7 +232,13 @@ def test_the_report_shows_all_models_beside_the_papers_figures(perfect, flags, t
     _, output = perfect
     evaluate(scripted(guesser(), "guess|<b>"), flags, tmp_path / "guess")
     written = write_report([output, tmp_path / "guess"], tmp_path / "report")
-    assert [path.name for path in written] == ["report.md", "report.html", "scores.png", "bias.png"]
+    assert [path.name for path in written] == [
+        "report.md",
+        "report.html",
+        "scores.png",
+        "bias.png",
+        "comparison.json",
+    ]
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "| metric | scripted | guess\\|<b> | ChiMed-GPT (paper) | Ziya-v2 (paper) |" in text
     row = next(line for line in text.splitlines() if line.startswith("| bleu1_chars"))

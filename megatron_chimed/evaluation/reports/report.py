@@ -1,15 +1,22 @@
 """results.json of one model or several -> a report as Markdown and as one HTML file that needs nothing else."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import TASKS
 from megatron_chimed.evaluation.kinds import KINDS
+from megatron_chimed.evaluation.reports.differences import (
+    ABOUT,
+    Comparison,
+    as_json,
+    compare_results,
+    table_rows,
+)
 from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.evaluation.reports.paper import MODELS, published
 from megatron_chimed.evaluation.reports.plots import bar_chart
-from megatron_chimed.jsonl import read_json
+from megatron_chimed.jsonl import read_json, write_json
 
 PROBLEMS = {
     "unparsed": "not understood",
@@ -34,14 +41,23 @@ def load_results(folders: Iterable[str | Path]) -> list[dict]:
     return results
 
 
-def write_report(folders: Iterable[str | Path], output: str | Path) -> list[Path]:
-    """Write report.md, report.html and the plots' PNG files into a folder; returns their paths. Raises InputError."""
-    results, output = load_results(folders), Path(output)
-    return write_page(list(report_blocks(results)), output, "Evaluation")
+def write_report(folders: Iterable[str | Path], output: str | Path, points: float = 2.0) -> list[Path]:
+    """Write report.md, report.html and the plots' PNG files into a folder; of several models comparison.json too.
+
+    points: the difference for which the comparison says how many items it takes. Returns the paths. Raises InputError.
+    """
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    results = load_results(folders)
+    compared = compare_results(results, folders, points) if len(results) > 1 else []
+    written = write_page(list(report_blocks(results, compared, points)), output, "Evaluation")
+    if compared:
+        write_json(output / "comparison.json", as_json(compared, points))
+        written.append(output / "comparison.json")
+    return written
 
 
-def report_blocks(results: list[dict]) -> Iterator[Block]:
-    """The report, piece by piece."""
+def report_blocks(results: list[dict], compared: Sequence[Comparison] = (), points: float = 2.0) -> Iterator[Block]:
+    """The report, piece by piece. compared: its models in pairs."""
     yield Block("h1", "Evaluation")
     yield Block(
         "p",
@@ -49,6 +65,10 @@ def report_blocks(results: list[dict]) -> Iterator[Block]:
         "The paper's figures were measured by its authors, on their data; they are no result of this run.",
     )
     yield Block("table", list(_model_rows(results)))
+    if compared:
+        yield Block("h2", "Do they differ?")
+        yield Block("p", ABOUT)
+        yield Block("table", table_rows(compared, points))
     for name in TASKS:
         if any(name in one["tasks"] for one in results):
             yield from _task_blocks(name, results)
