@@ -5,6 +5,7 @@
     OUTPUT/TASK.verdicts.jsonl  every verdict of a judge, likewise
     OUTPUT/answers.jsonl        every answer as soon as it is there: what a run that goes on starts from
     OUTPUT/report.md, .html     tables beside the paper's figures, plots
+    OUTPUT/leaderboard.html     all figures in a table to sort
 
 Protocol (paper, section on evaluation): each experiment is run with several seeds, and the mean is reported. A seed
 chooses the examples of few-shot prompts (seed 0 the first ones) and draws samples, where the temperature is above 0. A

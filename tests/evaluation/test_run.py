@@ -237,6 +237,7 @@ def test_the_report_shows_all_models_beside_the_papers_figures(perfect, flags, t
         "report.html",
         "scores.png",
         "bias.png",
+        "leaderboard.html",
         "comparison.json",
     ]
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from megatron_chimed.evaluation.reports.differences import (
     compare_results,
     table_rows,
 )
+from megatron_chimed.evaluation.reports.leaderboard import write_leaderboard
 from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.evaluation.reports.paper import MODELS, published
 from megatron_chimed.evaluation.reports.plots import bar_chart
@@ -42,7 +43,8 @@ def load_results(folders: Iterable[str | Path]) -> list[dict]:
 
 
 def write_report(folders: Iterable[str | Path], output: str | Path, points: float = 2.0) -> list[Path]:
-    """Write report.md, report.html and the plots' PNG files into a folder; of several models comparison.json too.
+    """Write report.md, report.html, the plots' PNG files and leaderboard.html into a folder; of several models also
+    comparison.json.
 
     points: the difference for which the comparison says how many items it takes. Returns the paths. Raises InputError.
     """
@@ -50,6 +52,7 @@ def write_report(folders: Iterable[str | Path], output: str | Path, points: floa
     results = load_results(folders)
     compared = compare_results(results, folders, points) if len(results) > 1 else []
     written = write_page(list(report_blocks(results, compared, points)), output, "Evaluation")
+    written.append(write_leaderboard(results, output / "leaderboard.html"))
     if compared:
         write_json(output / "comparison.json", as_json(compared, points))
         written.append(output / "comparison.json")
