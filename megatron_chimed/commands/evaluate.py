@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="of all generation; 0 is greedy (0)")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, help="of an answer, in place of each task's own")
+    parser.add_argument("--think-tokens", type=int, default=0, help="room for thinking on top of the answer's (0)")
     parser.add_argument("--limit", type=int, help="the first so many items of each data set, for a trial")
     parser.add_argument("--judge", metavar="YAML", help="healthbench: model and base_url of the judge, or of two")
     add_answering(parser)

@@ -40,18 +40,21 @@ SCHEMA = 1
 @dataclass(frozen=True)
 class Settings:
     """How tasks are run. limit: the first items of each data set only, for a trial; max_new_tokens: of an answer, in
-    place of each task's own."""
+    place of each task's own; think_tokens: room on top of it, for models that think before they answer."""
 
     runs: int = 5
     temperature: float = 0.0
     top_p: float = 1.0
     limit: int | None = None
     max_new_tokens: int | None = None
+    think_tokens: int = 0
 
     def __post_init__(self):
         """Raises InputError for a value out of its range."""
         if self.runs < 1:
             raise InputError(f"--runs is {self.runs}; expected 1 or more")
+        if self.think_tokens < 0:
+            raise InputError(f"--think-tokens is {self.think_tokens}; expected 0 or more")
         SamplingParams(self.max_new_tokens or 1, self.temperature, self.top_p).check(names=FLAGS)
 
 
@@ -136,14 +139,16 @@ def _run_all(
         from megatron_chimed.evaluation.harness import run_tasks
 
     decoding = {"temperature": settings.temperature, "top_p": settings.top_p}
+    limits = {"max_new_tokens": settings.max_new_tokens, "think_tokens": settings.think_tokens}
     identity = {"model": model.identity, "max_new_tokens": settings.max_new_tokens, **decoding}
+    identity |= {"think_tokens": settings.think_tokens} if settings.think_tokens else {}
     log = AnswersLog(output / "answers.jsonl", identity)
     lm = RecordedLM(model.make, log, template, model.name, **decoding, progress=progress)
     runs: dict[str, list[list[dict]]] = {name: [] for name in names}
     try:
         for seed in range(settings.runs):
             wanted = [name for name in names if seed == 0 or lm.sampling or not KINDS[TASKS[name].kind].zero_shot]
-            made = run_tasks(lm, wanted, paths, seed=seed, limit=settings.limit, max_new_tokens=settings.max_new_tokens)
+            made = run_tasks(lm, wanted, paths, seed=seed, limit=settings.limit, **limits)
             for name, records in made.items():
                 write_json_lines(output / "samples" / f"{name}.{seed}.jsonl", records)
                 runs[name].append(records)

@@ -135,7 +135,7 @@ def _counts(task: dict, main: str) -> str:
         parts.append(f"{count} of {task['n'] * task['runs']} answers {PROBLEMS[name]}")
     parts.append(f"{task['cut_prompts']} prompts cut to fit the model")
     if "thinking" in task:
-        parts.append(f"{task['thinking']} answers with thinking, which is not scored")
+        parts.append(f"{task['thinking']} answers with thinking, which is not scored" + _length(task))
     parts += _judged(task.get("judging", []))
     if task["malformed"]:
         parts.append(f"{task['malformed']} rows are no items, the first: {task['first_faults'][0]}")
@@ -145,6 +145,14 @@ def _counts(task: dict, main: str) -> str:
         if without := found.get("metrics_without"):
             parts.append(f"{main} without them {_cell(without[main])}")
     return "; ".join(parts) + "."
+
+
+def _length(task: dict) -> str:
+    """How long the thinking was; results of older versions do not say."""
+    if not (found := task.get("thinking_length")):
+        return ""
+    mean = f"{found['mean']:.0f} [{found['low']:.0f}, {found['high']:.0f}]"
+    return f": {mean} characters, {found['longest']} at most, {found['unended']} without an end"
 
 
 def _judged(runs: list[dict]) -> Iterator[str]:
