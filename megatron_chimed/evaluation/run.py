@@ -35,6 +35,7 @@ from megatron_chimed.text.template import Template
 
 PACKAGES = ("lm_eval", "transformers", "torch", "nltk", "rouge_score", "jieba", "numpy", "datasets")
 SCHEMA = 1
+SHOTS = 5
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def evaluate_model(
     data = {name: _read(name, path) for name, path in paths.items()}
     names = [name for name, task in TASKS.items() if _is_asked(task, paths, model)]
     files = expand(training_data, "--training-data ")
+    _require_examples(names, paths)
     require_judge(names, judge)
     for name in filter(is_judged, names):
         say_verdicts(name, data[TASKS[name].source]["items"][: settings.limit], judge)
@@ -111,6 +113,17 @@ def _is_asked(task: Task, paths: dict[str, str], model: EvaluatedModel) -> bool:
     if task.source not in paths or (task.likelihood and not model.likelihood):
         return False
     return not task.part or bool(read_source(task.source, paths[task.source], task.part)["test"].items)
+
+
+def _require_examples(names: list[str], paths: dict[str, str]) -> None:
+    """Raises InputError for a task whose prompts want more examples than its files have, before a model is loaded."""
+    for name in names:
+        task = TASKS[name]
+        for subject in (SOURCES[task.source].subjects or [task.part]) if not KINDS[task.kind].zero_shot else ():
+            found = len(read_source(task.source, paths[task.source], subject)["fewshot"].items)
+            if found < SHOTS:
+                where = f"{paths[task.source]}: {name}" + (f" ({subject})" if subject else "")
+                raise InputError(f"{where} has {found} examples for its prompts; expected {SHOTS} or more")
 
 
 def _read(name: str, path: str, part: str = "") -> dict[str, Any]:

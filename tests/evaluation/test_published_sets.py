@@ -8,9 +8,17 @@ import torch
 from support.exam_files import write_lines
 from support.exam_hf import write_answering_hf
 from support.exam_models import Scripted, empty, guess, oracle, scripted
-from support.published_sets import write_cmb, write_cmexam, write_medxpertqa, write_promptcblue, write_published
+from support.published_sets import (
+    promptcblue_row,
+    write_cmb,
+    write_cmexam,
+    write_medxpertqa,
+    write_promptcblue,
+    write_published,
+)
 
-from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
+from megatron_chimed.errors import InputError
+from megatron_chimed.evaluation.backends.models import EngineOptions, EvaluatedModel, open_model
 from megatron_chimed.evaluation.catalog import TASKS
 from megatron_chimed.evaluation.harness import FOLDER
 from megatron_chimed.evaluation.kinds import KINDS
@@ -119,6 +127,17 @@ def test_a_question_of_the_training_data_is_found_in_every_task_of_its_set(flags
         "cmexam_cloze": 1,
         "cmexam_letters": 1,
     }
+
+
+def test_too_few_examples_are_said_before_a_model_is_loaded(tmp_path):
+    def make():
+        raise AssertionError("loaded")
+
+    row = promptcblue_row("CHIP-CTC", 0)
+    test, few = write_lines(tmp_path / "dev.json", [row]), write_lines(tmp_path / "train.json", [row] * 4)
+    model = EvaluatedModel("m", {}, make)
+    with pytest.raises(InputError, match=r"promptcblue_chip_ctc \(CHIP-CTC\) has 4 examples .*; expected 5 or more"):
+        evaluate(model, [f"promptcblue={test},{few}"], tmp_path / "out")
 
 
 def test_likelihoods_are_those_of_a_plain_computation_with_transformers(tmp_path):
