@@ -7,9 +7,12 @@ from megatron_chimed.backend.quiet import work_offline
 from megatron_chimed.commands.common import add_answering, answering_template
 from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
 from megatron_chimed.evaluation.catalog import SOURCES
+from megatron_chimed.evaluation.reports.differences import verdict_lines
 from megatron_chimed.evaluation.reports.report import write_report
 from megatron_chimed.evaluation.run import Settings, evaluate_model
 from megatron_chimed.inference.open import kinds_text
+from megatron_chimed.jsonl import read_json
+from megatron_chimed.judging.options import read_judge
 
 EXAMPLE = """examples:
   chimed evaluate --model hf:runs/mine/hf --output runs/mine/evaluation --tasks ceval=raw/ceval \\
@@ -28,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=PATH")
     parser.add_argument("--output", required=True, help="a folder; the same command again continues in it")
     parser.add_argument("--compare", nargs="+", default=[], metavar="FOLDER", help="other outputs, into the report")
+    parser.add_argument("--points", type=float, default=2.0, help="--compare: the difference to look for (2)")
     parser.add_argument("--training-data", nargs="+", default=[], metavar="FILE", help="look for test items in it")
     parser.add_argument("--runs", type=int, default=5, help="seeds, from 0 (5)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of all generation; 0 is greedy (0)")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, help="of an answer, in place of each task's own")
+    parser.add_argument("--think-tokens", type=int, default=0, help="room for thinking on top of the answer's (0)")
     parser.add_argument("--limit", type=int, help="the first so many items of each data set, for a trial")
+    parser.add_argument("--judge", metavar="YAML", help="healthbench: model and base_url of the judge, or of two")
     add_answering(parser)
     parser.add_argument("--tokenizer", metavar="PATH", help="megatron: SentencePiece model or Hugging Face folder")
     parser.add_argument("--iteration", type=int, help="megatron: in place of the newest checkpoint")
@@ -54,7 +60,12 @@ def run(args: argparse.Namespace) -> None:
         template, given = answering_template(args), vars(args)
         options = EngineOptions(**{field.name: given[field.name] for field in fields(EngineOptions)})
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+        judge = read_judge(args.judge) if args.judge else None
         model = open_model(args.model, options, template, label=args.name)
-        evaluate_model(model, args.tasks, args.output, settings, template, training_data=args.training_data)
+        more = {"training_data": args.training_data, "judge": judge}
+        evaluate_model(model, args.tasks, args.output, settings, template, **more)
     folders = [*([args.output] if args.model else []), *args.compare]
-    print("\n".join(map(str, write_report(folders, args.output))))
+    written = write_report(folders, args.output, args.points)
+    if len(folders) > 1:
+        print("\n".join(verdict_lines(read_json(f"{args.output}/comparison.json"))))
+    print("\n".join(map(str, written)))

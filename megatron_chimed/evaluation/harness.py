@@ -25,13 +25,15 @@ def run_tasks(
     seed: int = 0,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    think_tokens: int = 0,
 ) -> dict[str, list[dict]]:
     """{task: records in the order of the items} of one run.
 
     names: of `catalog.TASKS`; paths: {source: path}; seed: of few-shot examples and samples; limit: the first so many
-    items of each data set; max_new_tokens: in place of each task's own. A record has id, group, prompt, answer (a text,
-    or {letter: log-likelihood}), parsed, gold, scores, cut ([tokens, tokens kept] of a prompt that was too long),
-    thinking (what stood in front of the answer, which is not scored).
+    items of each data set; max_new_tokens: in place of each task's own; think_tokens: on top of it. A record has
+    id, group, prompt, answer (a text, or {letter: log-likelihood}), parsed, gold, scores, cut ([tokens, tokens kept] of
+    a prompt that was too long), thinking (what stood in front of the answer, which is not scored), unended (where that
+    never came to an end).
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=paths)
@@ -42,8 +44,8 @@ def run_tasks(
         loaded = manager.load([task.harness])
         for one in loaded["tasks"].values():
             one.set_fewshot_seed(seed)
-            if max_new_tokens and one.config.generation_kwargs:
-                one.config.generation_kwargs["max_gen_toks"] = max_new_tokens
+            if options := one.config.generation_kwargs:
+                options["max_gen_toks"] = (max_new_tokens or options["max_gen_toks"]) + think_tokens
         chat = not task.likelihood
         results = evaluate(lm, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat)
         records[name] = [
@@ -69,4 +71,5 @@ def _record(lm: RecordedLM, kind: Kind, sample: dict) -> dict:
     extra: dict[str, Any] = {"cut": cuts[0]} if cuts else {}
     if thinking := lm.thinking_of(*requests[0]):
         extra["thinking"] = thinking
+        extra |= {} if lm.has_ended(*requests[0]) else {"unended": True}
     return {**record, "gold": kind.gold(item), "scores": scores, **extra}

@@ -31,6 +31,8 @@ def read_dataset(*, source: str, subject: str = "", **metadata: Any) -> dict[str
             logging.getLogger(__name__).warning(
                 "%s: %d of %d rows are no test items; the first: %s", source, len(one.faults), one.rows, one.faults[0]
             )
+    if not loaded["test"].items:
+        raise InputError(f"{metadata[source]}: no test item of the part {subject!r}")
     return {split: Dataset.from_list(one.items) for split, one in loaded.items()}
 
 

@@ -25,7 +25,7 @@ def task_files() -> dict[str, str]:
 def _of_kind(kind: Kind) -> str:
     """What all tasks of a kind have in common."""
     lines = [f"# {line}" for line in textwrap.wrap(kind.comment, 118)]
-    if kind.name == "answers":  # its items have turns
+    if kind.turns:
         lines.append(f"class: !function {HARNESS}.DialogueTask")
     lines += [f"custom_dataset: !function {HARNESS}.read_dataset", "test_split: test"]
     if kind.zero_shot:
@@ -62,7 +62,8 @@ def _of_task(task: Task) -> str:
         shown = [name for name, metric in KINDS[task.kind].metrics.items() if not metric.problem]
         lines += [f"  - {{metric: {name}, weight_by_size: true}}" for name in shown]
     else:
-        lines += [f"task: {task.harness}", f"dataset_kwargs: {{source: {task.source}}}"]
+        part = f", subject: {_text(task.part)}" if task.part else ""
+        lines += [f"task: {task.harness}", f"dataset_kwargs: {{source: {task.source}{part}}}"]
         lines += [f"description: {_text(task.description)}"] if task.description else []
     return "\n".join([*lines, "metadata: {version: 1}", ""])
 

@@ -126,10 +126,45 @@ def test_thinking_in_front_of_an_answer_is_counted_and_not_scored(perfect, flags
         assert found[name]["thinking"] == len(records) == found[name]["n"] and 0 < len(unended) < len(records)
         assert all(row["thinking"] == "A\n\nB" and "A\n" not in row["answer"] for row in records)
         assert all(row["answer"] == "" for row in unended)  # what never came to an end is no answer
+        length = {"mean": 4.0, "low": 4.0, "high": 4.0, "longest": 4, "unended": len(unended)}
+        assert found[name]["thinking_length"] == length and all(row["unended"] for row in unended)
         assert list(found[name]["problems"].values()) == [len(unended)]
         assert "thinking" not in plain[name]
     write_report([tmp_path], tmp_path)
-    assert "answers with thinking, which is not scored" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "answers with thinking, which is not scored: 4 [4, 4] characters, 4 at most, 1 without an end" in text
+
+
+def test_lengths_of_thinking_are_those_of_the_blocks_alone_with_an_interval(flags, tmp_path):
+    lengths = {}
+
+    def answer(item: dict, prompt: str) -> str:
+        thought = "想" * (guess(prompt).randrange(10) * 3)
+        lengths[item["id"]] = len(thought)
+        return f"<think>{thought}</think>B" if thought else "B"
+
+    task = evaluate(Scripted(answer), [flags[2]], tmp_path)["tasks"]["ceval_letter"]
+    found, blocks = task["thinking_length"], [one for one in lengths.values() if one]
+    assert task["thinking"] == len(blocks) < task["n"] and found["longest"] == max(blocks)
+    assert found["mean"] == pytest.approx(sum(blocks) / len(blocks)) and found["low"] < found["mean"] < found["high"]
+
+
+def test_a_budget_for_thinking_comes_on_top_of_each_tasks_tokens(flags, tmp_path):
+    class Asked(Scripted):
+        def generate_until(self, requests):
+            limits.update(request.args[1]["max_gen_toks"] for request in requests)
+            return super().generate_until(requests)
+
+    for number, (more, expected) in enumerate(
+        [({}, {32}), ({"think_tokens": 2000}, {2032}), ({"think_tokens": 50, "max_new_tokens": 7}, {57})]
+    ):
+        limits: set[int] = set()
+        evaluate(Asked(lambda item, prompt: "B"), [flags[4]], tmp_path / str(number), Settings(runs=1, **more))
+        assert limits == expected
+    with pytest.raises(InputError, match="another model or setting"):
+        evaluate(Asked(lambda item, prompt: "B"), [flags[4]], tmp_path / "0", Settings(runs=1, think_tokens=9))
+    with pytest.raises(InputError, match="--think-tokens is -1"):
+        Settings(think_tokens=-1)
 
 
 def test_a_record_holds_prompt_answer_parsed_answer_gold_and_scores(perfect):
@@ -232,7 +267,14 @@ def test_the_report_shows_all_models_beside_the_papers_figures(perfect, flags, t
     _, output = perfect
     evaluate(scripted(guesser(), "guess|<b>"), flags, tmp_path / "guess")
     written = write_report([output, tmp_path / "guess"], tmp_path / "report")
-    assert [path.name for path in written] == ["report.md", "report.html", "scores.png", "bias.png"]
+    assert [path.name for path in written] == [
+        "report.md",
+        "report.html",
+        "scores.png",
+        "bias.png",
+        "leaderboard.html",
+        "comparison.json",
+    ]
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "| metric | scripted | guess\\|<b> | ChiMed-GPT (paper) | Ziya-v2 (paper) |" in text
     row = next(line for line in text.splitlines() if line.startswith("| bleu1_chars"))

@@ -51,6 +51,7 @@ THROUGH = {
         "commands.evaluate", "evaluation.harness_tasks", "evaluation.kinds.answers", "evaluation.kinds.choice",
         "evaluation.kinds.cloze", "evaluation.kinds.kind",
     ),
+    "tests/evaluation/test_judged.py": ("evaluation.judged", "evaluation.kinds.rubric"),
     "tests/evaluation/reports/test_report.py": (
         "evaluation.reports.page", "evaluation.reports.paper", "evaluation.reports.plots",
     ),
@@ -64,6 +65,7 @@ SHOWN_BY_NO_TEXT = {
     "commands.library": "the package imports it when one of its public names is asked for, as tests/test_api.py does",
     "evaluation.kinds.answers": "listed in KINDS, whose tasks tests/evaluation/test_run.py runs",
     "evaluation.kinds.cloze": "listed in KINDS, whose tasks tests/evaluation/test_run.py runs",
+    "evaluation.kinds.rubric": "listed in KINDS, whose task tests/evaluation/test_judged.py runs",
     "evaluation.harness_tasks": "named by the YAML files of the tasks, which tests/evaluation/test_run.py runs",
 }
 """Why `reached` does not find these."""

@@ -29,6 +29,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "text": ("numpy", "tqdm", *TOKENIZERS),
     "data": ("numpy", "chardet", "datasketch", "orjson", "pyarrow", "tqdm"),
     "corpus": ("numpy", "orjson", "tqdm"),
+    "judging": (),
     "packing": ("numpy",),
     "datasets": ("numpy", "torch", "megatron.core.datasets"),
     "models": ("numpy", "torch", "megatron.core", *KERNELS),

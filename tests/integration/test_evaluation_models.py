@@ -3,6 +3,7 @@
 import pytest
 from support.exam_files import page, write_ccks, write_ceval, write_lines
 from support.exam_hf import write_answering_hf
+from support.published_sets import write_cmb, write_promptcblue
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
@@ -17,6 +18,7 @@ def test_a_folder_and_its_checkpoint_give_the_same_scores(tmp_path):
     pages = write_lines(tmp_path / "chimed.jsonl", [page(number, "建议检查血压，服用三次。") for number in range(5)])
     flags = [f"ceval={write_ceval(tmp_path / 'ceval', 5)}", f"chimed={pages}", "scale=example"]
     flags.append(f"ccks2019={write_ccks(tmp_path / 'ccks', 4)}")
+    flags += [f"cmb={write_cmb(tmp_path / 'cmb', 4)}", f"promptcblue={write_promptcblue(tmp_path / 'promptcblue', 1)}"]
     options = EngineOptions(tokenizer=str(hf / "tokenizer.model"), tensor_parallel=2, dtype="float32", batch_size=4)
     results = {}
     for kind, folder in (("hf", hf), ("megatron", checkpoint)):

@@ -15,10 +15,10 @@ from support.corpora import call_here
 
 from megatron_chimed.config import read_yaml
 from megatron_chimed.errors import InputError
+from megatron_chimed.judging.rubric import Rubrics
 from megatron_chimed.rejection.config import REQUIRED, read_config, training_shape
 from megatron_chimed.rejection.context import RoundContext
 from megatron_chimed.rejection.loop import make_rounds
-from megatron_chimed.rejection.scorers.rubric import Rubrics
 from megatron_chimed.rejection.steps import evaluate_heldout, report, score
 
 JUDGE = {"engine": "judge", "rubric": "r.yaml", "model": "m", "base_url": "u/v1"}

@@ -8,14 +8,17 @@ from lm_eval.api.model import LM
 from megatron_chimed.evaluation.backends.models import EvaluatedModel
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.readers.exams import CMMLU_SUBJECTS
+from megatron_chimed.evaluation.readers.promptcblue import DATASETS
 from support.exam_files import dialogue, page, write_ccks, write_ceval, write_cmmlu, write_lines, write_mcmle
 
 
 def kind_of(item: dict) -> str:
     """The kind of the task that an item is of."""
-    return {"options": "letter", "mentions": "entities", "history": "answers", "levels": "scale"}[
-        next(key for key in ("options", "mentions", "history", "levels") if item.get(key) is not None)
-    ]
+    if "dataset" in item:
+        return DATASETS[item["dataset"]]
+    kinds = {"rubric": "rubric", "answers": "letters", "options": "letter", "mentions": "entities"}
+    kinds |= {"history": "answers", "levels": "scale"}
+    return next(kind for key, kind in kinds.items() if item.get(key) is not None)
 
 
 def is_right(item: dict, option: str) -> bool:

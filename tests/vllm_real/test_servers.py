@@ -15,10 +15,10 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import open_engine
 from megatron_chimed.inference.request import Request, SamplingParams
 from megatron_chimed.inference.thinking import spell
+from megatron_chimed.judging import judge
+from megatron_chimed.judging.judge import score_by_judges
+from megatron_chimed.judging.options import JudgeOptions
 from megatron_chimed.records import Prompt, Turn
-from megatron_chimed.rejection.scorers import judge
-from megatron_chimed.rejection.scorers.judge import score_by_judges
-from megatron_chimed.rejection.scorers.options import JudgeOptions
 
 pytestmark = [NEEDED, SLOW]
 TOKENS = 48

@@ -119,6 +119,11 @@ class RecordedLM(LM):
         answer = self.log.answers[self._key(request_type, arguments)]["answer"]
         return split_thinking(answer, self.marks).thinking if isinstance(answer, str) else ""
 
+    def has_ended(self, request_type: str, arguments: Sequence[Any]) -> bool:
+        """Whether the thinking in a request's answer came to its end, within the tokens that it was given."""
+        answer = self.log.answers[self._key(request_type, arguments)]["answer"]
+        return not isinstance(answer, str) or self.marks.closing in answer
+
     def cut_of(self, request_type: str, arguments: Sequence[Any]) -> list[int] | None:
         """[tokens, tokens kept] of the request's prompt where it was too long, else None."""
         return self.log.answers[self._key(request_type, arguments)].get("cut")

@@ -33,5 +33,7 @@ KIND = Kind(
         "output_type": "generate_until",
         "generation_kwargs": {"until": ["[human]:"], "max_gen_toks": 256, "do_sample": False},
     },
+    main="rougeL_chars",
+    turns=True,
     zero_shot=True,
 )

@@ -13,7 +13,12 @@ def letters(item: dict) -> list[str]:
 def text(item: dict) -> str:
     """The question with its options, as lm-evaluation-harness writes it for C-Eval and CMMLU."""
     options = (f"{letter}. {option}" for letter, option in zip(letters(item), item["options"], strict=True))
-    return "\n".join([item["question"], *options, "答案："])
+    return "\n".join([item["question"], *options, cue(item)])
+
+
+def cue(item: dict) -> str:
+    """What stands in front of the answer: the item's own "cue", as for a set in English."""
+    return item.get("cue", "答案：")
 
 
 def target(item: dict) -> str:

@@ -1,12 +1,12 @@
 """Multiple choice by the likelihood of an option's text; the options are not in the prompt."""
 
-from megatron_chimed.evaluation.kinds.choice import target
+from megatron_chimed.evaluation.kinds.choice import cue, target
 from megatron_chimed.evaluation.kinds.kind import Kind, mean
 
 
 def text(item: dict) -> str:
     """The question without its options."""
-    return f"{item['question']}\n答案："
+    return f"{item['question']}\n{cue(item)}"
 
 
 KIND = Kind(
@@ -25,4 +25,5 @@ KIND = Kind(
         "target_delimiter": "",
     },
     likelihood=True,
+    main="acc_norm",
 )

@@ -64,4 +64,5 @@ KIND = Kind(
         "target_delimiter": "\n",
         "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 256, "do_sample": False},
     },
+    main="f1_strict",
 )

@@ -69,6 +69,15 @@ class Kind:
     likelihood: bool = False
     """Decided by likelihoods, which chat APIs do not give."""
 
+    main: str = "acc"
+    """The metric that stands for it in plots, in tables of its parts and in comparisons."""
+
+    turns: bool = False
+    """Whether its items have a "history", which becomes turns of the prompt."""
+
+    judged: bool = False
+    """Whether judges score its answers, behind lm-eval."""
+
     zero_shot: bool = False
     """Without examples, so that a run of another seed is another one only where answers are sampled."""
 

@@ -8,10 +8,10 @@ from megatron_chimed.evaluation.kinds.kind import Kind, Scored, mean, problem, r
 
 __all__ = ["KIND", "parse_choice", "process_results", "score", "target", "text"]
 
-# A letter that stands for an option: no part of a word or of 维生素A, no B超, A型 or C反应蛋白, no article of English.
-# A small one must be the last of its clause.
+# A letter that stands for an option: no part of a word or of 维生素A, no B超, A型 or C反应蛋白, no article of English,
+# nor, of ten options, the pronoun I. A small one must be the last of its clause.
 _BEFORE = r"(?<![A-Za-z\d维素命])"
-_CAPITAL = r"[A-Z](?!(?<=A)\s+(?!is\b|and\b|or\b)[a-z]{2})"
+_CAPITAL = r"[A-Z](?!(?<=[AI])\s+(?!is\b|and\b|or\b)[a-z]{2}|(?<=I)['’][a-z])"
 _SMALL = r"[a-z](?=[)\]」】*\"'}]*[\s.。]*$)"
 _LETTER = rf"{_BEFORE}(?:{_CAPITAL}(?=$|\W|[项选是为对错正符不均都和与及或而也更最才就完太应])|{_SMALL})"
 _NEXT = rf"{_BEFORE}{_CAPITAL}(?=$|\W|[均都和与及或也])"
@@ -44,12 +44,26 @@ def parse_choice(answer: str, item: dict) -> str | None:
     >>> parse_choice("A、C", item), parse_choice("不选A", item)
     (None, None)
     """
-    text = unicodedata.normalize("NFKC", answer).strip()
-    options = dict(
-        zip(letters(item), (unicodedata.normalize("NFKC", option) for option in item["options"]), strict=True)
-    )
+    text = plain(answer)
+    options = options_of(item)
     if (glued := GLUED.fullmatch(text)) and set(glued[1]) <= options.keys():
         return None
+    chosen = chosen_letters(text, options)
+    return chosen.pop() if len(chosen) == 1 else None
+
+
+def plain(answer: str) -> str:
+    """An answer with letters and signs of one width."""
+    return unicodedata.normalize("NFKC", answer).strip()
+
+
+def options_of(item: dict) -> dict[str, str]:
+    """{letter: text} of an item's options, in the characters of `plain`."""
+    return dict(zip(letters(item), (unicodedata.normalize("NFKC", option) for option in item["options"]), strict=True))
+
+
+def chosen_letters(text: str, options: dict[str, str]) -> set[str]:
+    """All letters that a `plain` text chooses, in the first of the ways of `parse_choice` that finds any."""
     ruled_out = {letter for match in RULED_OUT.finditer(text) for letter in _letters(match[1], options)}
     left = RULED_OUT.sub(" ", text)
     explicit = [match for match in MARKED.finditer(left) if not WRONG.match(left[match.end() :].lstrip("选项是 "))]
@@ -62,9 +76,9 @@ def parse_choice(answer: str, item: dict) -> str | None:
         set(_letters(text, options)) - ruled_out - wrong,
     ):
         if chosen:
-            return chosen.pop() if len(chosen) == 1 else None
-    named = [letter for letter, option in options.items() if _is_named(option, text)]
-    return named[0] if len(named) == 1 and not ruled_out | wrong else None
+            return chosen
+    named = {letter for letter, option in options.items() if _is_named(option, text)}
+    return set() if ruled_out | wrong else named
 
 
 def _letters(text: str, options: dict[str, str]) -> list[str]:

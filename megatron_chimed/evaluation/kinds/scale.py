@@ -48,5 +48,6 @@ KIND = Kind(
         "output_type": "generate_until",
         "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 128, "do_sample": False},
     },
+    main="points",
     zero_shot=True,
 )

@@ -3,8 +3,10 @@
 What is no question is a fault with file and line; nothing is left out in silence.
 """
 
+import re
 import string
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,10 @@ def read_mcmle(folder: str, subject: str = "mcmle") -> dict[str, Loaded]:
 
 def _read(path: Path, subject: str, read: Callable[[dict], dict]) -> Loaded:
     """The questions of a file. Raises InputError if it holds none."""
-    return load(_rows(path), read, subject=subject)
+    return load(located_rows(path), read, subject=subject)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+def located_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
     """(file:line, row or Fault)."""
     return ((f"{path}:{line}", row) for line, row in read_rows(path))
 
@@ -85,20 +87,60 @@ def _of_columns(question: str, answer: str) -> Callable[[dict], dict]:
 
 def _of_medqa(row: dict) -> dict:
     """A question of MedQA's row."""
-    options = row.get("options")
-    if not isinstance(options, dict) or list(options) != list(string.ascii_uppercase[: len(options)]):
-        raise InputError('field "options" is no object with the keys A, B, C, ...')
-    return choice_item(row.get("question"), list(options.values()), row.get("answer_idx"))
+    return choice_item(row.get("question"), by_letter(row.get("options")), row.get("answer_idx"))
 
 
 def choice_item(question: Any, options: list, letter: Any) -> dict:
     """{"question", "options": texts in order, "answer": index from 0}. Raises InputError with the reason."""
+    question, options = _asked(question, options)
+    letters = string.ascii_uppercase[: len(options)]
+    if not isinstance(letter, str) or letter.strip().upper() not in tuple(letters):
+        raise InputError(f"answer {letter!r}; expected one of {', '.join(letters)} (a test split without answers?)")
+    return {"question": question, "options": options, "answer": letters.index(letter.strip().upper())}
+
+
+def letters_item(question: Any, options: list, right: Any) -> dict:
+    """{"question", "options": texts in order, "answers": indices from 0, "answer": the first of them} of a question
+    with one right letter or several ("D", "ABD", "A,B"). Raises InputError with the reason.
+
+    Options without a text at the end are none, as some files fill all questions up to five. One character is a text.
+
+    >>> letters_item("属火的脏是", ["肝", "心", "脾", ""], "B")
+    {'question': '属火的脏是', 'options': ['肝', '心', '脾'], 'answers': [1], 'answer': 1}
+    """
+    while options and (options[-1] is None or not str(options[-1]).strip()):
+        options = options[:-1]
+    question, options = _asked(question, options)
+    letters = string.ascii_uppercase[: len(options)]
+    given = re.sub(r"[\s,，、;；]", "", right).upper() if isinstance(right, str) else ""
+    if not given or not set(given) <= set(letters) or len(set(given)) < len(given):
+        raise InputError(f"answer {right!r}; expected letters of {letters}, each once (a test split without answers?)")
+    answers = sorted(map(letters.index, given))
+    return {"question": question, "options": options, "answers": answers, "answer": answers[0]}
+
+
+def _asked(question: Any, options: list) -> tuple[str, list[str]]:
+    """Question and options without space at their ends. Raises InputError where one is missing."""
     if not isinstance(question, str) or not question.strip():
         raise InputError("no question")
     if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
         raise InputError(f"expected an option behind each letter, found {options!r}"[:200])
-    letters = string.ascii_uppercase[: len(options)]
-    if not isinstance(letter, str) or letter.strip().upper() not in tuple(letters):
-        raise InputError(f"answer {letter!r}; expected one of {', '.join(letters)} (a test split without answers?)")
-    options = [option.strip() for option in options]
-    return {"question": question.strip(), "options": options, "answer": letters.index(letter.strip().upper())}
+    return question.strip(), [option.strip() for option in options]
+
+
+def by_letter(options: Any) -> list:
+    """The texts of {"A": ..., "B": ..., ...}, in order. Raises InputError for other keys."""
+    if not isinstance(options, dict) or list(options) != list(string.ascii_uppercase[: len(options)]):
+        raise InputError("the options are no object with the keys A, B, C, ...")
+    return list(options.values())
+
+
+ONE = "one"
+"""The part of an exam that has one right letter, which likelihoods can decide."""
+
+
+def of_part(loaded: Loaded, part: str) -> Loaded:
+    """All of an exam's questions, or for `ONE` those with one right letter."""
+    if part != ONE:
+        return loaded
+    return replace(loaded, items=[item for item in loaded.items if len(item["answers"]) == 1])

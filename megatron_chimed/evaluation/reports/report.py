@@ -1,26 +1,30 @@
 """results.json of one model or several -> a report as Markdown and as one HTML file that needs nothing else."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import TASKS
+from megatron_chimed.evaluation.kinds import KINDS
+from megatron_chimed.evaluation.reports.differences import (
+    ABOUT,
+    Comparison,
+    as_json,
+    compare_results,
+    table_rows,
+)
+from megatron_chimed.evaluation.reports.leaderboard import write_leaderboard
 from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.evaluation.reports.paper import MODELS, published
 from megatron_chimed.evaluation.reports.plots import bar_chart
-from megatron_chimed.jsonl import read_json
+from megatron_chimed.jsonl import read_json, write_json
 
-MAIN = {
-    "choice": "acc",
-    "cloze": "acc_norm",
-    "letter": "acc",
-    "entities": "f1_strict",
-    "answers": "rougeL_chars",
-    "scale": "points",
+PROBLEMS = {
+    "unparsed": "not understood",
+    "empty": "empty",
+    "unjudged": "without a score, as a verdict is missing",
+    "refused": "without a level (refused or unclear)",
 }
-"""The metric that stands for a kind of task in plots and in tables of its parts."""
-
-PROBLEMS = {"unparsed": "not understood", "empty": "empty", "refused": "without a level (refused or unclear)"}
 
 
 def load_results(folders: Iterable[str | Path]) -> list[dict]:
@@ -38,14 +42,25 @@ def load_results(folders: Iterable[str | Path]) -> list[dict]:
     return results
 
 
-def write_report(folders: Iterable[str | Path], output: str | Path) -> list[Path]:
-    """Write report.md, report.html and the plots' PNG files into a folder; returns their paths. Raises InputError."""
-    results, output = load_results(folders), Path(output)
-    return write_page(list(report_blocks(results)), output, "Evaluation")
+def write_report(folders: Iterable[str | Path], output: str | Path, points: float = 2.0) -> list[Path]:
+    """Write report.md, report.html, the plots' PNG files and leaderboard.html into a folder; of several models also
+    comparison.json.
+
+    points: the difference for which the comparison says how many items it takes. Returns the paths. Raises InputError.
+    """
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    results = load_results(folders)
+    compared = compare_results(results, folders, points) if len(results) > 1 else []
+    written = write_page(list(report_blocks(results, compared, points)), output, "Evaluation")
+    written.append(write_leaderboard(results, output / "leaderboard.html"))
+    if compared:
+        write_json(output / "comparison.json", as_json(compared, points))
+        written.append(output / "comparison.json")
+    return written
 
 
-def report_blocks(results: list[dict]) -> Iterator[Block]:
-    """The report, piece by piece."""
+def report_blocks(results: list[dict], compared: Sequence[Comparison] = (), points: float = 2.0) -> Iterator[Block]:
+    """The report, piece by piece. compared: its models in pairs."""
     yield Block("h1", "Evaluation")
     yield Block(
         "p",
@@ -53,6 +68,10 @@ def report_blocks(results: list[dict]) -> Iterator[Block]:
         "The paper's figures were measured by its authors, on their data; they are no result of this run.",
     )
     yield Block("table", list(_model_rows(results)))
+    if compared:
+        yield Block("h2", "Do they differ?")
+        yield Block("p", ABOUT)
+        yield Block("table", table_rows(compared, points))
     for name in TASKS:
         if any(name in one["tasks"] for one in results):
             yield from _task_blocks(name, results)
@@ -93,10 +112,10 @@ def _task_blocks(name: str, results: list[dict]) -> Iterator[Block]:
         rows.append([metric, *cells, *(_number(value) for value in paper if with_paper)])
     yield Block("table", rows)
     for model, task in present.items():
-        yield Block("p", f"{model}: {_counts(task)}")
+        yield Block("p", f"{model}: {_counts(task, TASKS[name].main_metric)}")
     groups = sorted({group for task in present.values() for group in task["groups"]})
     if groups:
-        metric = MAIN[first["kind"]]
+        metric = TASKS[name].main_metric
         yield Block("h3", f"{metric} by part")
         rows = [["part", "n", *ours]]
         for group in groups:
@@ -106,26 +125,48 @@ def _task_blocks(name: str, results: list[dict]) -> Iterator[Block]:
         yield Block("table", rows)
 
 
-def _counts(task: dict) -> str:
+def _counts(task: dict, main: str) -> str:
     """One sentence with all that was counted beside the figures."""
     runs = f"{task['runs']} runs" if task["runs"] > 1 else "one run"
     parts = [f"n = {task['n']}" + (" (limited for a trial)" if task["limited"] else ""), runs]
-    if task["runs"] == 1 and task["kind"] in ("answers", "scale"):
+    if task["runs"] == 1 and KINDS[task["kind"]].zero_shot:
         parts.append("nothing in a greedy zero-shot run is random")
     for name, count in task["problems"].items():
         parts.append(f"{count} of {task['n'] * task['runs']} answers {PROBLEMS[name]}")
     parts.append(f"{task['cut_prompts']} prompts cut to fit the model")
     if "thinking" in task:
-        parts.append(f"{task['thinking']} answers with thinking, which is not scored")
+        parts.append(f"{task['thinking']} answers with thinking, which is not scored" + _length(task))
+    parts += _judged(task.get("judging", []))
     if task["malformed"]:
         parts.append(f"{task['malformed']} rows are no items, the first: {task['first_faults'][0]}")
     if "contamination" in task:
         found = task["contamination"]
         parts.append(f"{found['items']} items share 13 tokens with the training data")
         if without := found.get("metrics_without"):
-            metric = MAIN[task["kind"]]
-            parts.append(f"{metric} without them {_cell(without[metric])}")
+            parts.append(f"{main} without them {_cell(without[main])}")
     return "; ".join(parts) + "."
+
+
+def _length(task: dict) -> str:
+    """How long the thinking was; results of older versions do not say."""
+    if not (found := task.get("thinking_length")):
+        return ""
+    mean = f"{found['mean']:.0f} [{found['low']:.0f}, {found['high']:.0f}]"
+    return f": {mean} characters, {found['longest']} at most, {found['unended']} without an end"
+
+
+def _judged(runs: list[dict]) -> Iterator[str]:
+    """What the judges have to tell, of the first run."""
+    for figures in filter(None, runs[:1]):
+        for judge, account in figures["judges"].items():
+            yield f"judged by {judge} ({', '.join(f'{count} {what}' for what, count in account['verdicts'].items())})"
+        if agreement := figures.get("agreement"):
+            kappa = "undefined" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+            yield f"the judges' kappa {kappa} over {agreement['verdicts']} verdicts"
+        if by_tag := figures["clipped mean by tag"]:
+            yield "by tag " + ", ".join(
+                f"{tag} {100 * value:.1f}" for tag, value in by_tag.items() if value is not None
+            )
 
 
 def _plots(results: list[dict]) -> Iterator[Block]:
@@ -136,9 +177,9 @@ def _plots(results: list[dict]) -> Iterator[Block]:
     ):
         bars = {
             one["model"]["name"]: {
-                task: figure["metrics"][MAIN[figure["kind"]]]
+                task: figure["metrics"][TASKS[task].main_metric]
                 for task, figure in one["tasks"].items()
-                if wanted(figure["kind"]) and figure["metrics"][MAIN[figure["kind"]]]["mean"] is not None
+                if wanted(figure["kind"]) and figure["metrics"][TASKS[task].main_metric]["mean"] is not None
             }
             for one in results
         }
@@ -152,7 +193,7 @@ def _cell(figure: dict | None) -> str:
     if figure is None:
         return ""
     if figure["mean"] is None:
-        return "no level chosen"
+        return "no level chosen" if "answered" in figure else "no such item"
     return f"{figure['mean']:.2f} ± {figure['error']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from megatron_chimed.evaluation.catalog import TASKS
 from megatron_chimed.evaluation.kinds import KINDS
 from megatron_chimed.evaluation.kinds.kind import Metric
-from megatron_chimed.evaluation.statistics import estimate
+from megatron_chimed.evaluation.statistics import estimate, mean_ratio
 
 Records = list[dict]
 
@@ -17,8 +17,8 @@ def summarize(task: str, runs: list[Records]) -> dict[str, Any]:
     """The figures of a task over its runs, each of them with the same items in the same order.
 
     {"n": items, "metrics": {name: {"mean", "error", "low", "high", "runs", "signature"}}, "groups": {name: {"n",
-    "metrics"}}, "problems": {name: items, in all runs}, "cut_prompts": items, in all runs}, and "thinking", answers in
-    all runs, where there was some. Shares are from 0 to 100.
+    "metrics"}}, "problems": {name: items, in all runs}, "cut_prompts": items, in all runs}, and where there was
+    thinking "thinking", answers in all runs, and "thinking_length" (`_thinking`). Shares are from 0 to 100.
     """
     thinking = sum("thinking" in record for run in runs for record in run)
     metrics, scale = KINDS[TASKS[task].kind].metrics, 100.0 if TASKS[task].percent else 1.0
@@ -32,8 +32,17 @@ def summarize(task: str, runs: list[Records]) -> dict[str, Any]:
             if metric.problem
         },
         "cut_prompts": sum("cut" in record for run in runs for record in run),
-        **({"thinking": thinking} if thinking else {}),
+        **({"thinking": thinking, "thinking_length": _thinking(runs)} if thinking else {}),
     }
+
+
+def _thinking(runs: list[Records]) -> dict[str, Any]:
+    """Of the blocks of thinking: {"mean", "low", "high": characters, with the bounds of the interval over items;
+    "longest": characters; "unended": blocks in all runs that never came to an end}."""
+    lengths = [[len(record.get("thinking", "")) for record in run] for run in runs]
+    found = estimate(np.array([[[one, float(one > 0)] for one in run] for run in lengths]), mean_ratio)
+    figures = {"mean": found.mean, "low": found.low, "high": found.high, "longest": max(map(max, lengths))}
+    return {**figures, "unended": sum("unended" in record for run in runs for record in run)}
 
 
 def _figures(metrics: dict[str, Metric], runs: list[Records], scale: float) -> dict[str, dict]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_lines, sha256_json
+from megatron_chimed.judging.options import JudgeOptions
 from megatron_chimed.records import Candidate, Prompt
 from megatron_chimed.rejection.scorers.command import score_by_command
-from megatron_chimed.rejection.scorers.options import JudgeOptions, Options, RulesOptions, ScorerOptions
+from megatron_chimed.rejection.scorers.options import Options, RulesOptions, ScorerOptions
 from megatron_chimed.rejection.scorers.reward_model import open_scorer, score_into
 from megatron_chimed.rejection.store import CandidateStore, Key, count_stored
 from megatron_chimed.steps import identify
@@ -63,7 +64,7 @@ class Scoring:
         self, scorer: Options, candidates: Sequence[Candidate], prompts: Mapping[str, Prompt], place: Path
     ) -> tuple[dict[Key, float | None], dict[str, Any]]:
         if isinstance(scorer, JudgeOptions):
-            from megatron_chimed.rejection.scorers.judge import score_by_judges  # openai takes a second to import
+            from megatron_chimed.judging.judge import score_by_judges  # openai takes a second to import
 
             return score_by_judges(scorer, candidates, prompts, _beside(place, ".verdicts.jsonl"))
         if isinstance(scorer, RulesOptions):

@@ -14,10 +14,11 @@ from support.judging import CRITERIA, PROMPTS, candidates_of, honest, score_of, 
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json, write_json_lines
+from megatron_chimed.judging.options import JudgeOptions
 from megatron_chimed.rejection import graders
 from megatron_chimed.rejection.scorers import scoring
 from megatron_chimed.rejection.scorers.command import score_by_command
-from megatron_chimed.rejection.scorers.options import JudgeOptions, RulesOptions, ScorerOptions
+from megatron_chimed.rejection.scorers.options import RulesOptions, ScorerOptions
 from megatron_chimed.rejection.scorers.reward_model import sequences_of
 from megatron_chimed.rejection.scorers.scoring import Scoring, describe_kept
 from megatron_chimed.rejection.store import read_candidates, write_candidates

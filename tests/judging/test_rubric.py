@@ -7,8 +7,8 @@ from support.candidates import make_prompt
 from support.judging import HEALTHBENCH, write_healthbench, write_rubric
 
 from megatron_chimed.errors import InputError
+from megatron_chimed.judging.rubric import Criterion, Rubrics, clipped_mean, score, scores_by_tag
 from megatron_chimed.rejection.prompts import read_prompts
-from megatron_chimed.rejection.scorers.rubric import Criterion, Rubrics, clipped_mean, score, scores_by_tag
 
 RUBRIC = st.lists(
     st.builds(Criterion, st.just("x"), st.integers(-10, 10).map(float), st.sets(st.sampled_from("abc")).map(tuple)),

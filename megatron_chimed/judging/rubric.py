@@ -78,7 +78,7 @@ class Rubrics:
         by_text: dict[str, Rubric] = {}
         for number, row in _rows(path):
             with located(path, number):
-                name, rubric = row.get("prompt_id"), _rubric(row.get("rubrics"))
+                name, rubric = row.get("prompt_id"), read_criteria(row.get("rubrics"))
                 if not isinstance(name, str) or name in by_id:
                     raise InputError(f"prompt_id is {name!r}; expected a string that no other row has")
                 by_id[name] = rubric
@@ -109,7 +109,7 @@ def _read_yaml(path: str) -> Rubric:
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected one key, criteria: a list of {{criterion, points}}")
     with located(path, content["criteria"].where.rpartition(":")[2]):
-        return _rubric([plain(row) for row in rows])
+        return read_criteria([plain(row) for row in rows])
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,7 +125,7 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _rubric(rows: Any) -> Rubric:
+def read_criteria(rows: Any) -> Rubric:
     """The criteria of a list of ``{"criterion", "points", "tags"}``, tags or none. Raises InputError."""
     if not isinstance(rows, list) or not rows:
         raise InputError("expected a list of criteria, each with criterion and points")

@@ -22,12 +22,13 @@ from megatron_chimed.api.client import CallSettings, ChatApi, ChatRequest, Compl
 from megatron_chimed.api.costs import Prices, estimate_price, estimate_table
 from megatron_chimed.api.log import ChatLog, complete_once, fingerprint
 from megatron_chimed.errors import InputError
-from megatron_chimed.records import Candidate, Prompt
-from megatron_chimed.rejection.prompts import answered
-from megatron_chimed.rejection.scorers.options import JudgeOptions
-from megatron_chimed.rejection.scorers.rubric import Criterion, Rubric, Rubrics, clipped_mean, score, scores_by_tag
-from megatron_chimed.rejection.store import Key
+from megatron_chimed.judging.options import JudgeOptions
+from megatron_chimed.judging.rubric import Criterion, Rubric, Rubrics, clipped_mean, score, scores_by_tag
+from megatron_chimed.records import Candidate, Prompt, Turn
 from megatron_chimed.workers import Bar
+
+Key = tuple[int, str, int]
+"""(round, prompt, sample) of a candidate."""
 
 UNREADABLE = "unreadable"
 INSTRUCTION = """\
@@ -90,7 +91,7 @@ def verdict_of(text: str) -> bool | None:
 
 def messages_of(prompt: Prompt, candidate: Candidate, criterion: Criterion) -> list[dict[str, str]]:
     """What a judge is asked. What a model thought before its answer is no part of it."""
-    turns = answered(prompt, candidate.response)
+    turns = (*prompt.turns, Turn("assistant", candidate.response))
     conversation = "\n\n".join(f"{turn.role}: {turn.text}" for turn in turns)
     return [{"role": "user", "content": INSTRUCTION.format(conversation=conversation, criterion=criterion.text)}]
 
@@ -125,16 +126,21 @@ Verdicts = dict[tuple, Completion]
 
 
 def score_by_judges(
-    options: JudgeOptions, candidates: Sequence[Candidate], prompts: Mapping[str, Prompt], log: Path
+    options: JudgeOptions,
+    candidates: Sequence[Candidate],
+    prompts: Mapping[str, Prompt],
+    log: Path,
+    rubrics: Mapping[str, Rubric] | None = None,
 ) -> tuple[dict[Key, float | None], dict[str, Any]]:
     """({key: score, the mean of the judges', or None}, figures for the report).
 
-    log: where verdicts are kept. All requests are held in memory, some 2 KB each. Prints an estimate of the cost before
-    anything is sent. Raises InputError for a rubric that cannot be read or does not fit, where that cost is above
-    ``max_price`` or a server refuses all (`ChatApi.complete_all`), when verdicts could not be had for now, and when no
-    answer has all of its verdicts.
+    log: where verdicts are kept; rubrics: of each prompt, those of ``options.rubric`` if not given. All requests are
+    held in memory, some 2 KB each. Prints an estimate of the cost before anything is sent. Raises InputError for a
+    rubric that cannot be read or does not fit, where that cost is above ``max_price`` or a server refuses all
+    (`ChatApi.complete_all`), when verdicts could not be had for now, and when no answer has all of its verdicts.
     """
-    rubrics = Rubrics.read(options.rubric).of({one.prompt: prompts[one.prompt] for one in candidates})
+    if rubrics is None:
+        rubrics = Rubrics.read(options.rubric).of({one.prompt: prompts[one.prompt] for one in candidates})
     verdicts = _ask_all(options, candidates, prompts, rubrics, log)
     names = [name for name, _ in options.judges]
     met = {key: None if one.text is None else verdict_of(one.text) for key, one in verdicts.items()}

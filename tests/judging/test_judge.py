@@ -28,10 +28,10 @@ from megatron_chimed.api.client import ChatError
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.reports.agreement import weighted_kappa
 from megatron_chimed.evaluation.reports.human import LEVELS
+from megatron_chimed.judging import judge
+from megatron_chimed.judging.judge import cohens_kappa, score_by_judges, verdict_of
+from megatron_chimed.judging.options import JudgeOptions
 from megatron_chimed.rejection.prompts import read_prompts
-from megatron_chimed.rejection.scorers import judge
-from megatron_chimed.rejection.scorers.judge import cohens_kappa, score_by_judges, verdict_of
-from megatron_chimed.rejection.scorers.options import JudgeOptions
 
 KEY = "sk-test-of-judges-1234567890"
 ANSWERS = {

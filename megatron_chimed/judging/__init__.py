@@ -1,0 +1,1 @@
+"""Language models as judges of answers, by rubrics, each verdict kept on disk: for rewards and for benchmarks."""
