@@ -28,6 +28,8 @@ ONLY_READ = {
     "make setup ": "the network; test_setup.py and test_wheel.py have both ways",
     "chimed train pretrain MODEL.yaml STAGE.yaml": "names stand for files of the reader's",
     "chimed rejection --config": "make demo runs it, and needs half of its time for it",
+    "chimed evaluate --model hf:runs/mine/hf --name mine": "sets of others; test_published_sets.py has small ones",
+    "lm_eval --model hf": "the same",
     "ray start --head": "it would stay on the machine; tests/test_workers.py has a cluster of its own",
     "sbatch --nodes=2": "a cluster of GPUs; tests/slurm runs the script on a real Slurm without",
     "LAUNCH='sbatch --wait": "the same, for days",

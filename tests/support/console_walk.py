@@ -158,7 +158,10 @@ STEPS = {
             "runs/mine/pretrain": "runs/mine/further",
         },
     ),
-    "chimed evaluate --model": (evaluated_base, {" --tasks": " --runs 1 --limit 3 --max-new-tokens 4 --tasks"}),
+    "--name sft --output runs/mine/evaluation": (
+        evaluated_base,
+        {" --tasks": " --runs 1 --limit 3 --max-new-tokens 4 --tasks"},
+    ),
     "chimed human make": (rated, {}),
     # A server is asked in tests/integration/test_chat.py.
     "chimed chat --model hf:runs/demo/hf ": (None, {"chimed chat --model hf:runs/demo/hf --serve --port 8000": "true"}),
