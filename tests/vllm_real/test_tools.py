@@ -9,6 +9,7 @@ import subprocess
 from openai import OpenAI
 from support.corpora import command
 from support.exam_files import page, write_ccks, write_ceval, write_lines
+from support.published_sets import write_cmb, write_promptcblue
 from support.real_vllm import NEEDED, SLOW, Served, answers, greedy, messages_of, write_llama
 
 from megatron_chimed.evaluation.backends.models import EngineOptions, open_model
@@ -22,10 +23,11 @@ pytestmark = [NEEDED, SLOW]
 
 
 def test_an_evaluation_gives_the_figures_of_transformers(tmp_path, mark, case):
-    case("`evaluate --model vllm:` = `hf:`: entities, multiple choice, open questions, a scale")
+    case("`evaluate --model vllm:` = `hf:`: entities, choice of one or several letters, PromptCBLUE, texts, a scale")
     pages = write_lines(tmp_path / "chimed.jsonl", [page(number, "建议检查血压，服用三次。") for number in range(8)])
     flags = [f"ceval={write_ceval(tmp_path / 'ceval', 5)}", f"chimed={pages}", "scale=example"]
     flags.append(f"ccks2019={write_ccks(tmp_path / 'ccks', 4)}")
+    flags += [f"cmb={write_cmb(tmp_path / 'cmb', 4)}", f"promptcblue={write_promptcblue(tmp_path / 'promptcblue', 1)}"]
     model_folder = tmp_path / "model"
     model_folder.mkdir()
     export, results = write_llama(model_folder, positions=2048).export, {}
