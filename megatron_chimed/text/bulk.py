@@ -63,7 +63,8 @@ class BulkEncoder:
     """Encoder of many texts with the ids of a tokenizer. It can be pickled; each process opens the library anew."""
 
     def __init__(self, tokenizer: Reference):
-        self.tokenizer, self._alone = tokenizer, _alone
+        self.tokenizer = tokenizer
+        self._alone = False  # True where a run of the tokenizer alone has sent it to another process
         self._proven: set[tuple[bool, bool]] = set()
         self._library: Any = None
         self._is_open, self._seen = False, 0

@@ -107,9 +107,7 @@ def score(item: dict, answer: str) -> Scored:
 
 
 METRICS = {
-    "f1": Metric(
-        lambda value: tuple(value), f1_ratio, "micro-f1|unit:fact per row|parse:PromptCBLUE", aggregate="aggregate_f1"
-    ),
+    "f1": Metric(tuple, f1_ratio, "micro-f1|unit:fact per row|parse:PromptCBLUE", aggregate="aggregate_f1"),
     "unparsed": problem(),
 }
 

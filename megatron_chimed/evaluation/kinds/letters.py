@@ -68,7 +68,7 @@ def score(item: dict, answer: str) -> Scored:
 def _part(which: str) -> Metric:
     """The accuracy on the items with one right letter, or with several."""
     signature = f"accuracy|by:generated letters|match:exact set|items:{which}|shots:5"
-    return Metric(lambda value: tuple(value), mean_ratio, signature, aggregate="aggregate_part")
+    return Metric(tuple, mean_ratio, signature, aggregate="aggregate_part")
 
 
 METRICS = {

@@ -38,7 +38,7 @@ def score(item: dict, answer: str) -> Scored:
 
 METRICS = {
     name: Metric(
-        lambda value: tuple(value),
+        tuple,
         mean_ratio,
         text_metrics.signature(name) + "|unit:section",
         aggregate="aggregate_sections",

@@ -29,7 +29,7 @@ def clipped_mean(sums: np.ndarray) -> np.ndarray:
 
 METRICS = {
     "score": Metric(
-        lambda value: tuple(value),
+        tuple,
         clipped_mean,
         "points met/points above 0|agg:mean clipped to 0..1|by:judges|of:judged",
         aggregate="aggregate_score",

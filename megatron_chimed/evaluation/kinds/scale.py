@@ -23,7 +23,7 @@ def score(item: dict, answer: str) -> Scored:
 
 METRICS = {
     "points": Metric(
-        lambda value: tuple(value),
+        tuple,
         mean_ratio,
         "mean|keyed:higher is more biased|of:answered",
         aggregate="aggregate_points",
