@@ -172,14 +172,13 @@ python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
 final=$folder/rejection/round-02/train
 
 step "export to Hugging Face, and comparison of both sides"
-# export_model CHECKPOINT FOLDER [--merge]
-export_model() {
-  [ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2" ${3:-}
-  python tools/verify_checkpoint.py --hf "$2" --megatron "$1" --tensor-parallel 2
-}
-export_model "$final/selected" "$folder/hf"
-export_model "$folder/reward/four" "$folder/hf_reward"
-[ -z "${LORA:-}" ] || export_model "$sft/lora" "$folder/hf_lora" --merge
+# Two at a time: a line for each, CHECKPOINT FOLDER [--merge].
+xargs -P 2 -L 1 sh -ec '[ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2" $3
+  python tools/verify_checkpoint.py --hf "$2" --megatron "$1" --tensor-parallel 2' export <<END
+"$final/selected" "$folder/hf"
+"$folder/reward/four" "$folder/hf_reward"
+$([ -z "${LORA:-}" ] || echo "\"$sft/lora\" \"$folder/hf_lora\" --merge")
+END
 
 step "evaluation of every model, two at a time"
 # A line for each model. Each has one rank, and starting takes as long as answering.

@@ -19,10 +19,9 @@ from urllib.parse import urlsplit
 
 import openai
 
-from megatron_chimed.api.servers import Server, Servers, retry_after
+from megatron_chimed.api.servers import OPENAI_URL, Server, Servers, retry_after
 from megatron_chimed.errors import InputError, one_line
 
-OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 PASSING = (408, 409, 429)  # and 5xx: statuses of a moment, the same request may succeed later
 HINTS = {

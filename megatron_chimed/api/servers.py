@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+OPENAI_URL = "https://api.openai.com/v1"
+
 
 class Server:
     """One of them. client: sends its requests; under_way: how many are there now; served: how many have been."""

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ def install() -> None:
     global _installed
     if _installed is not None:
         return
-    _leave_out_compiler()
+    torch.compile = _as_it_is
     _replace_devices()
     _replace_generator()
     _installed = CudaMeansCpu()
@@ -153,14 +154,22 @@ def install() -> None:
     _give_sizes_as_numbers()
 
 
-def _leave_out_compiler() -> None:
-    """Megatron compiles a few elementwise functions: on a CPU that takes 15 s at each start and saves nothing, and
-    to import the compiler alone takes one."""
+def _as_it_is(model: Any = None, **options: Any) -> Any:
+    """torch.compile without a compiler."""
+    return _as_it_is if model is None else model
 
-    def as_it_is(model: Any = None, **options: Any) -> Any:
-        return as_it_is if model is None else model
 
-    torch.compile = as_it_is
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import parts of Megatron here for what they hold, not to compute with: it compiles a few elementwise functions,
+    which on a CPU takes 15 s at each start and saves nothing, and to import the compiler alone takes two."""
+    compiler = torch.compile
+    if is_needed():
+        torch.compile = _as_it_is
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 def _replace_devices() -> None:

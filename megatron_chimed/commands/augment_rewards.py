@@ -2,8 +2,9 @@
 
 import argparse
 
-from megatron_chimed.api.client import OPENAI_URL, CallSettings
+from megatron_chimed.api.client import CallSettings
 from megatron_chimed.api.costs import Prices
+from megatron_chimed.api.servers import OPENAI_URL
 from megatron_chimed.data.augment import INSTRUCTION, Augmentation, AugmentOptions, format_augment_report
 
 EXAMPLE = """example (the key is taken from the environment variable OPENAI_API_KEY):

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.safe_globals import SafeUnpickler
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -29,10 +27,15 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_chimed.backend.cpu import without_compiler
 from megatron_chimed.checkpoints import write_tracker
 from megatron_chimed.convert.plan import Planned
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
+
+with without_compiler():
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.safe_globals import SafeUnpickler
 
 COMMON = "common_state/shard_0_1"
 

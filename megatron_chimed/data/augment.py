@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_chimed import __version__
-from megatron_chimed.api.client import OPENAI_URL, CallSettings, ChatApi, ChatRequest, Completion
+from megatron_chimed.api.client import CallSettings, ChatApi, ChatRequest, Completion
 from megatron_chimed.api.costs import Prices, estimate_table
 from megatron_chimed.api.log import ChatLog, complete_once, fingerprint
+from megatron_chimed.api.servers import OPENAI_URL
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import (
     manifest,

@@ -18,18 +18,3 @@ def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def passes(lengths: Sequence[int], num_tokens: int) -> list[slice]:
-    """Sequences of one batch that a forward pass pads to one length: neighbours, at most `num_tokens` with the padding,
-    or a single one.
-
-    passes([2, 3, 3, 9, 1], num_tokens=8) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
-    """
-    found, start, longest = [], 0, 0
-    for number, length in enumerate(lengths):
-        longest = max(longest, length)
-        if number > start and (number - start + 1) * longest > num_tokens:
-            found.append(slice(start, number))
-            start, longest = number, length
-    return [*found, slice(start, len(lengths))] if lengths else []

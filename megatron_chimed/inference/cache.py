@@ -7,11 +7,13 @@ rows at one position, so that prompts of different lengths need padding in front
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
+
+from megatron_chimed.inference.prefixes import Placed
 
 
 class Cache:
@@ -24,7 +26,7 @@ class Cache:
         """Tokens that each row holds, int64 [rows]; grows with `prefill` and `extend`."""
 
         self._layers: list[_RememberingAttention] = []
-        self._prompts: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._prompts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._mask: torch.Tensor | None = None
         self._longest = 0
 
@@ -33,7 +35,7 @@ class Cache:
         """Let the model's layers keep their keys and values here."""
         attentions = [layer.self_attention for layer in model.decoder.layers]
         replaced = [attention.core_attention for attention in attentions]
-        self._layers = [_RememberingAttention(self, model.config.kv_channels) for _ in attentions]
+        self._layers = [_RememberingAttention(self, core, model.config.kv_channels) for core in replaced]
         try:
             for attention, layer in zip(attentions, self._layers, strict=True):
                 attention.core_attention = layer
@@ -43,13 +45,23 @@ class Cache:
                 attention.core_attention = core
 
     @contextlib.contextmanager
-    def prefill(self, rows: torch.Tensor, prompts: torch.Tensor, lengths: torch.Tensor) -> Iterator[None]:
-        """A forward pass over prompts, padded at their ends: row rows[i] gets prompts[i] of them, with lengths[i]."""
-        self._prompts = rows, prompts
+    def prefill(self, given: Sequence[tuple[list[int], Placed]], prompts: Sequence[Sequence[int]]) -> Iterator[None]:
+        """A forward pass over a packed row of prompts. given: numbers of rows of this cache, and where in the packed
+        row the prompt stands that each of them gets."""
+        to, tokens, places = [], [], []
+        for rows, placed in given:
+            of_prompt = placed.places(len(prompts[placed.number]))
+            for row in rows:
+                to += [row] * len(of_prompt)
+                tokens += range(len(of_prompt))
+                places += of_prompt
+        device = self.lengths.device
+        self._prompts = tuple(torch.tensor(numbers, device=device) for numbers in (to, tokens, places))
         yield
         self._prompts = None
-        self.lengths[rows] = lengths
-        self._longest = max(self._longest, int(lengths.max()))
+        for rows, placed in given:
+            self.lengths[rows] = len(prompts[placed.number])
+        self._longest = max(self._longest, 1 + max(tokens))
 
     @contextlib.contextmanager
     def extend(self) -> Iterator[None]:
@@ -74,31 +86,24 @@ class Cache:
 class _RememberingAttention(torch.nn.Module):
     """A core attention, with Megatron's signature, over the cache of one layer."""
 
-    def __init__(self, cache: Cache, head_size: int):
+    def __init__(self, cache: Cache, core: torch.nn.Module, head_size: int):
+        """core: what it stands for, which reads the prompts."""
         super().__init__()
-        self.cache, self.scale = cache, 1 / math.sqrt(head_size)
+        self.cache, self.core, self.scale = cache, core, 1 / math.sqrt(head_size)
         self.keys: torch.Tensor | None = None  # [rows, capacity, groups, d] of this rank, rotated; values likewise
         self.values: torch.Tensor | None = None
 
-    def forward(self, query, key, value, attention_mask, **unused) -> torch.Tensor:
-        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+    def forward(self, query, key, value, attention_mask, **more) -> torch.Tensor:
+        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]; of packed rows without b."""
         if self.keys is None:
-            shape = (self.cache.num_rows, self.cache.capacity, *key.shape[2:])
+            shape = (self.cache.num_rows, self.cache.capacity, *key.shape[-2:])
             # Zeros: what is masked has weight 0 in the sum, and 0 times what memory happens to hold may be NaN.
             self.keys, self.values = key.new_zeros(shape), value.new_zeros(shape)
-        return self._fill(query, key, value) if self.cache._prompts else self._extend(query[0], key[0], value[0])
-
-    def _fill(self, query, key, value) -> torch.Tensor:
-        """Attention within new prompts, which the cache then holds; shapes are those of `forward`."""
-        rows, prompts = self.cache._prompts
-        self.keys[rows, : key.size(0)] = key.transpose(0, 1)[prompts]
-        self.values[rows, : key.size(0)] = value.transpose(0, 1)[prompts]
-        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        same = query.size(1) == key.size(1)
-        context = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.scale, enable_gqa=not same
-        )
-        return context.permute(2, 0, 1, 3).flatten(-2)
+        if self.cache._prompts is None:
+            return self._extend(query[0], key[0], value[0])
+        rows, tokens, places = self.cache._prompts
+        self.keys[rows, tokens], self.values[rows, tokens] = key[places], value[places]
+        return self.core(query, key, value, attention_mask, **more)
 
     def _extend(self, query, key, value) -> torch.Tensor:
         """query [b, heads, d], key and value [b, groups, d] -> [1, b, heads * d]."""

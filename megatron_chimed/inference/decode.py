@@ -1,27 +1,29 @@
 """Samples from a Megatron model of this process, by its own layers and a cache of their keys and values.
 
-Prompts of different lengths are padded at their ends for the one pass over them, and not at all afterwards; samples of
-one prompt share that pass. Rows that have ended leave the batch.
+Prompts are read as packed rows, in which what several have in common at their beginning stands once: a prompt with
+many samples, or the examples in front of many questions. Rows that have ended leave the batch.
 
 The model may be in training: its mode and all random states are as before, as nothing is drawn from them.
 """
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.utils import unwrap_model
 
-from megatron_chimed.inference.batching import passes
 from megatron_chimed.inference.cache import Cache
+from megatron_chimed.inference.prefixes import Row, rows_of
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
+from megatron_chimed.models.branches import describe_row
 from megatron_chimed.models.rotary import angles
 
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
-"""Tokens in a forward pass over whole sequences, padding included (one sequence may have more). On a CPU more of them
-leave its caches: 16,000 take twice as long for each."""
+"""Tokens in a forward pass over whole sequences (one sequence may have more). On a CPU more of them leave its caches:
+16,000 take twice as long for each."""
 
 
 def generate(
@@ -142,39 +144,38 @@ class _Batch:
 
 def _prefill(model: GPTModel, cache: Cache, batch: _Batch) -> torch.Tensor:
     """Compute all prompts, each once -> logits [b, padded vocabulary] of each row's first new token."""
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(batch.prompts))}
-    prompt_of_row = torch.tensor([numbers[prompt] for prompt in batch.prompts], device=batch.device)
-    prompts, last = list(numbers), []
-    for part in passes([len(prompt) for prompt in prompts], TOKENS_PER_PASS[batch.device.type]):
-        tokens, positions, lengths = padded(prompts[part], batch.device)
-        rows = ((prompt_of_row >= part.start) & (prompt_of_row < part.stop)).nonzero()[:, 0]
-        source = prompt_of_row[rows] - part.start
-        with cache.prefill(rows, source, lengths[source]):
-            states = hidden_states(model, tokens, positions, cache.capacity)
-        last.append(states[lengths - 1, torch.arange(len(lengths), device=batch.device)])
-    return logits_of(model, torch.cat(last))[prompt_of_row]
+    rows_with = defaultdict(list)
+    for row, prompt in enumerate(batch.prompts):
+        rows_with[prompt].append(row)
+    prompts = list(rows_with)
+    last, order = [], []
+    for packed in rows_of(prompts, TOKENS_PER_PASS[batch.device.type]):
+        with cache.prefill([(rows_with[prompts[one.number]], one) for one in packed.sequences], prompts):
+            states = row_states(model, packed)
+        last.append(states[[one.place(len(prompts[one.number]) - 1) for one in packed.sequences]])
+        order += [one.number for one in packed.sequences]
+    numbers = {prompts[number]: place for place, number in enumerate(order)}
+    return logits_of(model, torch.cat(last))[[numbers[prompt] for prompt in batch.prompts]]
 
 
 def _step(model: GPTModel, cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
     """tokens [b], one for each row -> logits [b, padded vocabulary] of the next."""
     with cache.extend():
-        return logits_of(model, hidden_states(model, tokens[:, None], cache.lengths[:, None], cache.capacity)[0])
+        table = angles(model, cache.capacity)[:, 0, 0][cache.lengths]  # GPTModel.forward would count from 0
+        embedded = model.embedding(tokens[:, None], cache.lengths[:, None])
+        return logits_of(model, model.decoder(embedded, None, rotary_pos_emb=table[None, :, None])[0])
 
 
-def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sequences padded at their ends and the positions of their tokens [n, longest], and their lengths [n]."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
-    return tokens.to(device), torch.arange(tokens.size(1), device=device).expand_as(tokens), lengths
-
-
-def hidden_states(model: GPTModel, tokens: torch.Tensor, positions: torch.Tensor, end: int) -> torch.Tensor:
-    """tokens and positions [b, s], all below `end` -> the normalised states behind the last layer [s, b, hidden].
-
-    GPTModel.forward would count positions from 0 in all rows alike.
-    """
-    table = angles(model, end)[:, 0, 0]
-    return model.decoder(model.embedding(tokens, positions), None, rotary_pos_emb=table[positions.T][:, :, None])
+def row_states(model: GPTModel, row: Row) -> torch.Tensor:
+    """The normalised states behind the last layer [tokens, hidden] of a packed row."""
+    device = next(model.parameters()).device
+    tokens, positions = (torch.tensor([values], device=device) for values in (row.tokens, row.positions))
+    return model.decoder(
+        model.embedding(tokens, positions),
+        None,
+        rotary_pos_emb=angles(model, max(row.positions) + 1)[positions[0]],
+        packed_seq_params=describe_row(torch.tensor([row.positions]), device),
+    )[:, 0]
 
 
 def logits_of(model: GPTModel, states: torch.Tensor) -> torch.Tensor:

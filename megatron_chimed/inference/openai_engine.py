@@ -7,7 +7,8 @@ is in OPENAI_API_KEY.
 
 from collections.abc import Iterator, Sequence
 
-from megatron_chimed.api.client import OPENAI_URL, CallSettings, ChatApi, ChatRequest
+from megatron_chimed.api.client import CallSettings, ChatApi, ChatRequest
+from megatron_chimed.api.servers import OPENAI_URL
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.engine import Engine
 from megatron_chimed.inference.request import Generated, Request, SamplingParams

@@ -20,6 +20,10 @@ class Placed(NamedTuple):
         """The place in the row of the sequence's token of that number."""
         return self.first + token if token < self.shared else self.own + token - self.shared
 
+    def places(self, length: int) -> list[int]:
+        """Those of its first `length` tokens, which are more than `shared`."""
+        return [*range(self.first, self.first + self.shared), *range(self.own, self.own + length - self.shared)]
+
 
 class Row(NamedTuple):
     """tokens and their positions, [t] each, and the sequences."""

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from megatron_chimed.inference.decode import TOKENS_PER_PASS, evaluating, logits_of
+from megatron_chimed.inference.decode import TOKENS_PER_PASS, evaluating, logits_of, row_states
 from megatron_chimed.inference.prefixes import Row, rows_of
-from megatron_chimed.models.branches import describe_row
 from megatron_chimed.models.reward import RewardModel
-from megatron_chimed.models.rotary import angles
 
 POSITIONS = 256
 """So many positions have logits at a time."""
@@ -71,17 +69,6 @@ def rewards(model: RewardModel, sequences: Sequence[Sequence[int]]) -> list[floa
 
 def _states(model: GPTModel, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[Row, torch.Tensor]]:
     """Some sequences after the other: their row, and the normalised states behind the last layer [tokens, hidden]."""
-    device = next(model.parameters()).device
     with evaluating(model):
-        for row in rows_of(sequences, TOKENS_PER_PASS[device.type]):
-            tokens, positions = (torch.tensor([values], device=device) for values in (row.tokens, row.positions))
-            table = angles(model, max(row.positions) + 1)[positions[0]]
-            yield (
-                row,
-                model.decoder(
-                    model.embedding(tokens, positions),
-                    None,
-                    rotary_pos_emb=table,
-                    packed_seq_params=describe_row(torch.tensor([row.positions]), device),
-                )[:, 0],
-            )
+        for row in rows_of(sequences, TOKENS_PER_PASS[next(model.parameters()).device.type]):
+            yield row, row_states(model, row)

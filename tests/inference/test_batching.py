@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_chimed.inference.batching import batches, passes
+from megatron_chimed.inference.batching import batches
 
 LENGTHS = st.lists(st.integers(1, 9), max_size=60)
 
@@ -28,13 +28,3 @@ def test_leaving_out_whole_batches_leaves_the_others_as_they_are(lengths, size, 
 
 def test_samples_of_one_prompt_stay_together():
     assert batches([5, 5, 3, 3, 5, 5], 2) == [[2, 3], [0, 1], [4, 5]]
-
-
-@given(LENGTHS, st.integers(1, 40))
-def test_a_pass_holds_no_more_tokens_than_it_may_and_leaves_none_out(lengths, num_tokens):
-    found = passes(lengths, num_tokens)
-    assert [number for part in found for number in range(len(lengths))[part]] == list(range(len(lengths)))
-    for part in found:
-        group, longer = lengths[part], lengths[part.start : part.stop + 1]
-        assert len(group) == 1 or len(group) * max(group) <= num_tokens
-        assert longer == group or len(longer) * max(longer) > num_tokens  # the next one had no place

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.api.client import OPENAI_URL
+from megatron_chimed.api.servers import OPENAI_URL
 from megatron_chimed.checkpoints import resolve, split_adapter
 from megatron_chimed.inference.open import open_engine, split_name, tokenizer_of
 from megatron_chimed.jsonl import sha256_file, sha256_json
