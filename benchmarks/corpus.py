@@ -155,7 +155,7 @@ def report(times: dict[str, list[float]], megabytes: float, args: argparse.Names
     for name, median in medians.items():
         runs = " ".join(f"{value:.1f}" for value in times[name])
         lines.append(f"| {name} | {median:.2f} | {runs} | {megabytes / median:.1f} | {median / ours:.2f}x |")
-    names = ("megatron-core", "sentencepiece", "tokenizers", "tokie", *(["gigatoken"] if args.fast_peer else []))
+    names = ("megatron-core", "sentencepiece", "tokenizers", "splintr-rs", *(["gigatoken"] if args.fast_peer else []))
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     peers = "corpora byte-identical." if args.peer or args.fast_peer else "no tool of Megatron-LM was given (--peer)."
     lines += [

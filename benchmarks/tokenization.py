@@ -73,7 +73,7 @@ def main() -> None:
         tokenizer = load_tokenizer(place)
         times = measure(tokenizer, texts, args.runs)
         print(report(times, path.stat().st_size / 1e6, f"{place.name}, {tokenizer.vocab_size} ids"), end="\n\n")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("tokenizers", "tokie", "sentencepiece"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("tokenizers", "splintr-rs", "sentencepiece"))
     print(f"Python {platform.python_version()}, {packages}; one thread, {platform.machine()}.")
 
 

@@ -172,9 +172,8 @@ python tools/rejection_sampling.py --config "$recipe/rejection.yaml"
 final=$folder/rejection/round-02/train
 
 step "export to Hugging Face, and comparison of both sides"
-# Two at a time: a line for each, CHECKPOINT FOLDER [--merge].
-xargs -P 2 -L 1 sh -ec '[ -d "$2" ] || python tools/convert_checkpoint.py megatron-to-hf --megatron "$1" --hf "$2" $3
-  python tools/verify_checkpoint.py --hf "$2" --megatron "$1" --tensor-parallel 2' export <<END
+# Two at a time.
+xargs -P 2 -L 1 sh "$here/export.sh" <<END
 "$final/selected" "$folder/hf"
 "$folder/reward/four" "$folder/hf_reward"
 $([ -z "${LORA:-}" ] || echo "\"$sft/lora\" \"$folder/hf_lora\" --merge")

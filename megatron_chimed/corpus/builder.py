@@ -116,24 +116,25 @@ def _build(
         if present := find_finished(prefix, parents, hash_inputs, run.max_rejected_share):
             return present
         _discard_stale_parts(work, sha256_json([parents, identity(sources), run.batch_bytes, difference]))
-        assembler = Assembler(
+        made = Assembler(
             work / "joined",
             text.json_keys,
             token_dtype(tokenizer.vocab_size),
             dedup=None if sharded else text.dedup,
             keep_signatures=sharded and text.dedup is not None,
         )
-        digests = _make_and_join(work, sources, worker, assembler, run)
-        _require_good_input(assembler, run)
-        return assembler.publish(
-            prefix,
-            made_by=MADE_BY,
-            parents={**parents, "inputs": _input_hash(digests)},
-            vocab_size=tokenizer.vocab_size,
-            tokenizer={"path": tokenizer_path, "fingerprint": tokenizer.fingerprint, **alone_because(difference)},
-            sources=[{**asdict(source), "sha256": digest} for source, digest in zip(sources, digests, strict=True)],
-            settings=settings,
-        )
+        with contextlib.closing(made) as assembler:
+            digests = _make_and_join(work, sources, worker, assembler, run)
+            _require_good_input(assembler, run)
+            return assembler.publish(
+                prefix,
+                made_by=MADE_BY,
+                parents={**parents, "inputs": _input_hash(digests)},
+                vocab_size=tokenizer.vocab_size,
+                tokenizer={"path": tokenizer_path, "fingerprint": tokenizer.fingerprint, **alone_because(difference)},
+                sources=[{**asdict(one), "sha256": digest} for one, digest in zip(sources, digests, strict=True)],
+                settings=settings,
+            )
 
 
 def _input_hash(digests: Iterator[str]) -> str:

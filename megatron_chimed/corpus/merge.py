@@ -4,6 +4,7 @@ That holds with deduplication too: shards keep their duplicates and store signat
 was there first is made here, in document order.
 """
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -40,21 +41,22 @@ def merge_shards(prefix: Path, progress: bool = True) -> dict:
     with work_folder(prefix) as work:
         if present := find_finished(prefix, parents, lambda: inputs):
             return present
-        assembler = Assembler(work / "joined", first["json_keys"], np.dtype(first["dtype"]), first["settings"]["dedup"])
-        for shard, content in zip(tqdm(shards, unit="shard", disable=not progress), manifests, strict=True):
-            verify_corpus(shard)
-            _add_shard(assembler, shard, content)
-        if not assembler.num_documents:
-            raise InputError(f"{prefix}: the shards hold no documents; check --input and --json-keys")
-        return assembler.publish(
-            prefix,
-            made_by=f"{MADE_BY} --merge",
-            parents={**parents, "inputs": inputs},
-            vocab_size=first["vocab_size"],
-            tokenizer=first["tokenizer"],
-            sources=[source for content in manifests for source in content["sources"]],
-            settings=first["settings"],
-        )
+        made = Assembler(work / "joined", first["json_keys"], np.dtype(first["dtype"]), first["settings"]["dedup"])
+        with contextlib.closing(made) as assembler:
+            for shard, content in zip(tqdm(shards, unit="shard", disable=not progress), manifests, strict=True):
+                verify_corpus(shard)
+                _add_shard(assembler, shard, content)
+            if not assembler.num_documents:
+                raise InputError(f"{prefix}: the shards hold no documents; check --input and --json-keys")
+            return assembler.publish(
+                prefix,
+                made_by=f"{MADE_BY} --merge",
+                parents={**parents, "inputs": inputs},
+                vocab_size=first["vocab_size"],
+                tokenizer=first["tokenizer"],
+                sources=[source for content in manifests for source in content["sources"]],
+                settings=first["settings"],
+            )
 
 
 def find_shards(prefix: Path) -> list[Path]:

@@ -104,6 +104,11 @@ class Assembler:
             self.num_tokens += len(documents.ids)
         self.num_documents += int(keep.sum())
 
+    def close(self) -> None:
+        """Let go of all files: one that is forgotten would write its last bytes later, into those of the next run."""
+        for file in (self.rejected, *(dataset.file for dataset in self.datasets.values())):
+            file.close()
+
     def first_rejected(self) -> dict:
         """Read the first row in the file of rejected rows; there must be one."""
         self.rejected.flush()

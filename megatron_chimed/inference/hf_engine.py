@@ -9,11 +9,17 @@ from pathlib import Path
 
 import torch
 
+from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.transformers_model import load_model, to_device
 from megatron_chimed.errors import InputError
+from megatron_chimed.inference import likelihoods
 from megatron_chimed.inference.engine import Engine
+from megatron_chimed.inference.prefixes import Row
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
+
+TOKENS_PER_PASS = 2048
+"""Tokens in a row of several sequences, which has a mask of the square of them."""
 
 CLASSES = {"lm": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
 
@@ -59,16 +65,24 @@ class HuggingFaceEngine(Engine):
 
     @torch.inference_mode()
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """As `Engine.loglikelihoods`, one pair after the other."""
+        """As `Engine.loglikelihoods`; what pairs share at their beginning is read once, where the model's attention
+        lets a row hold several sequences."""
         self._check_pairs(pairs)
-        found = []
-        for context, continuation in pairs:
-            tokens = torch.tensor([[*context, *continuation][:-1]], device=self.model.device)
-            logits = self.model(tokens, logits_to_keep=len(continuation)).logits[0].float()  # [n, ids]
-            wanted = torch.tensor(list(continuation), device=logits.device)
-            log_p = logits.log_softmax(dim=-1).gather(-1, wanted[:, None])
-            found.append((log_p.double().sum().item(), bool((logits.argmax(dim=-1) == wanted).all())))
-        return found
+        return likelihoods.loglikelihoods(pairs, TOKENS_PER_PASS if reads_rows(self.model) else 1, self._read)
+
+    def _read(self, row: Row, places: list[int], wanted: list[int]) -> tuple[list[float], list[bool]]:
+        """As `likelihoods.Read`."""
+        device = self.model.device
+        more = {}
+        if len(row.sequences) > 1:
+            mask = torch.zeros(1, 1, len(row.tokens), len(row.tokens), dtype=self.model.dtype)
+            mask.masked_fill_(~sees(row), torch.finfo(self.model.dtype).min)
+            more = {"attention_mask": mask.to(device), "position_ids": torch.tensor([row.positions], device=device)}
+        kept = torch.tensor(places, device=device)
+        logits = self.model(torch.tensor([row.tokens], device=device), logits_to_keep=kept, **more).logits[0].float()
+        tokens = torch.tensor(wanted, device=device)
+        log_p = logits.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
+        return log_p.double().tolist(), (logits.argmax(dim=-1) == tokens).tolist()
 
     @torch.inference_mode()
     def rewards(self, sequences: Sequence[Sequence[int]]) -> list[float]:
@@ -91,3 +105,22 @@ class HuggingFaceEngine(Engine):
     def close(self) -> None:
         """Let go of the model."""
         self.model = None
+
+
+def reads_rows(model: torch.nn.Module) -> bool:
+    """Whether a mask of [1, 1, tokens, tokens] and positions are all that tells a model's tokens apart: attention over
+    everything in all layers, computed by torch, of a family whose positions are rotations."""
+    config, names = model.config, {family.name for family in FAMILIES}
+    by_torch = config._attn_implementation in ("sdpa", "eager")
+    return config.model_type in names and by_torch and getattr(config, "sliding_window", None) is None
+
+
+def sees(row: Row) -> torch.Tensor:
+    """Which token (first axis) of a row sees which [tokens, tokens]: the earlier of its own sequence, and itself."""
+    seen = torch.zeros(len(row.tokens), len(row.tokens), dtype=torch.bool)
+    ends = [placed.own for placed in row.sequences[1:]] + [len(row.tokens)]
+    for placed, end in zip(row.sequences, ends, strict=True):
+        own = slice(placed.own, end)
+        seen[own, placed.first : placed.first + placed.shared] = True
+        seen[own, own] = torch.ones(end - placed.own, end - placed.own, dtype=torch.bool).tril()
+    return seen

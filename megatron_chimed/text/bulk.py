@@ -1,4 +1,4 @@
-"""The ids of many texts, by a faster library (tokie) for as long as it proves equal to the tokenizer itself.
+"""The ids of many texts, by a faster library (splintr) for as long as it proves equal to the tokenizer itself.
 
 It serves byte-pair tokenizers. In each process it first has to agree on `hostile_texts` and then on one text in a
 hundred of every batch, which the tokenizer encodes too. The first difference is an error, upon which `guarded` does all
@@ -8,11 +8,10 @@ where text is to stay text, the texts in which it found one go to the tokenizer.
 
 import contextlib
 import json
+import os
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ OPEN_AT = 1 << 18
 """Characters seen in a process before the library is opened: to read a large vocabulary takes half a second."""
 
 _alone = False  # whether the tokenizers themselves do all of the work
+_opened_in: int | None = None  # the process in which the library was opened first, and started threads
 
 
 class Reference(Protocol):
@@ -60,13 +60,14 @@ def flatten(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class BulkEncoder:
-    """Encoder of many texts with the ids of a tokenizer. It can be pickled; each process opens the library anew."""
+    """Encoder of many texts with the ids of a tokenizer. It can be pickled; each process opens the library anew. One
+    that is forked from a process which has opened it goes on with what that has, or with the tokenizer alone."""
 
     def __init__(self, tokenizer: Reference):
         self.tokenizer = tokenizer
         self._alone = False  # True where a run of the tokenizer alone has sent it to another process
         self._proven: set[tuple[bool, bool]] = set()
-        self._library: Any = None
+        self._library: dict[bool, Any] = {}  # by add_special: it puts special tokens around a text as its file says
         self._is_open, self._seen = False, 0
 
     def __getstate__(self) -> dict:
@@ -82,7 +83,7 @@ class BulkEncoder:
         self._seen += 0 if self._is_open else sum(map(len, texts))
         if not self._is_open and self._seen >= OPEN_AT and not (self._alone or _alone):
             self._open()
-        if self._library is None or self._alone or _alone or not texts:
+        if not self._library or self._alone or _alone or not texts:
             return flatten(self.tokenizer.encode_batch(texts, parse_special=parse_special, add_special=add_special))
         mode = (parse_special, add_special)
         if mode not in self._proven:
@@ -99,25 +100,28 @@ class BulkEncoder:
     def _open(self) -> None:
         """Open the library, if it is installed and reads this kind of tokenizer."""
         self._is_open = True
+        global _opened_in
         content = self.tokenizer.to_json()
-        if content is None:
+        if content is None or _opened_in not in (None, os.getpid()):  # its threads are lost in a fork: it would wait
             return
-        try:
-            import tokie
-
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "tokenizer.json")
-                path.write_text(content, encoding="utf-8")
-                self._library = tokie.Tokenizer.from_json(str(path))
-        except Exception:  # not installed, or no tokenizer that it knows: it says so in many ways
-            return
+        _opened_in = os.getpid()
         settings = json.loads(content)
+        try:
+            import splintr
+
+            for add_special in (False, True):
+                more = {} if add_special else {"post_processor": None}
+                self._library[add_special] = splintr.from_json_bytes(json.dumps(settings | more).encode())
+        except Exception:  # not installed, or no tokenizer that it knows: it says so in many ways
+            self._library = {}
+            return
         self._special = {one["id"]: one["content"] for one in settings["added_tokens"] if one["special"]}
 
     def _encode(self, texts: list[str], parse_special: bool, add_special: bool) -> tuple[np.ndarray, np.ndarray]:
         """Encode by the library, but for texts with special tokens that are to stay text."""
-        ids, lengths = self._library.encode_batch_flat(texts, add_special_tokens=add_special)
-        ids, lengths = ids.astype(np.int32, copy=False), lengths.astype(np.int32)
+        encode = self._library[add_special].encode_flat  # for a batch it starts threads, and takes longer
+        rows = [encode(text) for text in texts]
+        ids, lengths = np.frombuffer(b"".join(rows), "<i4"), np.fromiter(map(len, rows), np.int32, len(rows)) // 4
         if parse_special:
             return ids, lengths
         found = np.isin(ids, np.fromiter(self._special, dtype=np.int32))
@@ -166,8 +170,8 @@ def guarded[T](run: Callable[[str | None], T]) -> T:
     except TokenizersDiffer as difference:
         text = str(difference)
     print(
-        f"warning: tokie gives other ids than the tokenizer for {text!r}; all is encoded by the tokenizer itself, from "
-        "the start, which takes several times as long",
+        f"warning: splintr gives other ids than the tokenizer for {text!r}; all is encoded by the tokenizer itself, "
+        "from the start, which takes several times as long",
         file=sys.stderr,
     )
     with tokenizers_alone():

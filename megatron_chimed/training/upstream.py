@@ -150,7 +150,7 @@ PATCHES = (
     Patch(
         "no_compiler",
         "cpu",
-        "backend.cpu:_leave_out_compiler",
+        "backend.cpu:without_compiler",
         ("torch.compile",),
         "A few elementwise functions are compiled at each start, 15 s, for nothing.",
     ),

@@ -19,13 +19,13 @@ THROUGH = {
     "tests/integration/test_convert.py": (
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
-    "tests/integration/test_inference.py": (
+    "tests/integration/test_inference.py": ("inference.likelihoods", 
         "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
     "tests/inference/test_vllm_engine.py": ("inference.lifeline",),
     "tests/inference/test_vllm_worker.py": ("convert.stored",),
     "tests/api/test_servers.py": ("api.servers",),
-    "tests/integration/test_chat.py": ("commands.chat", "inference.hf_engine", "inference.server"),
+    "tests/integration/test_chat.py": ("commands.chat", "inference.server"),
     "tests/integration/test_plan.py": ("commands.plan", "plan.dry_run"),
     "tests/integration/test_rejection.py": (
         "commands.rejection_sampling", "rejection.steps.prompts",

@@ -1,10 +1,13 @@
 """The faster library gives the tokenizer's ids, or the tokenizer does all of the work and says so."""
 
+import contextlib
 import functools
 import io
 import json
+import multiprocessing
 import pickle
 import random
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from megatron_chimed.text.sentencepiece_export import write_folder
 from megatron_chimed.text.tokenizer import load_tokenizer
 from megatron_chimed.text.tokenizer_training import train_sentencepiece
 
-pytest.importorskip("tokie")
+pytest.importorskip("splintr")
 TEXTS = [*make_texts(400), *hostile_texts(count=300)]
 MODES = [(False, False), (True, False), (True, True)]
 
@@ -75,7 +78,7 @@ def found(tokenizer, texts, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_ids_are_the_tokenizers_own(tokenizer, mode):
     assert found(tokenizer, TEXTS, mode) == expected(tokenizer, TEXTS, mode)
-    assert tokenizer._bulk._library is not None, "the library served"
+    assert tokenizer._bulk._library, "the library served"
 
 
 def test_text_that_looks_like_a_special_token_stays_text(tokenizer):
@@ -89,7 +92,7 @@ def test_text_that_looks_like_a_special_token_stays_text(tokenizer):
 def test_another_process_gets_the_same(tokenizer):
     tokenizer.encode_flat(TEXTS)
     other = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301
-    assert found(other, TEXTS, MODES[0]) == found(tokenizer, TEXTS, MODES[0]) and other._bulk._library is not None
+    assert found(other, TEXTS, MODES[0]) == found(tokenizer, TEXTS, MODES[0]) and other._bulk._library
 
 
 def test_nothing_and_half_a_character(tokenizer):
@@ -108,7 +111,7 @@ def test_a_unigram_tokenizer_does_its_work_alone(tmp_path):
     for path in (tmp_path / "a.model", tmp_path / "hf"):
         tokenizer = load_tokenizer(path)
         assert found(tokenizer, TEXTS, MODES[0]) == expected(tokenizer, TEXTS, MODES[0])
-        assert tokenizer._bulk._library is None
+        assert not tokenizer._bulk._library
 
 
 def test_few_texts_open_no_library(tmp_path, monkeypatch):
@@ -117,7 +120,7 @@ def test_few_texts_open_no_library(tmp_path, monkeypatch):
     tokenizer.encode_flat(["头痛"])
     assert not tokenizer._bulk._is_open
     tokenizer.encode_flat(["头痛" * 499])
-    assert tokenizer._bulk._library is not None
+    assert tokenizer._bulk._library
 
 
 def plant(tokenizer, change):
@@ -156,24 +159,50 @@ def test_what_tokenizers_normalise_and_the_library_does_not_is_a_difference_or_e
         assert rows == expected(tokenizer, TEXTS, MODES[0])
 
 
+def build(source, prefix, tokenizer, workers):
+    run = RunOptions(workers=workers, batch_bytes=2000, progress=False)
+    return build_corpus([str(source)], prefix, tokenizer, TextOptions(), run)
+
+
+def build_planted(source, prefix, folder, workers):
+    """(manifest, what was said) of a corpus whose tokenizer differs where only real text shows it."""
+    bulk.OPEN_AT, bulk.hostile_texts, said = 0, lambda pieces: ["a"], io.StringIO()
+    with contextlib.redirect_stderr(said):
+        return build(source, prefix, plant(load_tokenizer(folder), without_late_merges), workers), said.getvalue()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_corpus_is_made_anew_by_the_tokenizer_and_its_manifest_says_so(tmp_path, monkeypatch, capsys, workers):
-    monkeypatch.setattr(bulk, "hostile_texts", lambda pieces: ["a"])
+def test_a_corpus_is_made_anew_by_the_tokenizer_and_its_manifest_says_so(tmp_path, capsys, workers):
     draw = random.Random(3)
     rows = [{"text": "x" * draw.randrange(1, 9)} for _ in range(400)] + [{"text": text} for text in make_texts(300)]
     source, folder = write_rows(tmp_path / "in.jsonl", rows), write_byte_level(tmp_path / "hf")
-
-    def corpus(name, tokenizer):
-        run = RunOptions(workers=workers, batch_bytes=2000, progress=False)
-        return build_corpus([str(source)], tmp_path / name, tokenizer, TextOptions(), run)
-
-    planted = corpus("planted", plant(load_tokenizer(folder), without_late_merges))
-    assert capsys.readouterr().err.count("warning: tokie gives other ids than the tokenizer for") == 1
-    plain = corpus("plain", load_tokenizer(folder))
+    # In a process of its own: this one has opened the library, and its forks would not.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        planted, said = pool.submit(build_planted, source, tmp_path / "planted", folder, workers).result(timeout=120)
+    assert said.count("warning: splintr gives other ids than the tokenizer for") == 1
+    plain = build(source, tmp_path / "plain", load_tokenizer(folder), workers)
     assert "warning" not in capsys.readouterr().err
     with tokenizers_alone():
-        alone = corpus("alone", load_tokenizer(folder))
+        alone = build(source, tmp_path / "alone", load_tokenizer(folder), workers)
     assert planted["tokenizer"].pop("alone_because_of") in {row["text"][:60] for row in rows}
     assert planted["tokenizer"] == plain["tokenizer"] == alone["tokenizer"]
     files = [files_of(tmp_path / name, ".bin", ".idx") for name in ("planted", "plain", "alone")]
     assert files[0] == files[1] == files[2] and all(files[0].values())
+
+
+def test_a_process_that_is_forked_from_one_with_the_library_does_not_wait_for_its_threads(tmp_path):
+    folder = write_byte_level(tmp_path / "hf")
+    opened, new = load_tokenizer(folder), load_tokenizer(folder)
+    rows = expected(opened, TEXTS, MODES[0])
+    assert found(opened, TEXTS, MODES[0]) == rows and opened._bulk._library
+
+    def same():
+        assert found(opened, TEXTS, MODES[0]) == rows and opened._bulk._library, "what it has goes on"
+        assert found(new, TEXTS, MODES[0]) == rows and not new._bulk._library, "nothing is opened"
+
+    child = multiprocessing.get_context("fork").Process(target=same)
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    assert code == 0

@@ -59,6 +59,12 @@ class HuggingFaceModel(HFLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return self.encoder.pair(context, super()._encode_pair(context, continuation), self.max_length + 1)
 
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
+    ) -> list[tuple[float, bool]]:
+        """By the engine, which reads once what prompts have in common."""
+        return self.engine.loglikelihoods([(context, continuation) for _, context, continuation in requests])
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As in lm-eval, without a bar of its own."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
