@@ -56,15 +56,21 @@ sys.exit(max(os.waitpid(child, 0)[1] for child in children))
 """
 
 
+def read_sentences(sources: list[Path], keys: list[str]) -> list[str]:
+    """The different sentences of texts. Raises InputError."""
+    texts = [str(row[key]) for source in sources for _, row in read_json_lines(source) for key in keys if row.get(key)]
+    sentences = sorted({part for text in texts for part in re.split(r"(?<=[。！？.!?\n])", text) if part.strip()})
+    if not sentences:
+        raise InputError(f"{sources[0]}: no sentences in {', '.join(keys)}; give JSON lines and --json-keys")
+    return sentences
+
+
 def recombine(sources: list[Path], keys: list[str], target: Path, megabytes: float) -> Path:
     """Write {"text"} rows of 4 to 16 random sentences each until `megabytes` are reached, and the texts alone.
 
     Returns the file of texts: the same, a line each.
     """
-    texts = [str(row[key]) for source in sources for _, row in read_json_lines(source) for key in keys if row.get(key)]
-    sentences = sorted({part for text in texts for part in re.split(r"(?<=[。！？.!?\n])", text) if part.strip()})
-    if not sentences:
-        raise InputError(f"{sources[0]}: no sentences in {', '.join(keys)}; give JSON lines and --json-keys")
+    sentences = read_sentences(sources, keys)
     draw, size, bare = random.Random(0), 0, target.with_suffix(".txt")
     with open(target, "w", encoding="utf-8") as rows, open(bare, "w", encoding="utf-8") as plain:
         while size < megabytes * 1e6:
@@ -155,7 +161,14 @@ def report(times: dict[str, list[float]], megabytes: float, args: argparse.Names
     for name, median in medians.items():
         runs = " ".join(f"{value:.1f}" for value in times[name])
         lines.append(f"| {name} | {median:.2f} | {runs} | {megabytes / median:.1f} | {median / ours:.2f}x |")
-    names = ("megatron-core", "sentencepiece", "tokenizers", "splintr-rs", *(["gigatoken"] if args.fast_peer else []))
+    names = (
+        "megatron-core",
+        "sentencepiece",
+        "tokenizers",
+        "splintr-rs",
+        "tokie",
+        *(["gigatoken"] if args.fast_peer else []),
+    )
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     peers = "corpora byte-identical." if args.peer or args.fast_peer else "no tool of Megatron-LM was given (--peer)."
     lines += [

@@ -78,7 +78,7 @@ def _start_worker(work: Callable) -> None:
 
 
 def _use_one_thread() -> None:
-    """Let tokenizers and splintr start no threads: they would compete with other workers, and are lost in a fork."""
+    """Let tokenizers start no threads: they would compete with other workers, and are lost in a fork."""
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 

@@ -1,9 +1,9 @@
-"""The ids of many texts, by a faster library (splintr) for as long as it proves equal to the tokenizer itself.
+"""The ids of many texts, by a faster library for as long as it proves equal to the tokenizer itself.
 
-It serves byte-pair tokenizers. In each process it first has to agree on `hostile_texts` and then on one text in a
-hundred of every batch, which the tokenizer encodes too. The first difference is an error, upon which `guarded` does all
-of the work again with the tokenizer alone: no output holds ids of both. The library finds special tokens in any text;
-where text is to stay text, the texts in which it found one go to the tokenizer.
+Byte-pair tokenizers are served by the first of LIBRARIES that agrees on `hostile_texts`, in each process, and then on
+one text in a hundred of every batch, which the tokenizer encodes too. Where none agrees, and at the first difference
+later on, `guarded` does all of the work again with the tokenizer alone: no output holds ids of both. The libraries find
+special tokens in any text; where text is to stay text, the texts in which one was found go to the tokenizer.
 """
 
 import contextlib
@@ -11,7 +11,9 @@ import json
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +30,7 @@ OPEN_AT = 1 << 18
 """Characters seen in a process before the library is opened: to read a large vocabulary takes half a second."""
 
 _alone = False  # whether the tokenizers themselves do all of the work
-_opened_in: int | None = None  # the process in which the library was opened first, and started threads
+_opened_in: int | None = None  # the process in which a library was opened first, and started threads
 
 
 class Reference(Protocol):
@@ -59,16 +61,50 @@ def flatten(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.fromiter(ids, dtype=np.int32, count=int(lengths.sum())), lengths
 
 
+Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+
+
+def _tokie(content: str) -> Encode:
+    """Of a tokenizer.json: ids [tokens] and lengths [texts], int32. The fastest on text that does not repeat itself."""
+    import tokie
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tokenizer.json")
+        path.write_text(content, encoding="utf-8")
+        library = tokie.Tokenizer.from_json(str(path))
+
+    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = library.encode_batch_flat(texts)
+        return ids.astype(np.int32, copy=False), lengths.astype(np.int32)
+
+    return encode
+
+
+def _splintr(content: str) -> Encode:
+    """The same. Equal also where merges join parts of two characters, as some byte-level vocabularies have them."""
+    import splintr
+
+    library = splintr.from_json_bytes(content.encode())
+
+    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [library.encode_flat(text) for text in texts]  # its batches take longer
+        return np.frombuffer(b"".join(rows), "<i4"), np.fromiter(map(len, rows), np.int32, len(rows)) // 4
+
+    return encode
+
+
+LIBRARIES = (_tokie, _splintr)
+
+
 class BulkEncoder:
-    """Encoder of many texts with the ids of a tokenizer. It can be pickled; each process opens the library anew. One
-    that is forked from a process which has opened it goes on with what that has, or with the tokenizer alone."""
+    """Encoder of many texts with the ids of a tokenizer. It can be pickled; each process opens a library anew. One that
+    is forked from a process which has opened one works with the tokenizer alone: it would wait for lost threads."""
 
     def __init__(self, tokenizer: Reference):
         self.tokenizer = tokenizer
         self._alone = False  # True where a run of the tokenizer alone has sent it to another process
-        self._proven: set[tuple[bool, bool]] = set()
-        self._library: dict[bool, Any] = {}  # by add_special: it puts special tokens around a text as its file says
-        self._is_open, self._seen = False, 0
+        self._serving: dict[tuple[bool, bool], Encode | None] = {}  # by (parse_special, add_special)
+        self._seen = 0
 
     def __getstate__(self) -> dict:
         """The tokenizer, and whether it works alone here."""
@@ -80,48 +116,56 @@ class BulkEncoder:
 
     def encode(self, texts: list[str], parse_special: bool, add_special: bool) -> tuple[np.ndarray, np.ndarray]:
         """`Tokenizer.encode_flat`. Raises TokenizersDiffer."""
-        self._seen += 0 if self._is_open else sum(map(len, texts))
-        if not self._is_open and self._seen >= OPEN_AT and not (self._alone or _alone):
-            self._open()
-        if not self._library or self._alone or _alone or not texts:
-            return flatten(self.tokenizer.encode_batch(texts, parse_special=parse_special, add_special=add_special))
+        if self._seen < OPEN_AT:
+            self._seen += sum(map(len, texts))
         mode = (parse_special, add_special)
-        if mode not in self._proven:
-            self._proven.add(mode)
-            size = self.tokenizer.vocab_size
-            pieces = [self.tokenizer.decode([number]) for number in range(0, size, max(1, size // PIECES))]
-            hostile = [*hostile_texts(pieces), *(f"a{one} b{one}{one}" for one in self._special.values())]
-            self._compare(hostile, *self._encode(hostile, *mode), range(len(hostile)), mode)
-        ids, lengths = self._encode(texts, *mode)
+        library = None if self._alone or _alone or not texts or self._seen < OPEN_AT else self._library(mode)
+        if library is None:
+            return flatten(self.tokenizer.encode_batch(texts, parse_special=parse_special, add_special=add_special))
+        ids, lengths = self._encode(library, texts, parse_special)
         sample = random.Random(len(ids)).sample(range(len(texts)), -(-len(texts) // ONE_IN))
         self._compare(texts, ids, lengths, sample, mode)
         return ids, lengths
 
-    def _open(self) -> None:
-        """Open the library, if it is installed and reads this kind of tokenizer."""
-        self._is_open = True
+    def _library(self, mode: tuple[bool, bool]) -> Encode | None:
+        """What serves a mode in this process; None for the tokenizer. Raises TokenizersDiffer."""
         global _opened_in
-        content = self.tokenizer.to_json()
-        if content is None or _opened_in not in (None, os.getpid()):  # its threads are lost in a fork: it would wait
-            return
-        _opened_in = os.getpid()
-        settings = json.loads(content)
-        try:
-            import splintr
+        if _opened_in not in (None, os.getpid()):
+            return None
+        if mode not in self._serving:
+            content = self.tokenizer.to_json()
+            self._serving[mode] = None
+            if content is not None:
+                _opened_in = os.getpid()
+                self._serving[mode] = self._choose(json.loads(content), mode)
+        return self._serving[mode]
 
-            for add_special in (False, True):
-                more = {} if add_special else {"post_processor": None}
-                self._library[add_special] = splintr.from_json_bytes(json.dumps(settings | more).encode())
-        except Exception:  # not installed, or no tokenizer that it knows: it says so in many ways
-            self._library = {}
-            return
+    def _choose(self, settings: dict[str, Any], mode: tuple[bool, bool]) -> Encode | None:
+        """The first library that is installed, reads a tokenizer.json, and agrees. Raises TokenizersDiffer if there are
+        some, and none agrees."""
         self._special = {one["id"]: one["content"] for one in settings["added_tokens"] if one["special"]}
+        content = json.dumps(settings if mode[1] else settings | {"post_processor": None})
+        size = self.tokenizer.vocab_size
+        pieces = [self.tokenizer.decode([number]) for number in range(0, size, max(1, size // PIECES))]
+        hostile = [*hostile_texts(pieces), *(f"a{one} b{one}{one}" for one in self._special.values())]
+        difference = None
+        for open_library in LIBRARIES:
+            try:
+                library = open_library(content)
+            except Exception:  # noqa: S112, not installed, or no tokenizer that it knows: it says so in many ways
+                continue
+            try:
+                self._compare(hostile, *self._encode(library, hostile, mode[0]), range(len(hostile)), mode)
+                return library
+            except TokenizersDiffer as found:
+                difference = found
+        if difference:
+            raise difference
+        return None
 
-    def _encode(self, texts: list[str], parse_special: bool, add_special: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Encode by the library, but for texts with special tokens that are to stay text."""
-        encode = self._library[add_special].encode_flat  # for a batch it starts threads, and takes longer
-        rows = [encode(text) for text in texts]
-        ids, lengths = np.frombuffer(b"".join(rows), "<i4"), np.fromiter(map(len, rows), np.int32, len(rows)) // 4
+    def _encode(self, library: Encode, texts: list[str], parse_special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Encode by a library, but for texts with special tokens that are to stay text."""
+        ids, lengths = library(texts)
         if parse_special:
             return ids, lengths
         found = np.isin(ids, np.fromiter(self._special, dtype=np.int32))
@@ -170,8 +214,8 @@ def guarded[T](run: Callable[[str | None], T]) -> T:
     except TokenizersDiffer as difference:
         text = str(difference)
     print(
-        f"warning: splintr gives other ids than the tokenizer for {text!r}; all is encoded by the tokenizer itself, "
-        "from the start, which takes several times as long",
+        f"warning: the faster library gives other ids than the tokenizer for {text!r}; all is encoded by the "
+        "tokenizer itself, from the start, which takes several times as long",
         file=sys.stderr,
     )
     with tokenizers_alone():

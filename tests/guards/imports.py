@@ -16,7 +16,7 @@ from pathlib import Path
 from guards.tree import syntax
 
 PACKAGE = "megatron_chimed"
-TOKENIZERS = ("sentencepiece", "tokenizers", "splintr", "transformers")
+TOKENIZERS = ("sentencepiece", "tokenizers", "splintr", "tokie", "transformers")
 FOREIGN = ("torch", "megatron")
 KERNELS = ("apex", "flash_attn", "transformer_engine")  # optional; the model looks whether they are installed
 
