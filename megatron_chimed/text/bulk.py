@@ -65,7 +65,7 @@ Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
 
 def _tokie(content: str) -> Encode:
-    """Of a tokenizer.json: ids [tokens] and lengths [texts], int32. The fastest on text that does not repeat itself."""
+    """Of a tokenizer.json: ids [tokens] and lengths [texts], int32. The fastest where merges go through whole texts."""
     import tokie
 
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,8 @@ def _tokie(content: str) -> Encode:
 
 
 def _splintr(content: str) -> Encode:
-    """The same. Equal also where merges join parts of two characters, as some byte-level vocabularies have them."""
+    """The same. It remembers pieces, and so is the fastest where texts are cut into words before merges; and equal also
+    where merges join parts of two characters, as some byte-level vocabularies have them."""
     import splintr
 
     library = splintr.from_json_bytes(content.encode())
@@ -94,6 +95,11 @@ def _splintr(content: str) -> Encode:
 
 
 LIBRARIES = (_tokie, _splintr)
+
+
+def _merges_whole_texts(settings: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json cuts no text into words, as none of SentencePiece's and LLaMA's kind does."""
+    return (settings.get("pre_tokenizer") or {}).get("type") in (None, "Metaspace")
 
 
 class BulkEncoder:
@@ -149,7 +155,7 @@ class BulkEncoder:
         pieces = [self.tokenizer.decode([number]) for number in range(0, size, max(1, size // PIECES))]
         hostile = [*hostile_texts(pieces), *(f"a{one} b{one}{one}" for one in self._special.values())]
         difference = None
-        for open_library in LIBRARIES:
+        for open_library in LIBRARIES if _merges_whole_texts(settings) else LIBRARIES[::-1]:
             try:
                 library = open_library(content)
             except Exception:  # noqa: S112, not installed, or no tokenizer that it knows: it says so in many ways
