@@ -70,6 +70,7 @@ bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools
 	@$(IN_VENV) $(PYTHON) benchmarks/sft_step.py --rows 64 --micro-batch 4
 	@$(IN_VENV) $(PYTHON) benchmarks/reward_step.py --questions 96 --runs 5 --sequence-length 2048
 	@$(IN_VENV) $(PYTHON) benchmarks/generation.py --runs 5 --new-tokens 64
+	@$(IN_VENV) $(PYTHON) benchmarks/multiple_choice.py
 	@$(IN_VENV) $(PYTHON) benchmarks/training_memory.py
 
 # PYTHON=python3 for a machine's own Python: nothing is installed, and what it lacks is left out by name.

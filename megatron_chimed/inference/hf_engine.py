@@ -117,10 +117,11 @@ def reads_rows(model: torch.nn.Module) -> bool:
 
 def sees(row: Row) -> torch.Tensor:
     """Which token (first axis) of a row sees which [tokens, tokens]: the earlier of its own sequence, and itself."""
-    seen = torch.zeros(len(row.tokens), len(row.tokens), dtype=torch.bool)
+    earlier = torch.ones(len(row.tokens), len(row.tokens), dtype=torch.bool).tril()
+    seen = torch.zeros_like(earlier)
     ends = [placed.own for placed in row.sequences[1:]] + [len(row.tokens)]
     for placed, end in zip(row.sequences, ends, strict=True):
         own = slice(placed.own, end)
         seen[own, placed.first : placed.first + placed.shared] = True
-        seen[own, own] = torch.ones(end - placed.own, end - placed.own, dtype=torch.bool).tril()
+        seen[own, own] = earlier[own, own]
     return seen
