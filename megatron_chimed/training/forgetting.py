@@ -69,7 +69,7 @@ class Watch:
         if not self.found or not (due or last):
             return None
         # After the first step a forward pass may gather weights; as upstream around its evaluations.
-        gathers = training.should_disable_forward_pre_hook(args) and model[0].remove_forward_pre_hook_handles
+        gathers = training.should_disable_forward_pre_hook(args) and len(model[0].remove_forward_pre_hook_handles) > 0
         if gathers:
             training.disable_forward_pre_hook(model, optimizer=optimizer)
         for name, rows in self.sets().items():
