@@ -141,10 +141,9 @@ def _forgetting(folder: Path) -> dict[str, Figure]:
     found, sides = {}, []
     for name, title in FORGET.items() if has_forgetting(folder) else ():
         one = read_json(folder / "sft" / name / "forgetting.json")["sets"]["dialogues"]
-        bounds = {"low": one["low"], "high": one["high"]}
-        found[f"forgetting/{title}/before"] = figure(one["before"], n=one["rows"])
-        found[f"forgetting/{title}/after"] = figure(one["after"], n=one["rows"])
-        found[f"forgetting/{title}/rise"] = figure(one["difference"], n=one["rows"], **bounds)
+        found |= {f"loss/{title}/{at}": figure(one[at], n=one["rows"]) for at in ("before", "after")}
+        bounds, error = {"low": one["low"], "high": one["high"]}, (one["high"] - one["low"]) / 3.92
+        found[f"forgetting/{title}/rise"] = figure(one["difference"], error, one["rows"], **bounds)
         sides.append(np.stack([one["sums_after"], one["counts"]], axis=1))
     if sides:
         found["forgetting/difference"] = _of(bootstrap_difference(np.stack(sides), mean_ratio))

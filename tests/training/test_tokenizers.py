@@ -50,12 +50,12 @@ def other_model(folder):
 
 
 def test_replay_and_sets_by_name_are_data_too(tmp_path, world):
-    folder, model, corpus = world
-    place = str(folder / "packed")
+    folder, model, _ = world
+    place, other = str(folder / "packed"), other_model(tmp_path)
     for more in ({"replay": {"data": place, "share": 0.1}}, {"valid": {"general": place}}):
         check(tmp_path, model, chimed=more)
         with pytest.raises(InputError, match="packed: tokenized with another tokenizer"):
-            check(tmp_path, corpus, chimed=more)
+            check(tmp_path, other, chimed=more)
 
 
 @pytest.mark.parametrize("data", ["packed", "corpus_text_document"])
