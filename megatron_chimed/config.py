@@ -219,8 +219,11 @@ def as_written(options: Any) -> dict[str, Any]:
 
 
 def _checked(key: str, setting: Located, expected: Any) -> Any:
-    """The setting's value if it has the expected type (an int may stand for a float)."""
+    """The setting's value if it has the expected type (an int may stand for a float); of a mapping, each value."""
     value = setting.value
+    if typing.get_origin(expected) is dict and isinstance(value, dict):
+        kind = typing.get_args(expected)[1]
+        return {str(name): _checked(f"{key}.{name}", one, kind) for name, one in value.items()}
     inner = next((one for one in (expected, *typing.get_args(expected)) if dataclasses.is_dataclass(one)), None)
     if inner is not None and isinstance(value, dict):
         return _filled(key, setting, inner)

@@ -67,10 +67,18 @@ DPO_CLAIMS = (  # of DPO=1
 )
 
 
+FORGET_CLAIMS = (  # of FORGET=1
+    ("a later fine-tuning on exercises alone raises the loss of dialogues", "forgetting/without replay/rise", 0.0),
+    ("by more than with replay", "forgetting/difference", 0.0),
+)
+
+
 def check_claims(found: dict[str, Figure]) -> list[Claim]:
     """All claims with what became of them."""
     checked = []
-    for text, name, bound in (*CLAIMS, *(DPO_CLAIMS if "dpo/run/pair accuracy" in found else ())):
+    more = [*(DPO_CLAIMS if "dpo/run/pair accuracy" in found else ())]
+    more += FORGET_CLAIMS if "forgetting/difference" in found else ()
+    for text, name, bound in (*CLAIMS, *more):
         one = found[name]
         low = one.get("low", one["value"] - 1.96 * one["error"])
         high = one.get("high", one["value"] + 1.96 * one["error"])

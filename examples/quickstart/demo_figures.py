@@ -35,6 +35,8 @@ LORA = "LoRA"
 """What LORA=1 adds: the same fine-tuning and the same reward model, with adapters in the place of all weights."""
 DPO = ("DPO", "DPO, shuffled")
 """What DPO=1 adds: preference optimization on the reward model's ranks, and on the same ranks shuffled, its control."""
+FORGET = {"later": "without replay", "later_replay": "with replay"}
+"""What FORGET=1 adds: a later fine-tuning on exercises alone, which watches the loss of dialogues, and its remedy."""
 REWARDS = {"four": "four ranks (adjacent pairs)", "two": "the best and the worst alone"}
 ORDERS = ("pair accuracy", "best over worst", "exact order")
 MEASURES = {  # figure -> task, metric
@@ -92,6 +94,11 @@ def has_dpo(folder: Path) -> bool:
     return (folder / "evaluation" / DPO[0] / "results.json").is_file()
 
 
+def has_forgetting(folder: Path) -> bool:
+    """Whether it was run with FORGET=1."""
+    return all((folder / "sft" / name / "forgetting.json").is_file() for name in FORGET)
+
+
 def figure(value: float | None, error: float | None = None, n: int | None = None, **more: float) -> Figure:
     """A figure; "low" and "high" may follow. What is no number, such as the mean of a scale that was not answered, is
     None."""
@@ -105,7 +112,7 @@ def read_figures(folder: Path) -> dict[str, Figure]:
     ranks = {**_rewards(folder), **_preferences(folder)}
     loops = {**_rejection(folder), **_loops(folder)}
     evaluated = {**_evaluation(folder), **_differences(folder), **_recall(folder)}
-    return {**_losses(folder), **ranks, **loops, **evaluated}
+    return {**_losses(folder), **_forgetting(folder), **ranks, **loops, **evaluated}
 
 
 def unigram_entropy(prefix: Path) -> float:
@@ -126,6 +133,20 @@ def _losses(folder: Path) -> dict[str, Figure]:
         found[f"loss/{title}/train, last 10"] = figure(statistics.mean(last), n=len(last))
         found[f"loss/{title}/held out, first"] = figure(valid[0][1])
         found[f"loss/{title}/held out, last"] = figure(valid[-1][1])
+    return found
+
+
+def _forgetting(folder: Path) -> dict[str, Figure]:
+    """The loss of dialogues before and after a later fine-tuning, and how much more is forgotten without replay."""
+    found, sides = {}, []
+    for name, title in FORGET.items() if has_forgetting(folder) else ():
+        one = read_json(folder / "sft" / name / "forgetting.json")["sets"]["dialogues"]
+        found |= {f"loss/{title}/{at}": figure(one[at], n=one["rows"]) for at in ("before", "after")}
+        bounds, error = {"low": one["low"], "high": one["high"]}, (one["high"] - one["low"]) / 3.92
+        found[f"forgetting/{title}/rise"] = figure(one["difference"], error, one["rows"], **bounds)
+        sides.append(np.stack([one["sums_after"], one["counts"]], axis=1))
+    if sides:
+        found["forgetting/difference"] = _of(bootstrap_difference(np.stack(sides), mean_ratio))
     return found
 
 

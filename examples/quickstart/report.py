@@ -15,6 +15,7 @@ import drawings
 from claims import Claim, check_claims
 from demo_figures import (
     FACTS,
+    FORGET,
     MEASURES,
     ORDERS,
     RECALL,
@@ -140,6 +141,11 @@ def _training_blocks(folder: Path, found: dict[str, Figure]) -> Iterator[Block]:
     ]
     yield Block("table", [["nats per token", *columns], *rows])
     yield Block("plot", drawings.losses(folder, found["loss/unigram entropy"]["value"]))
+    if "forgetting/difference" in found:
+        names = ("loss/{}/before", "loss/{}/after", "forgetting/{}/rise")
+        rows = [[title, *(_cell(found[name.format(title)], 3) for name in names)] for title in FORGET.values()]
+        yield Block("p", "The loss of held-out dialogues, before and after a later fine-tuning on exercises alone:")
+        yield Block("table", [["nats per token", "before", "after", "rise"], *rows])
     yield Block("h2", "Reward models")
     rows = [[title, *(_cell(found[f"reward/{name}/{order}"]) for order in ORDERS),
              str(found[f"reward/{name}/{ORDERS[0]}"]["n"])] for name, title in rewards(folder).items()]  # fmt: skip

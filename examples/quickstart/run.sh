@@ -7,6 +7,7 @@
 #   FAMILY=qwen3  in place of llama: norms of queries and keys, the template qwen3 and its tokens, in runs/demo-qwen3
 #   LORA=1     also the same fine-tuning and reward model with LoRA's adapters, beside the full ones
 #   DPO=1      also preference optimization: on the four ranks, on ranks at random, and a round on samples with its control
+#   FORGET=1   also a later fine-tuning on exercises alone, without replay of the dialogues and with it
 #   OUTPUT=dir in place of runs/demo
 set -eu
 cd "$(dirname "$0")/../.."
@@ -52,9 +53,14 @@ lora() {
   sed "s/  lr: .*/  lr: 3e-3/; s/  min-lr: .*/  min-lr: 3e-4/; s/^chimed:/&\n  lora: {rank: 16, alpha: 32}/" \
     "$recipe/$1.yaml" >"$folder/lora_$1.yaml"
 }
+# later NAME [LINE]: settings of a later fine-tuning, which watches the loss of dialogues; LINE: another one of chimed:.
+later() {
+  sed "s#^chimed:#&\n  valid: {dialogues: $sft/heldout-512}${2:+\n  $2}#" "$recipe/sft.yaml" >"$folder/$1.yaml"
+}
 number=0 title='' steps=$(grep -c '^step ' "$0")
 [ -z "${LORA:-}" ] || steps=$((steps + 1))
 [ -z "${DPO:-}" ] || steps=$((steps + 2))
+[ -z "${FORGET:-}" ] || steps=$((steps + 1))
 # step TITLE: begins a step, and writes down the seconds of the one before.
 step() {
   now=$(date +%s)
@@ -121,6 +127,17 @@ train sft/alone sft --load "$folder/base"
 step "for comparison: the same fine-tuning with half of the context"
 train sft/half sft --train-data-path "$sft/train-256" --valid-data-path "$sft/heldout-256" \
   --seq-length 256 --micro-batch-size 4 --global-batch-size 4
+
+if [ "${FORGET:-}" ]; then
+  step "for comparison: a later fine-tuning on exercises alone, without replay of the dialogues and with it"
+  python tools/pack_sft.py --input "$sft/exercises.jsonl" --tokenizer "$tokenizer" --template "$template" \
+    --sequence-length 512 --output "$sft/exercises-512"
+  later later
+  later later_replay "replay: {data: $sft/train-512, share: 0.25}"
+  for name in later later_replay; do
+    settings=$folder/$name.yaml train "sft/$name" sft --load "$sft/run" --train-data-path "$sft/exercises-512"
+  done
+fi
 
 step "answers that are ranked, cleaned and packed: four to a question, and the best and the worst alone"
 for part in train valid test; do

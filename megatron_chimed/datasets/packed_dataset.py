@@ -107,6 +107,11 @@ class PackedDataset(MegatronDataset, abc.ABC):
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def rows_of_epoch(self) -> int:
+        """The samples from the first on of which no two are the same row."""
+        return len(self.indices)
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of a sample by name, [S] each; a blank one's count for nothing."""
         arrays = self.sample(self.place(index)[1])
@@ -145,7 +150,7 @@ def build_packed_datasets(
             problems.append(str(error))
     left_out, more = _empty_splits(config, folders, num_samples)
     templates = {folder: packed.manifest.get("template") for folder, packed in folders.items() if packed}
-    raise_on_every_rank(problems + more + _mixed_templates(templates))
+    raise_on_every_rank(problems + more + mixed_templates(templates))
     num_samples = tuple(0 if split in left_out else wanted for split, wanted in zip(Split, num_samples, strict=True))
     config = dataclasses.replace(
         config,
@@ -214,7 +219,7 @@ def _empty_splits(
     return left_out, problems
 
 
-def _mixed_templates(templates: dict[str, dict[str, Any] | None]) -> list[str]:
+def mixed_templates(templates: dict[str, dict[str, Any] | None]) -> list[str]:
     """Tell of folders, with their manifests' templates, that were packed with others than the first; names are none."""
     asked = {"name": "", "think": False}  # how it is called, and how a model is asked: no word of a row
     (first, wanted), *others = templates.items() or [("", None)]

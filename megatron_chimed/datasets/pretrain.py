@@ -80,6 +80,11 @@ class PretrainDataset(MegatronDataset):
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def rows_of_epoch(self) -> int:
+        """The samples that start in the first epoch: those from the first on that hold each token once."""
+        return len(self._samples_of_epoch(0))
+
     def __iter__(self):
         return (self[index] for index in range(len(self)))
 

@@ -57,4 +57,4 @@ def forward_step(config: PretrainConfig, batches: Iterator[Batch], model: torch.
     return nll, functools.partial(masked_nll, batch["loss_mask"])
 
 
-STAGE = Stage("pretrain", build_datasets, build_gpt, forward_step)
+STAGE = Stage("pretrain", build_datasets, build_gpt, forward_step, learns_text=True)

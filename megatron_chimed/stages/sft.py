@@ -58,4 +58,4 @@ def loss(batch: Batch, predicted: torch.Tensor | None, sources: Sequence[str], n
     return total, count, report | more
 
 
-STAGE = Stage("sft", build_datasets, build_model, forward_step)
+STAGE = Stage("sft", build_datasets, build_model, forward_step, learns_text=True)

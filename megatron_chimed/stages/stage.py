@@ -99,6 +99,9 @@ class Stage:
     derive: Callable[[dict[str, float]], dict[str, float]] = dict
     """Means of the figures in an evaluation's report -> the figures that are logged."""
 
+    learns_text: bool = False
+    """Whether the report of its loss has "lm loss", of any one row too: validation sets by name and replay need it."""
+
     missing_keys: tuple[str, ...] = ()
     """Weights that another stage's checkpoint may lack; they are then initialized."""
 

@@ -2,7 +2,8 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from megatron_chimed.checkpoints import TRACKER
 from megatron_chimed.convert import trained_template
 from megatron_chimed.errors import InputError
 from megatron_chimed.stages.stage import Data, DataRequest, Stage
+from megatron_chimed.training.more_data import named_sets, with_replay
+from megatron_chimed.training.options import JobOptions
 from megatron_chimed.training.reference import check_reference
 from megatron_chimed.training.runlog import log_rank0
 
@@ -31,8 +34,10 @@ class DataProvider:
 
     is_distributed = True
 
-    def __init__(self, stage: Stage, config: Any):
-        self.stage, self.config = stage, config
+    def __init__(self, stage: Stage, config: Any, job: JobOptions):
+        self.stage, self.config, self.job = stage, config, job
+        self.named: Mapping[str, Dataset] = {}
+        """The validation sets by name, once they are built."""
         self._data: Data | None = None
 
     @property
@@ -44,7 +49,12 @@ class DataProvider:
     def __call__(self, num_samples: tuple[int, int, int]) -> tuple[Iterator | None, Iterator | None, Iterator | None]:
         """Iterators of train, valid and test from the first sample that is not consumed."""
         args = get_args()
-        self._data = data = self.stage.build_datasets(self.config, data_request(args, num_samples))
+        build, request = functools.partial(self.stage.build_datasets, self.config), data_request(args, num_samples)
+        data = build(request)
+        if not args.fake_process_group:  # a dry run has data of its own
+            data = with_replay(build, request, data, self.job.replay)
+            self.named = named_sets(build, request, data, self.job)
+        self._data = data
         _record_template(args, data)
         if reference := data.facts.get("reference"):
             check_reference(args, reference)

@@ -52,7 +52,7 @@ class RunLog:
         self.file: TextIO | None = None
         if folder is not None:
             path = Path(folder) / "loss.csv"
-            kept = [row for row in read_log(path) if int(row["iteration"]) <= start]
+            kept = [row for row in read_log(path) if start and int(row["iteration"]) <= start]
             kept = [row for row in kept if row["split"] in ("train", "valid")]
             with atomic_output(path) as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Stop a training on a signal, with a checkpoint, and on a diverged loss, with its batch and weights.
+"""Stop a training on a signal or the rise of a named set's loss, with a checkpoint; on a diverged loss, with its batch.
 
 All ranks agree in each iteration, by one small all-reduce, taken when the gradients are there and the weights are not
 yet changed.
@@ -22,6 +22,7 @@ from megatron.training import checkpointing, get_args, training
 from megatron_chimed import checkpoints
 from megatron_chimed.errors import STOP_SIGNALS, STOPPED, InputError, LostRank
 from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.training.forgetting import Watch
 from megatron_chimed.training.loss_spike import LossSpikeDetector
 from megatron_chimed.training.options import JobOptions
 from megatron_chimed.training.runlog import log_rank0
@@ -30,15 +31,17 @@ SHOWN = 8  # rows of a source in a message; all of them are in the file
 
 
 class Supervisor:
-    """Watches one training. train_data: gives the dataset that is trained on, once the first step has begun."""
+    """Watches one training. train_data: gives the dataset that is trained on, once the first step has begun; watch:
+    looks at the validation sets by name."""
 
-    def __init__(self, options: JobOptions, train_data: Callable[[], Any]):
-        self.train_data = train_data
+    def __init__(self, options: JobOptions, train_data: Callable[[], Any], watch: Watch):
+        self.train_data, self.watch = train_data, watch
         self.detector = LossSpikeDetector(options.loss_limit, options.loss_limit_iterations)
         self.listening = False
         self.signalled = False  # this rank
         self.stopping = False  # all ranks, agreed
         self.stopped = False
+        self.risen: str | None = None  # why the loss of a named set ends the training
 
     def install(self) -> None:
         """Put itself into the trainer. Once per process, before `pretrain`."""
@@ -52,12 +55,21 @@ class Supervisor:
                 return losses
 
             self._listen()
+            self.watch.begin(forward_step, model, kwargs["iteration"])
             return train_step(forward_step, iterator, model, optimizer, scheduler, config, watched, *args, **kwargs)
 
         @functools.wraps(decide)
         def save_or_decide(model, optimizer, scheduler, iteration, *args):
+            self.risen = self.watch.look(model, optimizer, iteration)
+            if self.risen:
+                where = self._save(model, optimizer, scheduler, iteration, *args)
+                self.risen = f"{self.risen}; {where}"
+                return True
             if self.stopping and iteration < get_args().train_iters:
-                self._stop(model, optimizer, scheduler, iteration, *args)
+                where = self._save(model, optimizer, scheduler, iteration, *args)
+                self.stopped = True
+                more = "; the same command continues" if get_args().save else ""
+                log_rank0(f"stopped by a signal after iteration {iteration}: {where}{more}")
                 return True
             return decide(model, optimizer, scheduler, iteration, *args)
 
@@ -77,6 +89,8 @@ class Supervisor:
                 sys.exit(1)  # the launcher ends this job; the rank that lost its peers first has printed the reason
             raise known from None
         except SystemExit as end:
+            if self.risen:
+                raise InputError(self.risen) from None
             sys.exit(STOPPED if self.stopped else end.code)
 
     def _listen(self) -> None:
@@ -112,16 +126,14 @@ class Supervisor:
         if reason is not None:
             self._give_up(reason, model, iteration)
 
-    def _stop(self, model, optimizer, scheduler, iteration, num_operations, context, iterator) -> None:
-        """Save and say so."""
+    def _save(self, model, optimizer, scheduler, iteration, num_operations, context, iterator) -> str:
+        """Save before the trainer ends; what there is to say of it."""
         saved = get_args().save
         if saved:
             training.save_checkpoint_and_time(
                 iteration, model, optimizer, scheduler, num_operations, context, train_data_iterator=iterator
             )
-        self.stopped = True
-        where = f"saved in {saved}; the same command continues" if saved else "nothing is saved, as there is no --save"
-        log_rank0(f"stopped by a signal after iteration {iteration}: {where}")
+        return f"saved in {saved}" if saved else "nothing is saved, as there is no --save"
 
     def _give_up(self, reason: str, model: list, iteration: int) -> None:
         """Save the weights that this iteration began with and its batch, and raise InputError with all of it."""

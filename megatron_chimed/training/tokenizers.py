@@ -51,6 +51,11 @@ def _places(settings: RunConfig) -> Iterator[str]:
         for place in value if isinstance(value, list) else [value]:
             if not str(place).replace(".", "", 1).isdecimal():
                 yield str(place)
+    for block in ("valid", "replay"):
+        value = settings.chimed[block].value if block in settings.chimed else {}
+        for key, place in value.items() if isinstance(value, dict) else ():
+            if block == "valid" or key == "data":
+                yield str(place.value)
 
 
 def _tokenizer_of(place: str) -> dict[str, Any] | None:

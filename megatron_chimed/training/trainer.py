@@ -30,6 +30,7 @@ from megatron_chimed.stages import reward as reward_stage
 from megatron_chimed.stages import sft as sft_stage
 from megatron_chimed.stages.stage import Stage
 from megatron_chimed.training import lora, patches, saving
+from megatron_chimed.training.forgetting import Watch
 from megatron_chimed.training.job import trained_line
 from megatron_chimed.training.loaders import DataProvider, data_request
 from megatron_chimed.training.options import JobOptions
@@ -60,7 +61,7 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
     """The same from settings that are read already. Raises InputError."""
     kinds = (ModelOptions, JobOptions, stage.config_class)
     options, job, stage_config = config.parse_dataclass(settings.chimed, *kinds)
-    job.check()
+    job.check(stage.learns_text)
     args, megatron_settings = parse(settings.megatron, stage.schedule(stage_config, settings.megatron))
     if stage.missing_keys and (args.bf16 or args.fp16) and not args.use_distributed_optimizer:
         # Upstream's other optimizer cannot save the state of a float32 weight among 16-bit ones.
@@ -78,7 +79,7 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
         record = RunRecord(args.save, args.rank, args.world_size)
         line = start_line(args, stage, options)
         given = {"stage": stage.name, "megatron": megatron_settings, "chimed": settings.chimed}
-        _begin(record, args, given, (done, total), line)
+        _begin(record, args, given, (done, total), line, job.more_data)
         log = _run_log(args, stage, done, total)
     except OSError as error:
         raise InputError(f"--save {args.save}: cannot be written ({error.strerror}); name another folder") from None
@@ -88,8 +89,9 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
     if base is not None:
         lora.install(options.lora, base)
     saving.install(job.keep_checkpoints, in_background=args.async_save)
-    provider = DataProvider(stage, stage_config)
-    supervisor = Supervisor(job, lambda: provider.data.train)
+    provider = DataProvider(stage, stage_config, job)
+    watch = Watch(job, args.save, lambda: provider.named, log)
+    supervisor = Supervisor(job, lambda: provider.data.train, watch)
     supervisor.install()
     try:
         with supervisor.running(functools.partial(patches.explain, args=args)):
@@ -105,15 +107,18 @@ def run(stage: Stage, settings: config.RunConfig) -> None:
             torch.distributed.destroy_process_group()
 
 
-def _begin(record: RunRecord, args: argparse.Namespace, given: dict[str, Any], iterations: tuple, line: str) -> None:
-    """Enter the attempt into the run's record: stage and configuration, first and last iteration, start line."""
+def _begin(
+    record: RunRecord, args: argparse.Namespace, given: dict[str, Any], iterations: tuple, line: str, more: list[str]
+) -> None:
+    """Enter the attempt into the run's record: stage and configuration, first and last iteration, start line, and data
+    beside the blends."""
     resolved = {
         name: {key: config.plain(one) for key, one in sorted(block.items())} if isinstance(block, dict) else block
         for name, block in given.items()
     }
     request = data_request(args, (0, 0, 0))
     blends = filter(None, [request.blend, *(request.blend_per_split or [])])
-    record.begin(resolved, line, [path for paths, _ in blends for path in paths], iterations)
+    record.begin(resolved, line, [*(path for paths, _ in blends for path in paths), *more], iterations)
 
 
 def start_line(args: argparse.Namespace, stage: Stage, options: ModelOptions) -> str:

@@ -171,6 +171,25 @@ def test_a_round_of_either_training_is_compared_prompt_by_prompt(finished, tmp_p
     assert figures._loops(finished) == {}
 
 
+def test_what_is_forgotten_with_and_without_replay_is_compared_row_by_row(finished, tmp_path):
+    assert figures._forgetting(finished) == {}
+    counts, before = [10.0, 20.0, 30.0], [20.0, 41.0, 62.0]
+    for place, rise in (("later", 0.5), ("later_replay", 0.1)):
+        after = [one + rise * count for one, count in zip(before, counts, strict=True)]
+        one = {"rows": 3, "before": 2.05, "after": 2.05 + rise, "difference": rise, "low": rise - 0.01}
+        one |= {"high": rise + 0.01, "counts": counts, "sums_before": before, "sums_after": after}
+        write_json(tmp_path / "sft" / place / "forgetting.json", {"sets": {"dialogues": one}})
+    found = figures._forgetting(tmp_path)
+    assert found["forgetting/without replay/rise"]["low"] == 0.49 and len(found) == 7
+    change = found["forgetting/difference"]
+    assert (change["low"], change["value"], change["high"], change["n"]) == pytest.approx((0.4, 0.4, 0.4, 3))
+    checked = claims.check_claims(figures.read_figures(finished) | found)
+    assert [claim.holds for claim in checked] == [True] * (len(claims.CLAIMS) + 2)
+    page = list(report._training_blocks(finished, figures.read_figures(finished) | found))
+    tables = [block.content for block in page if block.kind == "table"]
+    assert any(["with replay", "2.050", "2.150", "0.100 [0.090, 0.110]"] in table for table in tables)
+
+
 def test_the_page_and_results_json_hold_the_same_figures(finished, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", str(finished)])
     report.main()

@@ -14,6 +14,7 @@ THROUGH = {
     ),
     "tests/integration/test_sft.py": ("stages.batch", "stages.sft"),
     "tests/integration/test_lora_training.py": ("training.lora",),
+    "tests/integration/test_forgetting.py": ("training.more_data",),
     "tests/integration/test_dpo.py": ("commands.compute_reference", "training.reference"),
     "tests/integration/test_reward.py": ("training.state_dict",),
     "tests/integration/test_convert.py": (

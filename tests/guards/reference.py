@@ -18,7 +18,7 @@ from megatron_chimed.rejection.config import SECTIONS, Paths
 from megatron_chimed.rejection.scorers.options import KINDS
 from megatron_chimed.stages.options import STAGES
 from megatron_chimed.text.template import Template
-from megatron_chimed.training.options import JobOptions
+from megatron_chimed.training.options import JobOptions, Replay
 
 FOLDER = "docs/reference"
 MADE = "Made of the code by `PYTHONPATH=tests:. python -m guards.reference`; a test holds it against the code."
@@ -148,6 +148,7 @@ def configuration() -> str:
     for name, cls in STAGES.items():
         lines += section(f"The stage {name}", cls)
     lines += section("The model", ModelOptions) + section("lora", LoraOptions, "###") + section("The job", JobOptions)
+    lines += section("replay", Replay, "###")
     lines += ["", "## Rejection sampling", "", "Keys at the top of the YAML of `chimed rejection`:", *keys(Paths)]
     for name, cls in SECTIONS.items():
         lines += section(name, cls, "###")

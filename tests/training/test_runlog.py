@@ -18,6 +18,18 @@ def test_a_resumed_log_reads_like_an_uninterrupted_one(tmp_path):
     assert (parts / "loss.csv").read_text() == (whole / "loss.csv").read_text()
 
 
+def test_what_was_measured_before_the_first_step_stands_once_however_often_a_run_starts(tmp_path):
+    for start in (0, 0, 2):  # killed before its first checkpoint, then after one
+        log = RunLog(tmp_path, start, 6, 1)
+        if not start:
+            log.evaluation("valid", 0, {"lm loss general": 3.0})
+            log.training(1, {"lm loss": 2.0}, 0.1, 1.0)
+    assert [(row["iteration"], row["split"]) for row in read_log(tmp_path / "loss.csv")] == [
+        ("0", "valid"),
+        ("1", "train"),
+    ]
+
+
 def test_a_line_cut_off_by_a_kill_is_passed_over(tmp_path):
     log = RunLog(tmp_path, 0, 2, 1)
     log.training(1, {"lm loss": 0.1}, 0.1, 1.0)

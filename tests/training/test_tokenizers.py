@@ -49,6 +49,15 @@ def other_model(folder):
     return path
 
 
+def test_replay_and_sets_by_name_are_data_too(tmp_path, world):
+    folder, model, _ = world
+    place, other = str(folder / "packed"), other_model(tmp_path)
+    for more in ({"replay": {"data": place, "share": 0.1}}, {"valid": {"general": place}}):
+        check(tmp_path, model, chimed=more)
+        with pytest.raises(InputError, match="packed: tokenized with another tokenizer"):
+            check(tmp_path, other, chimed=more)
+
+
 @pytest.mark.parametrize("data", ["packed", "corpus_text_document"])
 def test_another_tokenizer_is_refused_with_both_paths(tmp_path, world, data):
     folder, model, corpus = world
