@@ -122,7 +122,7 @@ step "for comparison: the same fine-tuning with half of the context"
 train sft/half sft --train-data-path "$sft/train-256" --valid-data-path "$sft/heldout-256" \
   --seq-length 256 --micro-batch-size 4 --global-batch-size 4
 
-step "answers that are ranked, cleaned and packed: four to a question, and the best and the worst alone"
+step "ranked answers, cleaned and packed: four to a question, and the best and the worst alone"
 for part in train valid test; do
   python tools/prepare_rewards.py --source cmd:ranked="$world/ranked_$part.jsonl" --output "$folder/reward/$part.jsonl"
   for pairing in adjacent extremes; do

@@ -22,6 +22,7 @@ from megatron_chimed.data.dialogues import format_dialogue_report
 from megatron_chimed.data.turns import RawTurn
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.workers import COLUMNS
 
 SOURCES = {
     "toyhom": "toyhom_internal_medicine.csv",
@@ -383,6 +384,7 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     for row in read_lines(output):
         for _, text in turns_of(row):
             assert clean(text) == text and not redact(text)[1]
-    assert "exact duplicate" in format_dialogue_report(content)
+    report = format_dialogue_report(content)
+    assert "exact duplicate" in report and max(map(len, report.splitlines())) <= COLUMNS
     again = prepare([f"cmd={SHARED / SOURCES['multi_turn']}"], output)
     assert again["sources"]["cmd"]["turns"] == content["sources"]["multi_turn"]["turns"]  # found without being told
