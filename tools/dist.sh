@@ -51,7 +51,7 @@ try() {
     "$python" -c 'import json
 for n in range(1, 400):
     print(json.dumps({"text": f"第{n}位患者头痛发热{n % 7}天，建议多喝水、{n * n}日后复查。"}, ensure_ascii=False))' >texts.jsonl
-    chimed tokenizer --input texts.jsonl --vocab-size 400 --output tokenizer >log.txt 2>&1 || { cat log.txt >&2; fail "chimed tokenizer"; }
+    chimed tokenizer --input texts.jsonl --vocab-size 300 --output tokenizer >log.txt 2>&1 || { cat log.txt >&2; fail "chimed tokenizer"; }
     chimed corpus --input texts.jsonl --output-prefix corpus --tokenizer-type SentencePieceTokenizer \
         --tokenizer-model tokenizer/tokenizer.model --append-eod --clean --workers 1 >log.txt 2>&1 ||
         { cat log.txt >&2; fail "chimed corpus"; }
