@@ -123,7 +123,7 @@ def _blocks(folder: Path, found: dict[str, Figure], claims: list[Claim], results
     )
     yield Block("h2", "Claims")
     yield Block("p", "A claim holds when the whole 95% interval of its figure is on the right side of the bound.")
-    rows = [[claim.text, _of(claim), f"{claim.bound:g}", "yes" if claim.holds else "NO"] for claim in claims]
+    rows = [[claim.text, _of(claim), f"{claim.bound:.3g}", "yes" if claim.holds else "NO"] for claim in claims]
     yield Block("table", [["claim", "figure [95% interval]", "more than", "holds"], *rows])
     yield from _training_blocks(folder, found)
     if has_dpo(folder):

@@ -384,7 +384,13 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     for row in read_lines(output):
         for _, text in turns_of(row):
             assert clean(text) == text and not redact(text)[1]
-    report = format_dialogue_report(content)
-    assert "exact duplicate" in report and max(map(len, report.splitlines())) <= COLUMNS
+    assert "exact duplicate" in format_dialogue_report(content)
     again = prepare([f"cmd={SHARED / SOURCES['multi_turn']}"], output)
     assert again["sources"]["cmd"]["turns"] == content["sources"]["multi_turn"]["turns"]  # found without being told
+
+
+def test_the_table_of_sources_fits_in_a_hundred_columns():
+    sizes = dict.fromkeys(("rows", "dialogues", "turns", "characters", "tokens"), 123_456_789)
+    sources = {name: {**sizes, "dropped": {"exact duplicate": 7}} for name in ("meddialog", "multi_turn")}
+    report = format_dialogue_report({"sources": sources, "settings": {"tokenizer": "tokenizer.model"}})
+    assert "tokens" in report and max(map(len, report.splitlines())) <= COLUMNS

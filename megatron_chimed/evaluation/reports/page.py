@@ -12,7 +12,7 @@ STYLE = """body{font:16px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:
 table{border-collapse:collapse}td,th{border:1px solid #999;padding:.2em .6em}
 th{text-align:left}.number{text-align:right}
 .wide,pre,figure{overflow-x:auto;margin:1em 0}svg{max-width:100%;height:auto}code{background:#eee}
-@media(max-width:45em){svg{max-width:none;width:45em}td,th{padding:.2em .3em}}"""
+@media(max-width:45em){svg{max-width:none;width:45em}td,th{padding:.2em .3em;font-size:85%}}"""
 """What is wider than a telephone is moved in its own box, and never the page."""
 
 
