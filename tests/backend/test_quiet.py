@@ -64,6 +64,7 @@ def test_a_package_runs_when_something_is_asked_of_it_and_no_sooner(tmp_path, mo
 
 def test_a_command_that_asks_for_a_checkpoints_template_first_says_nothing_of_absent_libraries(tmp_path):
     program = "from megatron_chimed.convert.trained_template import of_checkpoint as ask\n"
-    program += "from megatron_chimed.errors import InputError\ntry:\n    ask('nowhere')\nexcept InputError:\n    print('asked')"
+    program += "from megatron_chimed.errors import InputError\n"
+    program += "try:\n    ask('nowhere')\nexcept InputError:\n    print('asked')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("asked\n", "")
