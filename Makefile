@@ -7,7 +7,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint docs bench gpu-check setup clean
+.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint docs dist bench gpu-check setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,10 @@ docs: .venv/.installed ## the site of docs/ in runs/site, strictly: a dead link 
 		mkdocs-get-deps==0.2.2 pathspec==1.1.1 pyyaml_env_tag==1.1 watchdog==7.1.0
 	@$(PYTHON) -m mkdocs build --strict
 
+# The recipe has no step that asks an index: both files are built and tried with what is in .venv.
+dist: .venv/.installed ## source distribution and wheel in dist/, each installed and run outside of the clone
+	@$(IN_VENV) sh tools/dist.sh
+
 # PEER, FAST_PEER: two tools of a clone of Megatron-LM, of which the second needs gigatoken. TRL: a folder with TRL in it
 # (benchmarks/packing.py --help says how to make one).
 bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, FAST_PEER, TRL to compare
@@ -82,6 +86,6 @@ setup: .venv/.installed ## make .venv and install requirements.lock into it
 .venv/.installed: setup.py pyproject.toml requirements.lock
 	@sh tools/setup_venv.sh
 
-clean: ## remove caches, build folders and the demo's outputs; .venv and other runs stay
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis runs/demo
+clean: ## remove caches, build folders, dist and the demo's outputs; .venv and other runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs/demo
 	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

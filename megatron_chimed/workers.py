@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +28,9 @@ from megatron_chimed.errors import InputError
 
 Workers = int | str
 """How many processes, 0 for none but this one; or ``ray``, the cluster of this machine, or ``ray:ADDRESS``."""
+
+COLUMNS = 100
+"""How wide what is shown is at most, where nothing says how wide the terminal is."""
 
 RAY = "ray"
 CONNECT_SECONDS = 10
@@ -56,9 +60,29 @@ def check_workers(workers: Workers) -> None:
 
 
 class Bar(tqdm):
-    """A progress bar without a thread of its own, as worker processes are forked while it is shown."""
+    """A progress bar without a thread of its own, as worker processes are forked while it is shown.
+
+    It is as wide as the terminal; in a file, COLUMNS.
+    """
 
     monitor_interval = 0
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        if not sys.stderr.isatty():
+            settings |= {"ncols": COLUMNS, "dynamic_ncols": False}
+        super().__init__(*arguments, **settings)
+
+
+def in_columns(pieces: Iterable[str], indent: int = 4) -> str:
+    """Pieces with a space between, in lines of COLUMNS at most, of which all but the first are indented. No piece is
+    broken, however long."""
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and len(lines[-1]) + 1 + len(piece) <= COLUMNS:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append((" " * indent if lines else "") + piece)
+    return "\n".join(lines)
 
 
 def _start_worker(work: Callable) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from support.worker_tasks import place, square
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import write_json_lines
-from megatron_chimed.workers import Bar, map_in_order
+from megatron_chimed.workers import COLUMNS, Bar, in_columns, map_in_order
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +144,22 @@ def test_where_no_cluster_is_one_line_says_so(tmp_path):
 
 def test_a_bar_has_no_thread():
     assert Bar.monitor_interval == 0
+
+
+def test_a_bar_in_a_file_has_a_hundred_columns_at_most(capsys):
+    with Bar(total=10**9, desc="rejection sampling: generate_until", unit=" answers", mininterval=0) as bar:
+        for _ in range(3):
+            bar.update(10**8)
+            bar.set_postfix({"of the source": "dialogues of a hospital", "and so on": 1.5})
+    lines = re.split(r"[\r\n]", capsys.readouterr().err)
+    assert len(lines) > 5 and max(map(len, lines)) <= COLUMNS
+
+
+def test_pieces_fill_lines_and_are_never_broken():
+    pieces = [f"{number} piece{'s' * (number % 7)}," for number in range(60)] + ["x" * 130, "end"]
+    lines = in_columns(pieces).split("\n")
+    assert [line for line in lines if len(line) > COLUMNS] == [f"    {'x' * 130}"]
+    assert " ".join(line.strip() for line in lines) == " ".join(pieces)
+    for line, following in zip(lines[:-2], lines[1:-1], strict=True):
+        assert len(f"{line} {following.split(',')[0].strip()},") > COLUMNS  # no room for one more
+    assert in_columns([]) == "" and in_columns(["one", "two"]) == "one two"

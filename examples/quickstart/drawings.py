@@ -1,4 +1,4 @@
-"""The pictures of the quickstart's report, each as (name, SVG, figure of matplotlib)."""
+"""The pictures of the quickstart's report, each as (name, SVG, figure of matplotlib, what it shows)."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  behind the choice of a backend without a screen
 
 SPLITS = {"train": "train", "held out": "valid"}
-Drawing = tuple[str, str, Any]
+Drawing = tuple[str, str, Any, str]
 
 
 def losses(folder: Path, entropy: float) -> Drawing:
@@ -28,7 +28,8 @@ def losses(folder: Path, entropy: float) -> Drawing:
         for place, title in trainings(folder).items()
     ]
     figure = picture(panels)
-    return "loss", as_svg(figure), figure
+    told = f"Losses of {', '.join(panel.title for panel in panels)}, in training and held out, against iterations"
+    return "loss", as_svg(figure), figure, told
 
 
 def reward_curves(folder: Path) -> Drawing:
@@ -37,7 +38,8 @@ def reward_curves(folder: Path) -> Drawing:
         title: figures_of(folder / "reward" / name, "valid/pair accuracy") for name, title in rewards(folder).items()
     }
     figure = picture([Panel("", curves, {"chance": 0.5}, ylabel="validation accuracy of pairs")], "step")
-    return "reward", as_svg(figure), figure
+    told = f"Held-out pairs that a reward model orders rightly, against steps: {', '.join(curves)}; chance is 0.5"
+    return "reward", as_svg(figure), figure, told
 
 
 def rewards_by_round(found: dict[str, Figure]) -> Drawing:
@@ -54,7 +56,8 @@ def rewards_by_round(found: dict[str, Figure]) -> Drawing:
     axes.set_ylabel("mean reward, 95% interval")
     axes.grid(alpha=0.3)
     axes.legend()
-    return "rejection", as_svg(figure), figure
+    told = "Mean reward of fresh answers after each round of rejection sampling, beside the random control of the round"
+    return "rejection", as_svg(figure), figure, told
 
 
 def _rounds(model: str) -> list[str]:
@@ -77,4 +80,5 @@ def scores(found: dict[str, Figure], name: str, measures: list[str], label: str)
         }
         for model in MODELS
     }
-    return name, *bar_chart({model: one for model, one in bars.items() if one}, label)
+    bars = {model: one for model, one in bars.items() if one}
+    return name, *bar_chart(bars, label), f"{', '.join(measures)}, in {label}: bars with intervals of {', '.join(bars)}"

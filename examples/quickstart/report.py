@@ -35,6 +35,7 @@ from demo_figures import (
 from megatron_chimed.errors import exit_cleanly
 from megatron_chimed.evaluation.reports.page import Block, write_page
 from megatron_chimed.jsonl import read_json, write_json
+from megatron_chimed.workers import in_columns
 
 LOOP_STEPS = {"rejection": "rounds of rejection sampling", "rejection_dpo": "a round of preference optimization"}
 """What the titles of their steps in run.sh hold."""
@@ -66,8 +67,9 @@ def main() -> None:
     write_json(folder / "results.json", results)
     write_page(list(_blocks(folder, found, claims, results)), folder, "The regime on a synthetic world")
     for claim in claims:
-        print(f"{'holds' if claim.holds else 'DOES NOT HOLD':14}{claim.text}: {_of(claim)}")
-    print(f"report          {folder / 'report.html'}, {folder / 'report.md'}; every figure: {folder / 'results.json'}")
+        print(claim_line(claim))
+    print(f"report          {folder / 'report.html'}, {folder / 'report.md'}")
+    print(f"every figure    {folder / 'results.json'}")
     print(f"for transformers {folder / 'hf'}, {folder / 'hf_reward'}")
 
 
@@ -88,6 +90,12 @@ def _hashes(folder: Path) -> dict[str, str]:
         weights[name] = read_json(folder / "evaluation" / name / "results.json")["model"]["weights"]
     return {**{f"world/{name}": digest for name, digest in world.items()},
             **{f"weights of {name}": digest for name, digest in weights.items()}}  # fmt: skip
+
+
+def claim_line(claim: Claim) -> str:
+    """A claim for the terminal. Its figure stands undivided, in the next line where it has no room beside the text."""
+    first, *words = f"{claim.text}:".split()
+    return in_columns([f"{'holds' if claim.holds else 'DOES NOT HOLD':14}{first}", *words, _of(claim)], indent=14)
 
 
 def _of(claim: Claim) -> str:
@@ -116,7 +124,7 @@ def _blocks(folder: Path, found: dict[str, Figure], claims: list[Claim], results
     )
     yield Block("h2", "Claims")
     yield Block("p", "A claim holds when the whole 95% interval of its figure is on the right side of the bound.")
-    rows = [[claim.text, _of(claim), f"{claim.bound:g}", "yes" if claim.holds else "NO"] for claim in claims]
+    rows = [[claim.text, _of(claim), f"{claim.bound:.3g}", "yes" if claim.holds else "NO"] for claim in claims]
     yield Block("table", [["claim", "figure [95% interval]", "more than", "holds"], *rows])
     yield from _training_blocks(folder, found)
     if has_dpo(folder):

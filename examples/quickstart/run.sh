@@ -7,7 +7,7 @@
 #   FAMILY=qwen3  in place of llama: norms of queries and keys, the template qwen3 and its tokens, in runs/demo-qwen3
 #   LORA=1     also the same fine-tuning and reward model with LoRA's adapters, beside the full ones
 #   DPO=1      also preference optimization: on the four ranks, on ranks at random, and a round on samples with its control
-#   FORGET=1   also a later fine-tuning on exercises alone, without replay of the dialogues and with it
+#   FORGET=1   also a later fine-tuning on exercises alone, without and with replay
 #   OUTPUT=dir in place of runs/demo
 set -eu
 cd "$(dirname "$0")/../.."
@@ -129,7 +129,7 @@ train sft/half sft --train-data-path "$sft/train-256" --valid-data-path "$sft/he
   --seq-length 256 --micro-batch-size 4 --global-batch-size 4
 
 if [ "${FORGET:-}" ]; then
-  step "for comparison: a later fine-tuning on exercises alone, without replay of the dialogues and with it"
+  step "for comparison: a later fine-tuning on exercises alone, without and with replay"
   python tools/pack_sft.py --input "$sft/exercises.jsonl" --tokenizer "$tokenizer" --template "$template" \
     --sequence-length 512 --output "$sft/exercises-512"
   later later
@@ -139,7 +139,7 @@ if [ "${FORGET:-}" ]; then
   done
 fi
 
-step "answers that are ranked, cleaned and packed: four to a question, and the best and the worst alone"
+step "ranked answers, cleaned and packed: four to a question, and the best and the worst alone"
 for part in train valid test; do
   python tools/prepare_rewards.py --source cmd:ranked="$world/ranked_$part.jsonl" --output "$folder/reward/$part.jsonl"
   for pairing in adjacent extremes; do

@@ -154,14 +154,14 @@ def report_table(content: dict, columns: Sequence[str]) -> str:
     """
     unit = columns[0]
     total = dict.fromkeys(("rows", "dropped rows", *columns), 0)
-    lines, reasons, unread = [f"{'source':20}" + "".join(f"{name:>14}" for name in total)], [], []
+    lines, reasons, unread = [f"{'source':20}" + "".join(f"{name:>13}" for name in total)], [], []
     for label, one in [*content["sources"].items(), ("total", total)]:
         if one is not total:
             one = {**one, "dropped rows": one["rows"] - one[unit]}
             total |= {name: total[name] + one[name] for name in total}
             reasons += [f"  {label}: {number:,} {reason}" for reason, number in one["dropped"].items()]
             unread += [f"  {label}: {number:,} {name}" for name, number in one.get("unread_fields", {}).items()]
-        lines.append(f"{label:20}" + "".join(f"{one[name]:>14,}" for name in total))
+        lines.append(f"{label:20}" + "".join(f"{one[name]:>13,}" for name in total))
     encodings = [f"  {path}: {encoding}" for path, encoding in content.get("encodings", {}).items()]
     parts = {"dropped:": reasons, "fields not read:": unread, "files that are not UTF-8:": encodings}
     return "\n".join([*lines, *(line for head, part in parts.items() if part for line in (head, *part))])

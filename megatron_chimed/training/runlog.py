@@ -3,22 +3,23 @@
 import csv
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 from megatron_chimed.jsonl import atomic_output
+from megatron_chimed.workers import COLUMNS as WIDTH
+from megatron_chimed.workers import Bar, in_columns
 
 COLUMNS = ("iteration", "split", "name", "value", "grad_norm", "learning_rate")
 
 
 def log_rank0(line: str) -> None:
-    """One line on stderr, from rank 0."""
+    """A line on stderr, from rank 0; a long one goes on in the next, behind a comma or a semicolon."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"megatron_chimed: {line}", file=sys.stderr, flush=True)
+        print(in_columns(re.split("(?<=[,;]) ", f"megatron_chimed: {line}")), file=sys.stderr, flush=True)
 
 
 def read_log(path: str | Path) -> list[dict[str, str]]:
@@ -60,25 +61,45 @@ class RunLog:
                 writer.writerows(kept)
             self.file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115  open as long as the run
         self.tokens_per_iteration = tokens_per_iteration
-        self.bar = tqdm(
+        self.bar = Bar(
             total=total,
             initial=start,
             unit="it",
             file=sys.stderr,
             dynamic_ncols=True,
+            delay=1e-3,  # not before the first iteration: until then rank 0 has lines to print, which would stand in it
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
     def training(self, iteration: int, losses: dict, learning_rate: float, grad_norm: float) -> None:
         """One iteration's training losses."""
         self._write(iteration, "train", losses, grad_norm, learning_rate)
-        shown = {name.replace("lm loss", "loss"): f"{float(value):.4f}" for name, value in losses.items()}
-        speed = (self.bar.format_dict["rate"] or 0) * self.tokens_per_iteration
-        shown["tokens/s"] = f"{speed:,.0f}"
-        if "targets" in shown:  # the share of tokens that are learnt
-            shown["targets/s"] = f"{speed * float(shown.pop('targets')):,.0f}"
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.delay = 0  # else a run shorter than its interval would end without a bar
+        self.bar.set_postfix(self._shown(losses), refresh=False)
         self.bar.update(iteration - self.bar.n)
+
+    def _shown(self, losses: dict) -> dict[str, str]:
+        """The figures behind the bar, as many as there is room for: losses, accuracies, speeds, then the others."""
+        now = self.bar.format_dict
+        speed = (now["rate"] or 0) * self.tokens_per_iteration
+        speeds = {"tokens/s": speed}
+        if "targets" in losses:  # the share of tokens that are learnt
+            speeds = {"targets/s": speed * float(losses["targets"])} | speeds
+        names = [name for name in losses if name != "targets"]
+        names.sort(key=lambda name: (not name.endswith("loss"), not name.endswith("accuracy")))
+        first = [name for name in names if name.endswith(("loss", "accuracy"))]
+        texts = {name.replace("lm loss", "loss"): f"{float(losses[name]):.3f}" for name in first}
+        texts |= {name: f"{value:,.0f}" for name, value in speeds.items()}
+        texts |= {name: f"{float(losses[name]):.3f}" for name in names if name not in first}
+        # Without figures a bar has ten columns, of which it may lose all but three; each figure has ", " and "=".
+        room = (now["ncols"] or WIDTH) - len(Bar.format_meter(**now | {"ncols": None, "postfix": None})) + 7
+        shown = {}
+        for name, text in texts.items():
+            room -= len(name) + len(text) + 3
+            if room < 0:
+                break
+            shown[name] = text
+        return shown
 
     def evaluation(self, split: str, iteration: int, losses: dict) -> None:
         """One evaluation's losses, also printed above the bar."""
@@ -87,7 +108,8 @@ class RunLog:
         losses = {name: value for name, value in losses.items() if name not in unseen}  # sources without a row here
         self._write(iteration, split, losses)
         figures = ", ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
-        self.bar.write(f"iteration {iteration}: {split.replace('_', ' ')} {figures}", file=sys.stderr)
+        line = f"iteration {iteration}: {split.replace('_', ' ')} {figures}"
+        self.bar.write(in_columns(re.split("(?<=,) ", line)), file=sys.stderr)
         if split != "valid":
             self.bar.close()
 

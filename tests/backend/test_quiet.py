@@ -3,6 +3,7 @@
 import gc
 import importlib
 import inspect
+import subprocess
 import sys
 import weakref
 
@@ -59,3 +60,11 @@ def test_a_package_runs_when_something_is_asked_of_it_and_no_sooner(tmp_path, mo
         importlib.import_module("no_such_package")
     defer_import("put_off")
     assert not isinstance(sys.modules["put_off"], type(put_off)), "what is imported is left"
+
+
+def test_a_command_that_asks_for_a_checkpoints_template_first_says_nothing_of_absent_libraries(tmp_path):
+    program = "from megatron_chimed.convert.trained_template import of_checkpoint as ask\n"
+    program += "from megatron_chimed.errors import InputError\n"
+    program += "try:\n    ask('nowhere')\nexcept InputError:\n    print('asked')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("asked\n", "")

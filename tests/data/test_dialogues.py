@@ -22,6 +22,7 @@ from megatron_chimed.data.dialogues import format_dialogue_report
 from megatron_chimed.data.turns import RawTurn
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.workers import COLUMNS
 
 SOURCES = {
     "toyhom": "toyhom_internal_medicine.csv",
@@ -386,3 +387,10 @@ def test_the_real_samples_are_read_and_most_rows_survive(output):
     assert "exact duplicate" in format_dialogue_report(content)
     again = prepare([f"cmd={SHARED / SOURCES['multi_turn']}"], output)
     assert again["sources"]["cmd"]["turns"] == content["sources"]["multi_turn"]["turns"]  # found without being told
+
+
+def test_the_table_of_sources_fits_in_a_hundred_columns():
+    sizes = dict.fromkeys(("rows", "dialogues", "turns", "characters", "tokens"), 123_456_789)
+    sources = {name: {**sizes, "dropped": {"exact duplicate": 7}} for name in ("meddialog", "multi_turn")}
+    report = format_dialogue_report({"sources": sources, "settings": {"tokenizer": "tokenizer.model"}})
+    assert "tokens" in report and max(map(len, report.splitlines())) <= COLUMNS

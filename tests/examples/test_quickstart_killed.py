@@ -1,8 +1,11 @@
-"""The demo in its tiny size, killed at random moments and run again: the figures are those of one never killed."""
+"""The demo in its tiny size, killed at random moments and run again: the figures are those of one never killed.
+
+What the latter prints, bars too, fits in a hundred columns, but for lines with a path of the test in them."""
 
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import pytest
 from support.paths import ROOT
 
 from megatron_chimed.jsonl import read_json
+from megatron_chimed.workers import COLUMNS
 
 pytestmark = [
     pytest.mark.cpu,
@@ -45,6 +49,9 @@ def test_a_demo_killed_at_random_moments_ends_with_the_same_figures(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with demo(whole) as program:
         assert program.wait() == 0, whole.with_suffix(".log").read_text()[-2000:]
+    lines = re.split(r"[\r\n]", whole.with_suffix(".log").read_text("utf-8"))
+    too_long = [line for line in lines if len(line) > COLUMNS and str(tmp_path) not in line]
+    assert len(lines) > 100 and not too_long, too_long[:5]
     seed = int(os.environ.get("SEED", random.randrange(10**6)))
     moments, kills, code = random.Random(seed), 0, None
     while code is None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from guards import docs, tree
+from support.browser import needs_browser, open_page
 from support.corpora import build, write_model, write_rows
 from support.exam_models import Scripted, guess, is_right, kind_of, scripted
 from support.paths import ROOT
@@ -18,6 +20,7 @@ from megatron_chimed.jsonl import read_json, read_json_lines, write_json
 from megatron_chimed.records import Candidate, Turn
 from megatron_chimed.text.template import Template, load_template
 from megatron_chimed.training.runlog import COLUMNS
+from megatron_chimed.workers import COLUMNS as WIDTH
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 
@@ -203,6 +206,67 @@ def test_the_page_and_results_json_hold_the_same_figures(finished, monkeypatch, 
     assert not re.search(r"""(src|href)=["'](?!#)""", page)  # it needs nothing else
     assert capsys.readouterr().out.count("holds ") == len(results["claims"])
     assert f"| {SKILL['SFT']}" not in text and "| all | 44 |" in text
+
+
+SHOWN = ("README.md", "README.zh.md", "docs/guides/first-steps.md", "docs/guides/first-steps.zh.md")
+"""The documents that show what the demo prints at its end."""
+
+
+def test_what_the_demo_prints_of_itself_fits_in_a_hundred_columns(finished, tmp_path, monkeypatch, capsys):
+    longest = Path("runs/demo-tiny-qwen3")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / longest).symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(longest)])
+    report.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > len(claims.CLAIMS) and all(len(line) <= WIDTH for line in lines), max(lines, key=len)
+    for text, figure, bound in claims.CLAIMS + claims.DPO_CLAIMS:
+        claim = claims.Claim(text, figure, -0.0001234, -0.0002345, -0.0003456, 1200, bound, False)
+        printed = report.claim_line(claim)
+        assert all(len(line) <= WIDTH for line in printed.splitlines()), printed
+        assert " ".join(printed.split()) == f"DOES NOT HOLD {text}: {report._of(claim)}"
+    titles = re.findall(r'(?m)^ *step "(.+)"$', tree.read("examples/quickstart/run.sh"))
+    assert len(titles) > 14 and all(len(f"16/16 {title}") <= WIDTH for title in titles), max(titles, key=len)
+
+
+@pytest.mark.parametrize("document", SHOWN)
+def test_the_lines_that_a_document_shows_are_broken_as_the_demo_breaks_them(document):
+    (block,) = (text for _, _, text in docs.blocks(tree.read(document)) if "holds    " in text)
+    assert all(len(line) <= WIDTH for line in block.splitlines())
+    texts = {text for text, *_ in claims.CLAIMS}
+    whole = block.replace("\n" + " " * 14, " ")
+    found = re.findall(r"(?m)^holds +(.+): (\S+) \[(\S+), (\S+)\], n = (\d+)$", whole)
+    assert len(found) > 5 and {text for text, *_ in found} <= texts
+    for text, value, low, high, n in found:
+        claim = claims.Claim(text, "", float(value), float(low), float(high), int(n), 0.0, True)
+        assert f"{report.claim_line(claim)}\n" in block
+
+
+MEASURED = "return [innerWidth, document.documentElement.scrollWidth <= innerWidth]"
+TOLD = "return [...document.querySelectorAll('img, svg')].map(one => one.alt || one.getAttribute('aria-label') || '')"
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "phone"), [(360, True), (1280, False)])
+def test_the_page_is_read_on_a_telephone_and_at_a_desk(finished, tmp_path, monkeypatch, width, phone):
+    monkeypatch.setattr(sys, "argv", ["report.py", str(finished)])
+    report.main()
+    with open_page(tmp_path) as page:
+        page.resize(width, phone=phone)
+        page.open(finished / "report.html")
+        assert page.script(MEASURED) == [width, True]
+        told = page.script(TOLD)
+        assert len(told) == len(set(told)) == 5 and all(len(text) > 30 for text in told)
+        assert page.script("return document.querySelector('h2').textContent") == "Claims"
+        first = page.script("return [...document.querySelector('table').rows].map(row => row.cells[0].textContent)")
+        assert first == ["claim", *(text for text, *_ in claims.CLAIMS)]
+        assert not page.problems()
+        if phone:  # control: without boxes of their own tables and pictures widen the page
+            plain = (finished / "report.html").read_text("utf-8").replace("overflow-x:auto", "")
+            (tmp_path / "plain.html").write_text(plain, "utf-8")
+            page.open(tmp_path / "plain.html")
+            assert page.script(MEASURED) != [width, True]
 
 
 def test_a_step_that_has_not_run_is_named(finished, tmp_path):

@@ -9,7 +9,7 @@ import yaml
 from guards import reference
 
 CONFIG, FOLDER, PAGE_LINES = "mkdocs.yml", "docs/", 200
-MADE_OF_CODE = ("docs/architecture.md", "docs/upstream.md", f"{reference.FOLDER}/")
+MADE_OF_CODE = ("docs/architecture.md", "docs/licences.md", "docs/upstream.md", f"{reference.FOLDER}/")
 LINK = r"!?\[[^\]]*\]\(([^)\s]+)\)"
 
 

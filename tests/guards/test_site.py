@@ -4,11 +4,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from email import message_from_string
 
 import pytest
 from packaging.requirements import Requirement
 
-from guards import reference, site, tree
+from guards import licences, reference, site, tree
 from megatron_chimed.commands.main import COMMANDS
 
 ALL = {path: tree.read(path) for path in tree.files()}
@@ -35,6 +36,36 @@ def test_a_flag_a_default_and_a_text_are_shown_as_they_are_given():
     parser = reference.make_parser("pack sft", "chimed pack sft")
     shown = {reference.flag(action).split()[0]: reference.flag(action) for action in parser._actions}
     assert shown["--mode"] == "--mode {whole,per-turn,last}" and shown["--input"].startswith("--input INPUT [INPUT")
+
+
+def test_the_licences_are_those_of_what_is_installed():
+    standing = ALL[licences.PAGE]
+    assert licences.page(standing) == standing, "run: PYTHONPATH=tests:. python -m guards.licences"
+    assert licences.direct().keys() - licences.locked().keys() == licences.NOT_IN_THE_LOCK.keys()
+    assert not re.findall(r"is(?: not)? installed(?! anew)", standing)
+
+
+def test_control_a_package_that_is_not_listed_or_not_said_rightly_is_reported(monkeypatch):
+    standing = ALL[licences.PAGE]
+    for old, new in (("| LGPL-2.1-or-later |", "| MIT |"), ("| torch | 2.11", "| torch | 2.10")):
+        wrong = standing.replace(old, new)
+        assert wrong != standing and licences.page(wrong) == standing
+    lock = licences.locked() | {"new": ("new", "1.0")}
+    monkeypatch.setattr(licences, "locked", lambda: lock)
+    assert "| new | 1.0 | new 1.0 is not installed here |" in licences.page(standing)
+    assert "| new | 1.0 | BSD |" in licences.page("| new | 1.0 | BSD |\n")
+
+
+def test_a_licence_is_the_expression_a_name_or_the_classifiers():
+    def of(*lines: str) -> str:
+        return licences.licence(message_from_string("\n".join(lines) + "\n"))
+
+    bsd = "Classifier: License :: OSI Approved :: BSD License"
+    assert of("License-Expression: MIT", "License: other", bsd) == "MIT"
+    assert of("License: BSD-3-Clause", bsd) == "BSD-3-Clause" and of(bsd) == "BSD License"
+    assert of("License: Apache 2.0", bsd) == "Apache 2.0; classifiers: BSD License"
+    assert of("License: Copyright (c) somebody, who allows", "        this and that", bsd) == "BSD License"
+    assert of("License: MIT License", "        and its text") == "MIT License" and of("Name: x") == "not said"
 
 
 def test_every_page_is_in_the_menu_once():

@@ -6,7 +6,8 @@ from functools import cache
 
 from support.paths import ROOT
 
-IGNORED = {".git", ".venv", ".venv-vllm", "runs", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+IGNORED = {".git", ".venv", ".venv-vllm", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache",
+           ".hypothesis"}  # fmt: skip
 
 
 @cache

@@ -47,6 +47,11 @@ class Page:
         """Open a file."""
         self.do("POST", "/url", {"url": file.resolve().as_uri()})
 
+    def resize(self, width: int, height: int = 800, phone: bool = False) -> None:
+        """Give the tab a size, also one that no window has. phone: as the browser of a telephone lays pages out."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        self.do("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
+
     def script(self, code: str):
         """What a function body of JavaScript returns."""
         return self.do("POST", "/execute/sync", {"script": code, "args": []})

@@ -185,7 +185,7 @@ def _plots(results: list[dict]) -> Iterator[Block]:
         }
         if any(bars.values()):
             yield Block("h2", title)
-            yield Block("plot", (name, *bar_chart(bars, label)))
+            yield Block("plot", (name, *bar_chart(bars, label), f"{title}: bars of {', '.join(bars)}, in {label}"))
 
 
 def _cell(figure: dict | None) -> str:
