@@ -5,6 +5,7 @@ nothing to estimate it from) and n, what the error is taken over; figures that h
 bounds of the 95% interval.
 """
 
+import csv
 import math
 import re
 import statistics
@@ -284,3 +285,12 @@ def _differences(folder: Path) -> dict[str, Figure]:
 def _of(difference) -> Figure:
     """A difference as a figure."""
     return figure(*difference[:2], difference.n, low=difference.low, high=difference.high)
+
+
+def read_seconds(path: Path) -> dict[str, int]:
+    """{step: seconds}, those of all attempts together."""
+    seconds: dict[str, int] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for title, spent in csv.reader(file, delimiter="\t"):
+            seconds[title] = seconds.get(title, 0) + int(spent)
+    return seconds

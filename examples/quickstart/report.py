@@ -5,7 +5,6 @@ Example:
 """
 
 import argparse
-import csv
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -27,6 +26,7 @@ from demo_figures import (
     pairs,
     question_of,
     read_figures,
+    read_seconds,
     rewards,
     rounds,
     trainings,
@@ -71,15 +71,6 @@ def main() -> None:
     print(f"report          {folder / 'report.html'}, {folder / 'report.md'}")
     print(f"every figure    {folder / 'results.json'}")
     print(f"for transformers {folder / 'hf'}, {folder / 'hf_reward'}")
-
-
-def read_seconds(path: Path) -> dict[str, int]:
-    """{step: seconds}, those of all attempts together."""
-    seconds: dict[str, int] = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        for title, spent in csv.reader(file, delimiter="\t"):
-            seconds[title] = seconds.get(title, 0) + int(spent)
-    return seconds
 
 
 def _hashes(folder: Path) -> dict[str, str]:
