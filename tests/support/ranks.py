@@ -5,6 +5,7 @@ number and address in the environment, and when one rank fails the others are en
 all that a user starts, go through launch/torchrun.sh.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
@@ -76,9 +77,7 @@ def _lead(module: str, words: list[str], environment: dict[str, str], ranks: int
     with open(output, "ab") as said, open(os.devnull, "rb") as nothing:
         for number, file in enumerate((nothing, said, said)):
             os.dup2(file.fileno(), number)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     others, code = set(), 0
     for rank in range(ranks):
@@ -95,6 +94,15 @@ def _lead(module: str, words: list[str], environment: dict[str, str], ranks: int
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)  # what a rank that was ended so has left behind
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _free_port() -> int:
+    """A port for rank 0, which binds it seconds later: from below those that the system gives away (32768 and on), and
+    by this process's number, so that no other job takes it meanwhile."""
+    for port in range(12_000 + os.getpid() % 20_000, 32_768):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no port is free")
 
 
 def _leave_out(where: str) -> None:
