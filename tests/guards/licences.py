@@ -34,7 +34,7 @@ This package is under Apache-2.0. Its wheel and its source distribution hold non
 names: whoever installs it takes each from its own makers, under its own terms. The licences are what each package's
 metadata say, word by word; nobody has compared them with the packages' files. Where the metadata give a name and a list
 of classifiers that says something else, both stand here, as for megatron-core. Those that are not in the lock have the
-licence that their projects named in November 2026.
+licence known to us; it was not read from their metadata: check it before you rely on it.
 
 Three kinds ask for a second look by whoever hands on a whole environment, for example as an image: the packages of
 NVIDIA under a proprietary licence, which torch brings along on Linux for CUDA; chardet under the LGPL; and those under
