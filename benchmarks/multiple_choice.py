@@ -8,13 +8,11 @@ letter the options of a question differ in one token, by text in some.
 import argparse
 import os
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from generation import measure
 from lm_eval.models.huggingface import HFLM
 
 from megatron_chimed.errors import InputError, exit_cleanly
@@ -52,18 +50,6 @@ def read_pairs(engine: Engine, tokenizer: Path, exams: Path, task: str) -> Pairs
     return pairs
 
 
-def measure(ways: dict[str, Callable[[], list]], runs: int) -> tuple[dict[str, list[float]], dict[str, list]]:
-    """Seconds of each run of each way, in turn, behind one round that warms up; and the figures."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    figures = {}
-    for number in range(runs + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            figures[name] = [score for score, _ in way()]
-            seconds[name] += [time.perf_counter() - start] if number else []
-    return seconds, figures
-
-
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
@@ -93,16 +79,15 @@ def main() -> None:
                 "ours, hf:": lambda pairs=pairs: hf.loglikelihoods(pairs),
                 "ours, megatron:": lambda pairs=pairs: megatron.loglikelihoods(pairs),
             }
-            seconds, figures = measure(ways, args.runs)
-            reference = statistics.median(seconds["lm-eval's backend"])
-            for way, runs in seconds.items():
-                pair_of = zip(figures[way], figures["lm-eval's backend"], strict=True)
+            seconds, answers = measure(ways, args.runs)
+            figures = {way: [score for score, _ in found] for way, found in answers.items()}
+            reference = "lm-eval's backend"
+            for way, spent in seconds.items():
+                pair_of = zip(figures[way], figures[reference], strict=True)
                 difference = max(abs(found - expected) for found, expected in pair_of)
-                times = " ".join(f"{one:.2f}" for one in runs)
-                ratio = reference / statistics.median(runs)
-                print(
-                    f"| {task}, {len(pairs)} options | {way} | {times} | {ratio:.1f}x | {difference:.1e} |", flush=True
-                )
+                ratio = seconds[reference] / spent
+                row = f"| {task}, {len(pairs)} options | {way} | {spent:.2f} | {ratio:.1f}x | {difference:.1e} |"
+                print(row, flush=True)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm_eval"))
     print(f"\nPython {platform.python_version()}, {packages}; {os.cpu_count()} cores, {platform.machine()}")
 

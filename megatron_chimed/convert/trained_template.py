@@ -5,7 +5,6 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.checkpoints import resolve, split_adapter
 from megatron_chimed.errors import InputError
 from megatron_chimed.text.jinja import CHAT_TEMPLATE, recorded
@@ -24,7 +23,6 @@ def of_args(args: Namespace, where: str) -> Template | None:
 
 def of_checkpoint(folder: str | Path, iteration: int | None = None) -> Template | None:
     """Read that of a Megatron checkpoint, the newest one by default. Raises InputError."""
-    silence_import_warnings()  # a command may ask for this before it imports anything else of Megatron
     from megatron_chimed.convert.torch_dist import TorchDistCheckpoint  # which imports torch
 
     place = resolve(split_adapter(folder)[0], iteration)

@@ -29,7 +29,7 @@ def loglikelihoods(pairs: Sequence[Pair], num_tokens: int, read: Read) -> list[t
             tokens = inputs[placed.number]
             for number in asking[tokens]:
                 context, continuation = pairs[number]
-                places += placed.places(len(tokens))[len(context) - 1 :]
+                places += [placed.place(token) for token in range(len(context) - 1, len(tokens))]
                 wanted += continuation
                 numbers.append(number)
         values = zip(*read(row, places, wanted), strict=True)
