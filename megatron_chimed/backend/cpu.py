@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_chimed.backend.quiet import silence_import_warnings
+from megatron_chimed.backend.quiet import hushed
 from megatron_chimed.errors import InputError
 
 CPU = torch.device("cpu")
@@ -164,12 +164,12 @@ def _as_it_is(model: Any = None, **options: Any) -> Any:
 def without_compiler() -> Iterator[None]:
     """Import parts of Megatron here, hushed, for what they hold, not to compute with: it compiles a few elementwise
     functions, which on a CPU takes 15 s at each start and saves nothing, and to import the compiler alone takes two."""
-    silence_import_warnings()
     compiler = torch.compile
     if is_needed():
         torch.compile = _as_it_is
     try:
-        yield
+        with hushed():
+            yield
     finally:
         torch.compile = compiler
 

@@ -19,6 +19,19 @@ def silence_import_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"megatron\.")
 
 
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Import here without those notes, and leave the process as it was: for a module, which changes nothing of it."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    with warnings.catch_warnings():
+        silence_import_warnings()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 class Deferred(types.ModuleType):
     """A module that is imported when something is asked of it. importlib's LazyLoader is too easily awakened: torch
     looks through all modules for their files."""
