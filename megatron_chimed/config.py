@@ -20,7 +20,7 @@ import yaml
 from megatron_chimed.errors import InputError
 
 BLOCKS = ("megatron", "chimed")
-FLAGS = {"allow-other-tokenizer"}
+FLAGS = {"allow-other-tokenizer", "valid"}
 """Options of ``chimed:`` that the command line takes as well."""
 
 
@@ -172,8 +172,20 @@ def load_settings(model_yaml: str | Path, stage_yaml: str | Path, overrides: lis
                 for key in others:
                     merged["megatron"].pop(key, None)
     for flag in FLAGS & given.keys():
-        merged["chimed"][flag.replace("-", "_")] = given.pop(flag)
+        setting = given.pop(flag)
+        merged["chimed"][flag.replace("-", "_")] = _named_paths(setting) if flag == "valid" else setting
     return RunConfig(merged["megatron"] | given, merged["chimed"])
+
+
+def _named_paths(setting: Located) -> Located:
+    """``--valid general=PATH medical=PATH`` as the mapping that it is in a file. Raises InputError."""
+    paths: dict[str, Located] = {}
+    for word in setting.value if isinstance(setting.value, list) else [setting.value]:
+        name, _, path = str(word).partition("=")
+        if not name or not path or name in paths:
+            raise InputError(f"{setting.where}: expected NAME=PATH, each name once, found {word!r}")
+        paths[name] = Located(path, setting.where)
+    return Located(paths, setting.where)
 
 
 def parse_dataclass(settings: dict[str, Located], *classes: type, block: str = " in chimed:") -> list[Any]:
@@ -283,13 +295,3 @@ def _fits(value: Any, expected: Any) -> bool:
     if expected is type(None):
         return value is None
     return type(value) is expected
-
-
-def whole_number(given: dict[str, Located], key: str, default: int | None = None) -> int:
-    """A whole number above 0. Raises InputError."""
-    setting = given.get(key, Located(default, "default"))
-    if setting.value is None:
-        raise InputError(f"no --{key} is given; give it in one of the YAML files")
-    if isinstance(setting.value, bool) or not str(setting.value).isdecimal() or not int(str(setting.value)):
-        raise InputError(f"{setting.where}: {key}: expected a whole number above 0, found {setting.value!r}")
-    return int(str(setting.value))

@@ -9,6 +9,7 @@ from megatron_chimed.errors import InputError
 from megatron_chimed.models.options import ModelOptions
 from megatron_chimed.stages.options import PretrainConfig
 from megatron_chimed.training.arguments import to_argv, with_defaults
+from megatron_chimed.training.options import JobOptions
 
 
 @pytest.fixture
@@ -48,6 +49,16 @@ def test_two_files_and_the_command_line_are_merged(tmp_path):
     options, config = parse_dataclass(merged.chimed, ModelOptions, PretrainConfig)
     assert options == ModelOptions(attention="sdpa")
     assert config == PretrainConfig(isolate_documents=True)
+
+
+def test_validation_sets_of_the_command_line_replace_those_of_the_files(tmp_path):
+    model = write(tmp_path / "model.yaml", "megatron:\n  num_layers: 2\n")
+    stage = write(tmp_path / "stage.yaml", "chimed:\n  valid: {general: a}\n")
+    (job,) = parse_dataclass(load_settings(model, stage, ["--valid", "x=b=c", "y=d"]).chimed, JobOptions)
+    assert job.valid == {"x": "b=c", "y": "d"}
+    for words in (["x"], ["x="], ["=a"], [], ["x=a", "x=b"]):
+        with pytest.raises(InputError, match="command line --valid: expected NAME=PATH, each name once, found"):
+            load_settings(model, stage, ["--valid", *words])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,31 @@ import torch
 from torch.utils.data import Dataset
 
 
+class OtherKind(Dataset):
+    """Rows of a corpus among packed ones, or packed ones among a corpus's: the same tensors but for ``source``."""
+
+    def __init__(self, rows: Any, has_source: bool):
+        self.rows, self.has_source = rows, has_source
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows_of_epoch(self) -> int:
+        """The samples from the first on that hold each row, or each token, once."""
+        return self.rows.rows_of_epoch
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of a sample by name, [S] each; of a corpus all is of the first source, and none of it padding."""
+        sample = dict(self.rows[index])
+        sample.pop("source", None)
+        return sample | ({"source": torch.zeros_like(sample["tokens"])} if self.has_source else {})
+
+    def place(self, index: int) -> tuple[str, int]:
+        """(path, number in it) of a sample."""
+        return self.rows.place(index)
+
+
 class ReplayMix(Dataset):
     """Samples of `train` and `replay`; of the first n, whatever n, floor(n x share) are of replay.
 

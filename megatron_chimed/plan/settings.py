@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import Located, RunConfig, parse_dataclass, whole_number
+from megatron_chimed.config import Located, RunConfig, parse_dataclass
 from megatron_chimed.convert.families import of_args
 from megatron_chimed.convert.families.blocks import ABSENT
 from megatron_chimed.convert.family import Family
@@ -14,7 +14,7 @@ from megatron_chimed.models.options import LoraOptions, ModelOptions
 from megatron_chimed.plan.layout import Layout
 from megatron_chimed.plan.model import Model
 from megatron_chimed.stages.options import STAGES
-from megatron_chimed.stages.schedule import planned_iterations
+from megatron_chimed.stages.schedule import planned_iterations, whole_number
 from megatron_chimed.text.tokenizer import load_tokenizer
 
 UNKNOWN = (

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import Located, RunConfig, parse_dataclass, whole_number
+from megatron_chimed.config import Located, RunConfig, parse_dataclass
 from megatron_chimed.errors import InputError
 from megatron_chimed.packing.packed_rows import read_manifest
 from megatron_chimed.stages.options import STAGES, DpoConfig, RewardConfig
@@ -69,3 +69,13 @@ def planned_iterations(stage: str, settings: RunConfig, global_batch: int | None
     if "train-samples" in given:
         return whole_number(given, "train-samples") // whole_number(given, "global-batch-size", global_batch)
     return whole_number(given, "train-iters")
+
+
+def whole_number(given: dict[str, Located], key: str, default: int | None = None) -> int:
+    """A whole number above 0. Raises InputError."""
+    setting = given.get(key, Located(default, "default"))
+    if setting.value is None:
+        raise InputError(f"no --{key} is given; give it in one of the YAML files")
+    if isinstance(setting.value, bool) or not str(setting.value).isdecimal() or not int(str(setting.value)):
+        raise InputError(f"{setting.where}: {key}: expected a whole number above 0, found {setting.value!r}")
+    return int(str(setting.value))

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,11 @@ class DataProvider:
     def __call__(self, num_samples: tuple[int, int, int]) -> tuple[Iterator | None, Iterator | None, Iterator | None]:
         """Iterators of train, valid and test from the first sample that is not consumed."""
         args = get_args()
-        build, request = functools.partial(self.stage.build_datasets, self.config), data_request(args, num_samples)
-        data = build(request)
+        request = data_request(args, num_samples)
+        data = self.stage.build_datasets(self.config, request)
         if not args.fake_process_group:  # a dry run has data of its own
-            data = with_replay(build, request, data, self.job.replay)
-            self.named = named_sets(build, request, data, self.job)
+            data = with_replay(self.config, request, data, self.job.replay)
+            self.named = named_sets(self.config, request, data, self.job)
         self._data = data
         _record_template(args, data)
         if reference := data.facts.get("reference"):

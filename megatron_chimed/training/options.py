@@ -11,7 +11,7 @@ class Replay:
     """Earlier data mixed into the training data, so that what they taught is kept."""
 
     data: str
-    """A corpus's prefix; in fine-tuning a packed folder."""
+    """A corpus's prefix or a packed folder."""
 
     share: float
     """The share of the training samples that is drawn from it, more than 0 and less than 1."""
@@ -38,9 +38,9 @@ class JobOptions:
     """Earlier data that are mixed in: ``{data: PATH, share: 0.1}``; in pre-training and fine-tuning."""
 
     valid: dict[str, str] = field(default_factory=dict)
-    """Validation sets by name, ``{general: PATH, medical: PATH}``, each a corpus's prefix, in fine-tuning a packed
-    folder. The loss of each is logged as "lm loss NAME" before the first step, at every --eval-interval and at the end;
-    forgetting.json in --save has them before and after."""
+    """Validation sets by name, ``{general: PATH, medical: PATH}``, each a corpus's prefix or a packed folder; also
+    --valid NAME=PATH .... The loss of each is logged as "lm loss NAME" before the first step, at every --eval-interval
+    and at the end; forgetting.json in --save has them before and after."""
 
     valid_rows: int = 200
     """The most rows that are read of a set of ``valid``: always the same ones, one at a time."""

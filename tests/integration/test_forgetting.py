@@ -186,12 +186,32 @@ def test_the_loss_of_a_named_set_in_fine_tuning_is_that_of_an_evaluation_of_all_
     assert record_of(tmp_path / "run")["sets"]["others"]["rows"] == len(PackedRows(dialogues[1]))
 
 
+def test_either_stage_watches_and_replays_text_and_dialogues_and_both_measure_the_same(tmp_path, corpora, dialogues):
+    text, packed = str(corpora[1]), str(dialogues[1])
+    found = {}
+    for name in ("sft", "pretrain"):
+        replay = {"data": text if name == "sft" else packed, "share": 0.5}
+        more = {"isolate_documents": True} if name == "pretrain" else {}
+        job, start = sft_job(tmp_path / name, dialogues, more | {"replay": replay, "valid_rows": 7})
+        if name == "pretrain":
+            content = job.stage.read_text().replace(str(dialogues[0]), str(corpora[0]))
+            job.name, text_alone = name, content.replace(f"  valid-data-path:\n  - {packed}\n", "")
+            job.stage.write_text(text_alone)
+        output = job.run(*start, "--save", tmp_path / name / "run", "--valid", f"text={text}", f"dialogues={packed}")
+        found[name] = record_of(tmp_path / name / "run")["sets"]
+        assert list(found[name]) == ["text", "dialogues"], output
+    for name, one in found["sft"].items():
+        other = found["pretrain"][name]
+        assert one["counts"] == other["counts"] and one["sums_before"] == other["sums_before"]
+        assert one["sums_after"] != other["sums_after"]
+
+
 @pytest.mark.parametrize(
     ("chimed", "message"),
     [
         ({"valid": {"mc": "OTHERS"}}, "valid: mc is also a source of the data"),
-        ({"valid": {"general": "nowhere"}}, "nowhere"),
-        ({"replay": {"data": "nowhere", "share": 0.1}}, "nowhere"),
+        ({"valid": {"general": "nowhere"}}, "valid: general: nowhere"),
+        ({"replay": {"data": "nowhere", "share": 0.1}}, "replay: nowhere"),
     ],
     ids=str,
 )
