@@ -2,8 +2,9 @@
 
 Both classes share one interface. `signature(text)` is a pure function and does the work, so worker processes can run
 it on a copy of the object; `is_duplicate_signature` must see the signatures one after the other in document order.
-Near duplicates are found by MinHash and locality-sensitive hashing (datasketch). Source: Broder, "On the resemblance
-and containment of documents" (1997).
+Near duplicates are found by MinHash and locality-sensitive hashing. Sources: Broder, "On the resemblance and
+containment of documents" (1997); the sketch is Dahlgaard, Knudsen, Thorup, "Fast Similarity Sketching" (2017), by
+rensa, which visits each shingle a few times and not once for each permutation.
 """
 
 import hashlib
@@ -16,7 +17,6 @@ from megatron_chimed.text.normalise import normalise
 
 SHINGLE = 5  # characters; 5-grams of Chinese are about three words long
 EXACT, NEAR = "exact duplicate", "near duplicate"  # names of what is found, in reports
-CHUNK = 1 << 14  # shingles hashed at once: bounds the memory for one huge document to some 10 MB
 
 
 class Deduplicator[S](ABC):
@@ -57,12 +57,22 @@ class ExactDeduplicator(Deduplicator[bytes]):
 
 @cache
 def _index_shape(threshold: float, num_perm: int) -> tuple[int, int]:
-    """Choose (bands, hashes in a band) of the index; thousands of integrals, so it is computed once."""
-    from datasketch import MinHashLSH
+    """Choose (bands, hashes in a band) of the index, which proposes a pair of similarity s with probability
+    1 - (1 - s^hashes)^bands: the shape with the least error on either side of the threshold.
 
-    # The index only proposes candidates, each is then checked: so missing one weighs more than a false proposal.
-    shape = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
-    return shape.b, shape.r
+    Each candidate is then checked: so missing one weighs nine times as much as a false proposal.
+    """
+    steps = 1000
+    similarity = (np.arange(steps) + 0.5) / steps
+    duplicate = similarity >= threshold
+
+    def error(shape: tuple[int, int]) -> float:
+        bands, width = shape
+        proposed = 1 - (1 - similarity**width) ** bands
+        return float(np.where(duplicate, 0.9 * (1 - proposed), 0.1 * proposed).sum())
+
+    shapes = ((bands, width) for bands in range(1, num_perm + 1) for width in range(1, num_perm // bands + 1))
+    return min(shapes, key=error)
 
 
 class NearDeduplicator(Deduplicator[np.ndarray]):
@@ -74,29 +84,26 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
     """
 
     def __init__(self, threshold: float = 0.8, num_perm: int = 128, seed: int = 1) -> None:
-        from datasketch import MinHash
-
-        self.threshold = threshold
-        self._blank = MinHash(num_perm=num_perm, seed=seed, hashfunc=int)
+        self.threshold, self.num_perm, self.seed = threshold, num_perm, seed
         self._bands, self._width = _index_shape(threshold, num_perm)
-        # One table for all bands, from 64 bits to one document or several: half of datasketch's memory and time.
+        # One table for all bands, from 64 bits to one document or several: half of the memory of a table each.
         self._table: dict[int, int | list[int]] = {}
         self._kept: list[np.ndarray] = []
 
     def __getstate__(self) -> dict:
         """A copy sent to a worker process computes signatures: it takes along the settings, not what was seen."""
-        return {"threshold": self.threshold, "num_perm": self._blank.num_perm, "seed": self._blank.seed}
+        return {"threshold": self.threshold, "num_perm": self.num_perm, "seed": self.seed}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
     def signature(self, text: str) -> np.ndarray:
         """Compute the MinHash of the text's 5-grams, uint32 [num_perm]."""
-        sketch = self._blank.copy()
+        from rensa import RMinHash
+
         hashes = shingle_hashes(normalise(text))
-        for start in range(0, len(hashes), CHUNK):
-            sketch.update_batch(hashes[start : start + CHUNK].tolist())
-        return sketch.hashvalues
+        made = RMinHash.digest_matrix_from_flat_token_hashes(hashes, [0, len(hashes)], self.num_perm, self.seed)
+        return np.array(made.to_rows()[0], np.uint32)
 
     def is_duplicate_signature(self, signature: np.ndarray) -> bool:
         """Whether a kept document's estimated similarity reaches the threshold; if none does, this one is kept.
@@ -141,20 +148,20 @@ def make_deduplicators(kind: str) -> dict[str, Deduplicator]:
 
 
 def shingle_hashes(text: str) -> np.ndarray:
-    """Hash the text's character 5-grams in order: uint32 [characters - 4].
+    """Hash the text's character 5-grams in order: uint64 [characters - 4].
 
     A text of one to four characters is one shingle. All are computed at once, as polynomials of the code points
-    in arithmetic modulo 2^64, whose upper half is kept.
+    in arithmetic modulo 2^64.
 
     >>> len(shingle_hashes("慢性胃炎患者")), len(shingle_hashes("胃炎")), len(shingle_hashes(""))
     (2, 1, 0)
     """
     if not text:
-        return np.empty(0, dtype=np.uint32)
+        return np.empty(0, dtype=np.uint64)
     padded = text.ljust(SHINGLE, "\0").encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(padded, dtype="<u4").astype(np.uint64)
     hashes = np.zeros(len(codes) - SHINGLE + 1, dtype=np.uint64)
     for offset in range(SHINGLE):
         hashes = (hashes + codes[offset : offset + len(hashes)]) * np.uint64(0x9E3779B97F4A7C15)
         hashes ^= hashes >> np.uint64(29)  # without it, texts that differ in a few code points collide too often
-    return (hashes >> np.uint64(32)).astype(np.uint32)
+    return hashes

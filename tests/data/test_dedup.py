@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import SHARED
 
-from megatron_chimed.data.dedup import CHUNK, ExactDeduplicator, NearDeduplicator, shingle_hashes
+from megatron_chimed.data.dedup import ExactDeduplicator, NearDeduplicator, _index_shape, shingle_hashes
 from megatron_chimed.text.normalise import normalise
 
 BOTH = [ExactDeduplicator, NearDeduplicator]
@@ -173,12 +173,17 @@ def test_equal_grams_have_equal_hashes_and_different_ones_differ(text):
     assert len(set(hashes)) == len({gram.ljust(5, "\0") for gram in grams})
 
 
-def test_a_text_longer_than_a_chunk_has_the_signature_of_its_parts():
-    generator = random.Random(5)
-    text = random_text(generator, 2 * CHUNK + 100)
-    near = NearDeduplicator()
-    parts = [near.signature(text[start : start + 3000 + 4]) for start in range(0, len(text) - 4, 3000)]
-    assert np.array_equal(near.signature(text), np.minimum.reduce(parts))
+def test_a_signature_is_that_of_the_set_of_grams_however_often_each_occurs():
+    near, period = NearDeduplicator(), "高血压患者应当低盐饮食"
+    whole = near.signature(period * 3)
+    assert np.array_equal(near.signature(period * 10_000), whole)
+    assert not np.array_equal(near.signature(period[:-1] * 3), whole)
+
+
+def test_the_shape_of_the_index_is_that_of_another_implementation():
+    """Of datasketch 2.0.0: MinHashLSH(threshold, num_perm=128, weights=(0.1, 0.9)), (b, r)."""
+    expected = {0.5: (32, 4), 0.6: (25, 5), 0.7: (20, 6), 0.8: (14, 9), 0.9: (8, 16), 0.95: (5, 25)}
+    assert {threshold: _index_shape(threshold, 128) for threshold in expected} == expected
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared sample data is not beside the project")

@@ -27,7 +27,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "api": ("openai",),
     "backend": ("torch", "megatron.core"),
     "text": ("numpy", "tqdm", *TOKENIZERS),
-    "data": ("numpy", "chardet", "datasketch", "orjson", "pyarrow", "tqdm"),
+    "data": ("numpy", "chardet", "orjson", "pyarrow", "rensa", "tqdm"),
     "corpus": ("numpy", "orjson", "tqdm"),
     "judging": (),
     "packing": ("numpy",),
