@@ -21,6 +21,7 @@ LIGHT_ONLY = "not cpu and not gpu and not slow"  # of make test-light
 TORCH = ("torch", "megatron")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # files run side by side, and threads that wait for each other spin
 os.fsync = lambda fd: None  # no test cuts the power; what a test starts still waits for its disk
 with contextlib.suppress(ImportError):  # tests/gpu runs where there is pytest alone
     import hypothesis
@@ -67,8 +68,20 @@ def pytest_ignore_collect(collection_path, config):
     return True if is_test and config.option.markexpr == LIGHT_ONLY and tier(collection_path) != "light" else None
 
 
+@cache
+def _turn_of(file: Path) -> tuple[bool, bool, int, str]:
+    return "integration" not in file.parts, tier(file) == "light", -file.stat().st_size, str(file)
+
+
+def _turn(item) -> tuple[bool, bool, int, str]:
+    return _turn_of(item.path)
+
+
 def pytest_collection_modifyitems(items):
-    """Mark every test with its tier; skip the gpu tier where there is no device."""
+    """Mark every test with its tier; skip the gpu tier where there is no device. The files that take longest come
+    first, so that the last ones that run side by side are short: those that start ranks, then those that need torch, of
+    each kind the large ones."""
+    items.sort(key=_turn)
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("light", "cpu", "gpu")):
             item.add_marker(tier(item.path))

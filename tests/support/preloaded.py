@@ -7,4 +7,4 @@ with fast_imports():
 
     cpu.install()
 
-    import megatron_chimed.training.trainer  # noqa: F401
+    import torch._dynamo  # noqa: F401 (this and the one before are imported by a rank in its course)
