@@ -1,4 +1,6 @@
-"""What a rank imports, for the process that `ranks` forks them from."""
+"""What a rank imports, at its start and in its course, for the process that `ranks` forks them from."""
+
+import importlib
 
 from megatron_chimed.backend.quiet import fast_imports
 
@@ -7,4 +9,5 @@ with fast_imports():
 
     cpu.install()
 
-    import torch._dynamo  # noqa: F401 (this and the one before are imported by a rank in its course)
+    for name in ("megatron_chimed.training.trainer", "megatron.core.tokenizers.text", "torch._dynamo"):
+        importlib.import_module(name)
