@@ -105,7 +105,7 @@ def make_byte_level(texts: Path, ids: int, folder: Path) -> Path:
 
 def run(command: list, log: Path) -> float:
     """Seconds that a command takes. A peer finds the Megatron of its own repository. Raises InputError."""
-    own = {} if command[0] in (OURS, "-c") else {"PYTHONPATH": f"{command[0].resolve().parents[1]}"}
+    own = {} if command[0] in (OURS, "-c", "-m") else {"PYTHONPATH": f"{command[0].resolve().parents[1]}"}
     path = os.pathsep.join(filter(None, [own.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]))
     with open(log, "w") as output:
         start = time.perf_counter()

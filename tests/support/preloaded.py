@@ -1,4 +1,4 @@
-"""What a rank imports, at its start and in its course, for the process that `ranks` forks them from."""
+"""What a rank imports, for the process that `ranks` forks them from."""
 
 import importlib
 
@@ -9,5 +9,7 @@ with fast_imports():
 
     cpu.install()
 
-    for name in ("megatron_chimed.training.trainer", "megatron.core.tokenizers.text", "torch._dynamo"):
+    import megatron_chimed.training.trainer  # noqa: F401
+
+    for name in ("megatron.core.tokenizers.text", "torch._dynamo"):  # a rank imports them in its course
         importlib.import_module(name)
