@@ -112,6 +112,5 @@ def sign_all(deduplicator: Deduplicator | None, rows: Iterable[tuple[str | list[
 
 def are_new(deduplicator: Deduplicator, signatures: np.ndarray) -> np.ndarray:
     """Find the documents that are no duplicate of one before: bool [documents], from `sign_all`'s signatures."""
-    rows = (row.tobytes() if row.dtype == np.uint8 else row for row in signatures)
-    duplicates = map(deduplicator.is_duplicate_signature, rows)
-    return ~np.fromiter(duplicates, dtype=bool, count=len(signatures))
+    rows = [row.tobytes() for row in signatures] if signatures.dtype == np.uint8 else signatures
+    return ~np.array(deduplicator.are_duplicates(rows), dtype=bool)

@@ -95,7 +95,7 @@ class Worker:
     def _read_rows(self, lines: list[bytes], batch: LineBatch, escapes: bool, changed: Changed) -> Rows:
         """Read the rows of a batch's lines. escapes: whether "\\ud..." occurs; changed: is counted up."""
         usual = self._usual_texts(lines)
-        if all(usual) and not batch.overlong:
+        if self.as_it_is and all(usual) and not batch.overlong:
             return Rows({self.options.json_keys[0]: usual}, range(len(lines)), {})
         rows = Rows({key: [] for key in self.options.json_keys}, [], {})
         for number, (line, text) in enumerate(zip(lines, usual, strict=True)):
@@ -105,8 +105,11 @@ class Worker:
             try:
                 if cut_off:
                     raise InputError(f"line too long: over {MAX_LINE_BYTES} bytes")
-                row = parse_line(line) if text is None else None
-                texts = [text] if row is None else self._prepare(row, changed, escapes)
+                if text is None or not self.as_it_is:
+                    row = parse_line(line) if text is None else {self.options.json_keys[0]: text}
+                    texts = self._prepare(row, changed, escapes)
+                else:
+                    texts = [text]
                 for column, one in zip(rows.texts.values(), texts, strict=True):
                     column.append(one)
                 rows.numbers.append(number)
@@ -115,11 +118,11 @@ class Worker:
         return rows
 
     def _usual_texts(self, lines: list[bytes]) -> list[str | None]:
-        """Read for each line its text, where nothing is to be done to it; None where `_prepare` must look closer.
+        """Read for each line its text, where the line is a usual one; None where it must be looked at more closely.
 
         Most lines of most corpora are usual, and most time besides tokenisation goes here: one loop, a fast parser.
         """
-        if not self.as_it_is or len(self.options.json_keys) > 1:
+        if len(self.options.json_keys) > 1:
             return [None] * len(lines)
         (key,) = self.options.json_keys
         texts: list[str | None] = []

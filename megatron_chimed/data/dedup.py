@@ -9,11 +9,12 @@ rensa, which visits each shingle a few times and not once for each permutation.
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
-from megatron_chimed.text.normalise import normalise
+from megatron_chimed.text.normalise import normalise, normalised_codes
 
 SHINGLE = 5  # characters; 5-grams of Chinese are about three words long
 EXACT, NEAR = "exact duplicate", "near duplicate"  # names of what is found, in reports
@@ -33,6 +34,10 @@ class Deduplicator[S](ABC):
     def is_duplicate(self, text: str) -> bool:
         """Whether the text duplicates one seen before; if not, it is remembered."""
         return self.is_duplicate_signature(self.signature(text))
+
+    def are_duplicates(self, signatures: Sequence[S]) -> list[bool]:
+        """The same of many signatures, one after the other."""
+        return [*map(self.is_duplicate_signature, signatures)]
 
 
 class ExactDeduplicator(Deduplicator[bytes]):
@@ -101,7 +106,7 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
         """Compute the MinHash of the text's 5-grams, uint32 [num_perm]."""
         from rensa import RMinHash
 
-        hashes = shingle_hashes(normalise(text))
+        hashes = shingle_hashes(normalised_codes(text))
         made = RMinHash.digest_matrix_from_flat_token_hashes(hashes, [0, len(hashes)], self.num_perm, self.seed)
         return np.array(made.to_rows()[0], np.uint32)
 
@@ -110,7 +115,13 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
 
         signature: [permutations], of `signature`.
         """
-        keys = self._keys(signature)
+        return self.are_duplicates(signature[None])[0]
+
+    def are_duplicates(self, signatures: np.ndarray) -> list[bool]:
+        """The same of many, [documents, permutations]."""
+        return [*map(self._is_duplicate, signatures, self._keys(signatures).tolist())]
+
+    def _is_duplicate(self, signature: np.ndarray, keys: list[int]) -> bool:
         checked: set[int] = set()
         for key in keys:
             found = self._table.get(key, ())
@@ -129,16 +140,16 @@ class NearDeduplicator(Deduplicator[np.ndarray]):
         self._kept.append(signature)
         return False
 
-    def _keys(self, signature: np.ndarray) -> list[int]:
-        """Hash each band of a signature [num_perm] to 64 bits; two equal keys propose a candidate, which is then
-        checked."""
-        bands = signature[: self._bands * self._width].reshape(self._bands, self._width).astype(np.uint64)
-        bands[:, 0] += np.arange(self._bands, dtype=np.uint64) << np.uint64(32)  # the place of a band counts
-        keys = np.zeros(self._bands, dtype=np.uint64)
-        for column in bands.T:
-            keys = (keys + column) * np.uint64(0x9E3779B97F4A7C15)
+    def _keys(self, signatures: np.ndarray) -> np.ndarray:
+        """Hash each band of signatures [documents, num_perm] to 64 bits, uint64 [documents, bands]; two equal keys
+        propose a candidate, which is then checked."""
+        bands = signatures[:, : self._bands * self._width].reshape(-1, self._bands, self._width).astype(np.uint64)
+        bands[:, :, 0] += np.arange(self._bands, dtype=np.uint64) << np.uint64(32)  # the place of a band counts
+        keys = np.zeros(bands.shape[:2], dtype=np.uint64)
+        for place in range(self._width):
+            keys = (keys + bands[:, :, place]) * np.uint64(0x9E3779B97F4A7C15)
             keys ^= keys >> np.uint64(29)
-        return keys.tolist()
+        return keys
 
 
 def make_deduplicators(kind: str) -> dict[str, Deduplicator]:
@@ -147,21 +158,22 @@ def make_deduplicators(kind: str) -> dict[str, Deduplicator]:
     return found | ({NEAR: NearDeduplicator()} if kind == "near" else {})
 
 
-def shingle_hashes(text: str) -> np.ndarray:
-    """Hash the text's character 5-grams in order: uint64 [characters - 4].
+def shingle_hashes(codes: np.ndarray) -> np.ndarray:
+    """Hash the 5-grams of a text's code points [characters] in order: uint64 [characters - 4].
 
     A text of one to four characters is one shingle. All are computed at once, as polynomials of the code points
     in arithmetic modulo 2^64.
 
-    >>> len(shingle_hashes("慢性胃炎患者")), len(shingle_hashes("胃炎")), len(shingle_hashes(""))
-    (2, 1, 0)
+    >>> [len(shingle_hashes(np.arange(characters))) for characters in (6, 2, 0)]
+    [2, 1, 0]
     """
-    if not text:
+    if not len(codes):
         return np.empty(0, dtype=np.uint64)
-    padded = text.ljust(SHINGLE, "\0").encode("utf-32-le", "surrogatepass")
-    codes = np.frombuffer(padded, dtype="<u4").astype(np.uint64)
-    hashes = np.zeros(len(codes) - SHINGLE + 1, dtype=np.uint64)
+    hashes = np.zeros(max(1, len(codes) - SHINGLE + 1), dtype=np.uint64)
+    padded = np.zeros(len(hashes) + SHINGLE - 1, dtype=np.uint64)
+    padded[: len(codes)] = codes
     for offset in range(SHINGLE):
-        hashes = (hashes + codes[offset : offset + len(hashes)]) * np.uint64(0x9E3779B97F4A7C15)
+        hashes += padded[offset : offset + len(hashes)]
+        hashes *= np.uint64(0x9E3779B97F4A7C15)
         hashes ^= hashes >> np.uint64(29)  # without it, texts that differ in a few code points collide too often
     return hashes

@@ -88,7 +88,9 @@ RULES: tuple[tuple[str, str, re.Pattern, Callable[[str], bool] | None], ...] = (
 )
 KINDS = tuple(dict.fromkeys(kind for kind, *_ in RULES))
 
-DIGIT_RUN = re.compile(rf"{D}{{4}}")
+DIGIT_RUN = re.compile(rf"{D}{{5}}")
+NUMBER = re.compile(rf"{D}(?:{JOIN}{D}){{6}}")  # seven digits, which every number has that its form or a label tells
+WECHAT_LETTERS, QQ_LETTERS = "wWvV信", ("q", "Q", "扣扣", "企鹅")
 WECHAT_HINT = _compile("[微威薇]信|wechat|weixin|[vw]x|加v")
 DOMAIN_HINT = _compile(rf"[a-z0-9]\.{DOMAINS}")
 
@@ -115,11 +117,13 @@ def redact(text: str) -> tuple[str, Counter]:
 
 def _possible_rules(text: str) -> Iterator[tuple[str, str, re.Pattern, Callable[[str], bool] | None]]:
     """Choose the rules that can match: most texts hold no long number and no address, and a look for those is cheap."""
-    numbers = DIGIT_RUN.search(text) is not None
+    digits = DIGIT_RUN.search(text) is not None
+    numbers = NUMBER.search(text) is not None
     possible = {
         "url": "://" in text or ("." in text and DOMAIN_HINT.search(text) is not None),
         "email": "@" in text or "＠" in text,
-        "wechat": WECHAT_HINT.search(text) is not None,
+        "wechat": any(one in text for one in WECHAT_LETTERS) and WECHAT_HINT.search(text) is not None,
+        "qq": digits and any(one in text for one in QQ_LETTERS),
     }
     return (rule for rule in RULES if possible.get(rule[0], numbers))
 

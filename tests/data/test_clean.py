@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import SHARED
 
-from megatron_chimed.data.clean import clean, redact
-from megatron_chimed.data.redact import KINDS, valid_id_card, valid_luhn
+from megatron_chimed.data import redact as redaction
+from megatron_chimed.data.clean import DOUBLED, REPEATED, clean, redact
+from megatron_chimed.data.redact import KINDS, RULES, _possible_rules, valid_id_card, valid_luhn
 
 CLEANED = [
     ("\ufeff头\u200b痛\x00\x07", "头痛"),
@@ -245,3 +246,34 @@ def test_what_cleaning_changes_is_counted_by_rule(text, counts):
 @pytest.mark.parametrize("text", ["&" + "amp;" * 50_000 + "lt;", "<b " * 50_000, "<!--" * 50_000, "&#1" * 50_000])
 def test_hostile_html_takes_linear_time(text):
     assert clean(clean(text)) == clean(text)  # a quadratic rule would run into the time limit of every test
+
+
+NUMBERS = st.lists(
+    st.sampled_from(
+        [*"0123456789４８１ -－()（）—+xX.:：转", "138", "1381234", "62", "6222", "400-", "010-", "86", "110101"]
+    )
+    | st.sampled_from(
+        ["QQ", "扣扣", "加q", "微信", "vx", "wxid_", "电话", "tel", "卡号", "www.a.com", "a@b.cn", "http://a"]
+    ),
+    max_size=14,
+).map("".join)
+
+
+def valid_card(digits: str) -> str:
+    return next(number for last in "0123456789" if valid_luhn(number := digits + last))
+
+
+@settings(max_examples=400)
+@given(
+    NUMBERS | st.sampled_from([valid_card("622202123456789"), valid_card("62220212345678901"), "11010519491231002X"])
+)
+def test_a_rule_that_is_not_tried_would_have_found_nothing(text):
+    tried = [*_possible_rules(text)]
+    for rule in RULES:
+        if rule not in tried:
+            assert not redaction._replace(text, *rule[1:])[1], (text, rule[0])
+
+
+@given(st.text(st.sampled_from("。！…—.，药"), max_size=12))
+def test_no_repetition_is_overlooked(text):
+    assert not REPEATED.search(text) or DOUBLED.search(text)
