@@ -101,8 +101,8 @@ def sign_all(deduplicator: Deduplicator | None, rows: Iterable[tuple[str | list[
     deduplicator."""
     if deduplicator is None:
         return np.zeros((sum(1 for _ in rows), 0), dtype=np.uint8)
-    joined = ("\n".join(text if isinstance(text, str) else "\n".join(text) for text in row) for row in rows)
-    signatures = [deduplicator.signature(text) for text in joined]
+    joined = ["\n".join(text if isinstance(text, str) else "\n".join(text) for text in row) for row in rows]
+    signatures = deduplicator.signatures(joined)
     if not signatures:
         return np.zeros((0, 0), dtype=np.uint8)
     if isinstance(signatures[0], bytes):

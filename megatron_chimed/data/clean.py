@@ -29,12 +29,12 @@ REMOVED = (
     *map(chr, (*range(0xFFF9, 0xFFFC), *range(0xD800, 0xE000))),
 )
 TABLE = (
-    {ord(character): None for character in REMOVED}
-    | {ord(character): chr(ord(character) - 0xFEE0) for character in FULL_WIDTH}
-    | {ord(character): "\n" for character in LINE_BREAKS}
-    | {ord(character): " " for character in SPACES}
+    dict.fromkeys(REMOVED, "")
+    | {character: chr(ord(character) - 0xFEE0) for character in FULL_WIDTH}
+    | dict.fromkeys(LINE_BREAKS, "\n")
+    | dict.fromkeys(SPACES, " ")
 )
-IN_TABLE = re.compile("[" + "".join(f"\\U{code:08x}" for code in sorted(TABLE)) + "]")
+IN_TABLE = re.compile("[" + "".join(f"\\U{ord(character):08x}" for character in sorted(TABLE)) + "]")
 
 # Tags of HTML by their names, as anything else in angle brackets (p < 0.05, <user>, </s>) is text. Those of
 # blocks become line breaks, those of cells spaces.
@@ -100,8 +100,9 @@ def _clean_once(text: str, counts: Counter) -> str:
     if "&" in text:
         text = _decode_entities(text, counts)
     if IN_TABLE.search(text):
-        counts[CHARACTERS] += len(IN_TABLE.findall(text))
-        text = text.replace("\r\n", "\n").translate(TABLE)
+        counts[CHARACTERS] += text.count("\r\n")
+        text = text.replace("\r\n", "\n")
+        text = _substitute(IN_TABLE, lambda match: TABLE[match[0]], text, counts, CHARACTERS)
     if DOUBLED.search(text):
         text = _substitute(REPEATED, lambda match: match[match.lastindex], text, counts, REPEATS)
     if any(word in text for word in COURTESY_WORDS):

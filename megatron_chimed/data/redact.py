@@ -90,7 +90,7 @@ KINDS = tuple(dict.fromkeys(kind for kind, *_ in RULES))
 
 DIGIT_RUN = re.compile(rf"{D}{{5}}")
 NUMBER = re.compile(rf"{D}(?:{JOIN}{D}){{6}}")  # seven digits, which every number has that its form or a label tells
-WECHAT_LETTERS, QQ_LETTERS = "wWvV信", ("q", "Q", "扣扣", "企鹅")
+WECHAT_LETTERS, QQ_LETTERS = ("微信", "威信", "薇信", *"wWvV"), ("q", "Q", "扣扣", "企鹅")
 WECHAT_HINT = _compile("[微威薇]信|wechat|weixin|[vw]x|加v")
 DOMAIN_HINT = _compile(rf"[a-z0-9]\.{DOMAINS}")
 

@@ -1,14 +1,15 @@
-"""Normalise a text for comparison."""
+"""Normalise texts for comparison."""
 
 import sys
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 BMP = 1 << 16
-DROPPED, LONGER, JOINING = 0x110000, 0x110001, 0x110002
-"""What `_mapping` has for white space, for what becomes several characters, and for what is left to Unicode."""
+DROPPED, LEFT = 0x110000, 0x110001
+"""What `_mapping` has for white space, and for what is left to Unicode's own rules."""
 
 
 def normalise(text: str) -> str:
@@ -16,28 +17,30 @@ def normalise(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def normalised_codes(text: str) -> np.ndarray:
-    """The code points of `normalise(text)`, uint32 [characters], four times as fast: by a table of single characters,
-    for a text of which none joins another, as nearly all Chinese is.
+def normalised_codes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The code points of `normalise` of each text, end to end, uint32, and where each begins, int64 [texts + 1].
 
-    >>> normalised_codes("３７℃ A").tolist() == [*map(ord, normalise("３７℃ A"))]
-    True
+    Ten times as fast: by a table of single characters, for texts of which none becomes several or joins another, as
+    nearly all Chinese ones are.
+
+    >>> codes, bounds = normalised_codes(["３７ A", "℃"])
+    >>> codes.tolist() == [*map(ord, "37a°c")], bounds.tolist()
+    (True, [0, 3, 5])
     """
-    codes = _codes(text)
-    if codes.size and codes.max() >= BMP:
-        return _codes(normalise(text))
-    mapped = _mapping()[codes]
-    special = mapped >= DROPPED
-    if not special.any():
-        return mapped
-    kinds = set(mapped[special].tolist())
-    if JOINING in kinds:
-        return _codes(normalise(text))
-    if LONGER in kinds:
-        for code in set(codes[mapped == LONGER].tolist()):
-            text = text.replace(chr(code), normalise(chr(code)))
-        mapped = _mapping()[_codes(text)]
-    return mapped[mapped != DROPPED]
+    codes = _codes("".join(texts))
+    ends = np.cumsum([0, *map(len, texts)])
+    mapped = _mapping()[np.minimum(codes, BMP)]
+    kept = mapped != DROPPED
+    bounds = np.concatenate([[0], np.cumsum(kept)])[ends]
+    left = np.unique(np.searchsorted(ends, np.flatnonzero(mapped == LEFT), side="right") - 1)
+    mapped = mapped[kept]
+    if not left.size:
+        return mapped, bounds
+    pieces, sizes, done = [], np.diff(bounds), 0
+    for number in left.tolist():
+        pieces += [mapped[done : bounds[number]], _codes(normalise(texts[number]))]
+        sizes[number], done = len(pieces[-1]), bounds[number + 1]
+    return np.concatenate([*pieces, mapped[done:]]), np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _codes(text: str) -> np.ndarray:
@@ -46,19 +49,16 @@ def _codes(text: str) -> np.ndarray:
 
 @cache
 def _mapping() -> np.ndarray:
-    """What each character below BMP becomes, uint32 [BMP]: a code point, DROPPED, LONGER or JOINING."""
+    """What each character below BMP becomes by itself, uint32 [BMP + 1]: a code point, DROPPED or LEFT."""
     seconds = _seconds()
-    mapping = np.arange(BMP, dtype=np.uint32)
+    mapping = np.full(BMP + 1, LEFT, dtype=np.uint32)
     for code in range(BMP):
         character = chr(code)
-        whole = unicodedata.normalize("NFKD", character)
         made = normalise(character)
-        if any(one in seconds or unicodedata.combining(one) or ord(one) >= BMP for one in whole):
-            mapping[code] = JOINING
-        elif len(made) == 1:
-            mapping[code] = ord(made)
-        else:
-            mapping[code] = LONGER if made else DROPPED
+        parts = unicodedata.normalize("NFKD", character)
+        joins = any(one in seconds or unicodedata.combining(one) for one in parts)
+        if not joins and len(made) < 2:
+            mapping[code] = ord(made) if made else DROPPED
     return mapping
 
 

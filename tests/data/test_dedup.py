@@ -165,12 +165,20 @@ def test_signatures_are_the_same_in_another_process():
     assert runs[0] == runs[1] != ""
 
 
-@given(st.text(st.characters(), max_size=40))
-def test_equal_grams_have_equal_hashes_and_different_ones_differ(text):
-    grams = [text[i : i + 5] for i in range(len(text) - 4)] or ([text] if text else [])
-    hashes = shingle_hashes(np.array([*map(ord, text)])).tolist()
-    assert len(hashes) == len(grams)
-    assert len(set(hashes)) == len({gram.ljust(5, "\0") for gram in grams})
+@given(st.lists(st.text(st.characters(), max_size=12), max_size=5))
+def test_equal_grams_have_equal_hashes_and_different_ones_differ(texts):
+    grams = [[text[i : i + 5] for i in range(len(text) - 4)] or ([text] if text else []) for text in texts]
+    codes = np.array([ord(character) for text in texts for character in text], np.uint32)
+    hashes, bounds = shingle_hashes(codes, np.cumsum([0, *map(len, texts)]))
+    assert np.diff(bounds).tolist() == [len(some) for some in grams] and bounds[-1] == len(hashes)
+    pairs = {(gram.ljust(5, "\0"), one) for gram, one in zip(sum(grams, []), hashes.tolist(), strict=True)}
+    assert len({gram for gram, _ in pairs}) == len({one for _, one in pairs}) == len(pairs)
+
+
+@given(st.lists(st.text(st.sampled_from("胃炎 Ａ℃é"), max_size=9), max_size=6))
+def test_the_signatures_of_many_texts_are_those_of_each(texts):
+    near = NearDeduplicator()
+    assert [one.tolist() for one in near.signatures(texts)] == [near.signature(text).tolist() for text in texts]
 
 
 def test_a_signature_is_that_of_the_set_of_grams_however_often_each_occurs():
