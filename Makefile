@@ -7,7 +7,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 # Test files in as many processes as there are cores, four at most: many start two ranks of their own.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint docs dist bench gpu-check setup clean
+.PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint docs dist peers bench gpu-check setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,13 +63,20 @@ docs: .venv/.installed ## the site of docs/ in runs/site, strictly: a dead link 
 dist: .venv/.installed ## source distribution and wheel in dist/, each installed and run outside of the clone
 	@$(IN_VENV) sh tools/dist.sh
 
-# PEER, FAST_PEER: two tools of a clone of Megatron-LM, of which the second needs gigatoken. TRL: a folder with TRL in it
-# (benchmarks/packing.py --help says how to make one).
-bench: .venv/.installed ## the side-by-side measurements; PEER=Megatron-LM/tools/preprocess_data.py, FAST_PEER, TRL to compare
-	@$(IN_VENV) $(PYTHON) benchmarks/corpus.py $(if $(PEER),--peer $(PEER)) $(if $(FAST_PEER),--fast-peer $(FAST_PEER)) --clean
+# Without what they depend on, which .venv has; on no path but that of the benchmarks.
+peers: .venv/.installed ## TRL and gigatoken in the folder peers/, for make bench to measure against
+	@$(PYTHON) -m pip install --quiet --no-deps --upgrade --target peers trl==1.16.0 gigatoken==0.10.0 awkward==2.14.0 \
+		awkward_cpp==57
+
+# MEGATRON: a clone of Megatron-LM, whose two tools are then measured too, the second with make peers' gigatoken.
+PEERS := $(wildcard peers)
+bench: .venv/.installed ## the side-by-side measurements, those against other projects after make peers, with MEGATRON=FOLDER
+	@$(IN_VENV) PYTHONPATH=$(PEERS) $(PYTHON) benchmarks/corpus.py --clean $(if $(MEGATRON),--peer \
+		$(MEGATRON)/tools/preprocess_data.py $(if $(PEERS),--fast-peer $(MEGATRON)/tools/preprocess_data_fast.py))
 	@$(IN_VENV) $(PYTHON) benchmarks/tokenization.py --tokenizer runs/demo/tokenizer runs/demo/tokenizer/tokenizer.model
+	@$(IN_VENV) $(PYTHON) benchmarks/fine_tuning_data.py $(if $(PEERS),--peer $(PEERS))
+	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(PEERS),--peer $(PEERS))
 	@$(IN_VENV) $(PYTHON) benchmarks/convert.py --shape $(or $(SHAPE),tiny) --transformers
-	@$(IN_VENV) $(PYTHON) benchmarks/packing.py $(if $(TRL),--peer $(TRL))
 	@[ -f runs/demo/results.json ] || { echo "make bench: the steps and generation need the models of make demo" >&2; exit 1; }
 	@$(IN_VENV) $(PYTHON) benchmarks/sft_step.py --rows 64 --micro-batch 4
 	@$(IN_VENV) $(PYTHON) benchmarks/reward_step.py --questions 96 --runs 5 --sequence-length 2048

@@ -48,7 +48,7 @@ rows = pack_dataset(rows, length, "bfd", map_kwargs={"num_proc": workers})
 rows.save_to_disk(folder + "/packed")
 """
 EXAMPLE = """example:
-  pip install --no-deps --target peers trl
+  make peers
   python benchmarks/fine_tuning_data.py --peer peers --input rows.jsonl --json-keys question answer"""
 
 

@@ -36,7 +36,7 @@ UNION = {
 SIGMA, SHORTEST, CAPACITY = 0.7, 16, 4096
 TRL_BATCH = 1000  # the batch size of datasets.Dataset.map, which pack_dataset leaves as it is
 EXAMPLE = """example:
-  pip install --no-deps --target peers trl datasets pyarrow pandas dill multiprocess xxhash accelerate
+  make peers
   python benchmarks/packing.py --peer peers"""
 
 
