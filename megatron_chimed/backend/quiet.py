@@ -2,14 +2,12 @@
 
 import contextlib
 import gc
-import importlib
-import importlib.util
 import logging
 import os
-import sys
-import types
 import warnings
 from collections.abc import Iterator
+
+from megatron_chimed.backend.deferred import defer_import
 
 
 def silence_import_warnings() -> None:
@@ -30,28 +28,6 @@ def hushed() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-class Deferred(types.ModuleType):
-    """A module that is imported when something is asked of it. importlib's LazyLoader is too easily awakened: torch
-    looks through all modules for their files."""
-
-    def __getattr__(self, name: str) -> object:
-        """What this stand-in lacks."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-def defer_import(name: str) -> None:
-    """Have a package that is installed imported no sooner than something is asked of it."""
-    spec = None if name in sys.modules else importlib.util.find_spec(name)
-    if spec is not None:
-        module = Deferred(name)
-        module.__spec__, module.__file__, module.__path__ = spec, spec.origin, spec.submodule_search_locations
-        sys.modules[name] = module
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.slots import Slots
 from megatron_chimed.text.template import PlainTexts, Template, as_plain
 from megatron_chimed.text.tokenizer import load_tokenizer
+from megatron_chimed.text.tokenizer_folder import load_by_transformers
 
 TRIMS = {"": "", "trim": ".strip()", "trim_newlines": ".strip('\\n')", "trim_first_newlines": ".lstrip('\\n')"}
 """What Jinja does to a content, by the names of `slots.TRIMS`."""
@@ -162,24 +163,13 @@ def recorded(text: str, where: str = CHAT_TEMPLATE) -> tuple[Template | None, st
         raise InputError(f"{where}: its template is no JSON; export the model again") from None
 
 
-def load_chat_tokenizer(folder: Path) -> Any:
-    """Load a folder's tokenizer by transformers, for its chat template. Raises InputError."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises nearly anything on a broken folder
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: not a Hugging Face tokenizer folder ({reason})") from None
-
-
 def chat_template(folder: Path, template: Template) -> str:
     """The chat template with which a folder's tokenizer gives the prompts of the training, `record` in front of it: the
     folder's own if it does, which may know more, such as tools; else ours.
 
     Raises InputError that names the first probe dialogue with other ids, where none does.
     """
-    theirs = load_chat_tokenizer(folder)
+    theirs = load_by_transformers(folder)
     probes = list(probes_of(Renderer(template, load_tokenizer(folder))))
     own = [recorded(theirs.chat_template)[1]] if isinstance(theirs.chat_template, str) else []
     ours = [to_jinja(template, *spaces) for spaces in (product(("", " "), repeat=2) if template.apart else [("", "")])]

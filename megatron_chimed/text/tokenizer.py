@@ -28,6 +28,7 @@ from megatron_chimed.text.tokenizer_folder import (
     complete_special_tokens,
     folder_fingerprint,
     has_tokenizer,
+    load_by_transformers,
 )
 
 BRACKETED = re.compile(r"<\S+>|\[\S+\]")
@@ -195,15 +196,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(self, folder: str | Path):
         """Raises InputError if transformers cannot read the folder, or reads it into a slow (Python) tokenizer."""
-        from transformers import AutoTokenizer
-
         for name in (*HF_FILES, *HF_OPTIONAL_FILES):
             require_content(Path(folder) / name)
-        try:
-            loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # transformers raises nearly anything on a broken folder
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder}: not a Hugging Face tokenizer folder ({reason})") from None
+        loaded = load_by_transformers(folder)
         if not getattr(loaded, "is_fast", False):
             raise InputError(f"{folder}: only a slow tokenizer; save it with a tokenizer.json (a fast tokenizer)")
         complete_special_tokens(loaded, folder)

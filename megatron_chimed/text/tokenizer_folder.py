@@ -2,7 +2,9 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
+from megatron_chimed.backend.deferred import deferred
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import sha256_file
 
@@ -38,3 +40,15 @@ def folder_fingerprint(folder: str | Path) -> str:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the files of a Hugging Face tokenizer."""
     return any((folder / name).is_file() for name in HF_FILES[:3])
+
+
+def load_by_transformers(folder: str | Path) -> Any:
+    """A folder's tokenizer as transformers reads it, from this disk alone. Raises InputError."""
+    with deferred("torch"):  # which transformers imports for its models, and which takes longer than all of the rest
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # transformers raises nearly anything on a broken folder
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder}: not a Hugging Face tokenizer folder ({reason})") from None

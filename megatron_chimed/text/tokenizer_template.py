@@ -14,11 +14,12 @@ from typing import Any
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.records import Dialogue, Turn
-from megatron_chimed.text.jinja import INNER, first_difference, load_chat_tokenizer, probes_of, recorded
+from megatron_chimed.text.jinja import INNER, first_difference, probes_of, recorded
 from megatron_chimed.text.renderer import Renderer
 from megatron_chimed.text.slots import BOS, CONTENT, EOS, GENERATION, Slot, Slots
 from megatron_chimed.text.template import Template, load_template, shipped_names
 from megatron_chimed.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.text.tokenizer_folder import load_by_transformers
 
 NAME = "tokenizer"
 """What --template calls it."""
@@ -41,7 +42,7 @@ def tokenizer_template(folder: str | Path) -> Template:
     be told in slots.
     """
     folder = Path(folder)
-    theirs = load_chat_tokenizer(folder)
+    theirs = load_by_transformers(folder)
     own = theirs.chat_template
     if isinstance(own, dict):
         own = own.get("default")

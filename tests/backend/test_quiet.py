@@ -1,15 +1,13 @@
 """The start of a process: what it imports is not looked through for garbage, and what comes later is."""
 
 import gc
-import importlib
-import inspect
 import subprocess
 import sys
 import weakref
 
 import pytest
 
-from megatron_chimed.backend.quiet import defer_import, fast_imports
+from megatron_chimed.backend.quiet import fast_imports
 
 
 class Knot:
@@ -39,27 +37,6 @@ def test_a_failing_import_leaves_the_collector_on():
     with pytest.raises(ImportError), fast_imports():
         import megatron_chimed.no_such_module  # noqa: F401
     assert gc.isenabled()
-
-
-def test_a_package_runs_when_something_is_asked_of_it_and_no_sooner(tmp_path, monkeypatch):
-    (tmp_path / "put_off").mkdir()
-    (tmp_path / "put_off/__init__.py").write_text("import sys\nsys.ran_by_test = True\nanswer = 42\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "ran_by_test", False, raising=False)
-    monkeypatch.delitem(sys.modules, "put_off", raising=False)
-    defer_import("put_off")
-    put_off = importlib.import_module("put_off")
-    inspect.getmodule(inspect.currentframe())  # torch's custom operators ask this of all modules
-    assert not sys.ran_by_test and put_off.__file__ == str(tmp_path / "put_off/__init__.py")
-    assert put_off.answer == 42 and sys.ran_by_test
-    assert importlib.import_module("put_off") is sys.modules["put_off"] is not put_off
-    with pytest.raises(AttributeError, match="no_such_name"):
-        put_off.no_such_name  # noqa: B018
-    defer_import("no_such_package")
-    with pytest.raises(ImportError):
-        importlib.import_module("no_such_package")
-    defer_import("put_off")
-    assert not isinstance(sys.modules["put_off"], type(put_off)), "what is imported is left"
 
 
 def test_a_command_that_asks_for_a_checkpoints_template_first_says_nothing_of_absent_libraries(tmp_path):
