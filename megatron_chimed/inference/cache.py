@@ -90,34 +90,36 @@ class _RememberingAttention(torch.nn.Module):
         """core: what it stands for, which reads the prompts."""
         super().__init__()
         self.cache, self.core, self.scale = cache, core, 1 / math.sqrt(head_size)
-        self.keys: torch.Tensor | None = None  # [rows, capacity, groups, d] of this rank, rotated; values likewise
+        self.keys: torch.Tensor | None = None  # [rows, groups, capacity, d] of this rank, rotated; values likewise
         self.values: torch.Tensor | None = None
 
     def forward(self, query, key, value, attention_mask, **more) -> torch.Tensor:
         """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]; of packed rows without b."""
         if self.keys is None:
-            shape = (self.cache.num_rows, self.cache.capacity, *key.shape[-2:])
+            shape = (self.cache.num_rows, key.shape[-2], self.cache.capacity, key.shape[-1])
             # Zeros: what is masked has weight 0 in the sum, and 0 times what memory happens to hold may be NaN.
             self.keys, self.values = key.new_zeros(shape), value.new_zeros(shape)
         if self.cache._prompts is None:
             return self._extend(query[0], key[0], value[0])
         rows, tokens, places = self.cache._prompts
-        self.keys[rows, tokens], self.values[rows, tokens] = key[places], value[places]
+        self.keys[rows, :, tokens], self.values[rows, :, tokens] = key[places], value[places]
         return self.core(query, key, value, attention_mask, **more)
 
     def _extend(self, query, key, value) -> torch.Tensor:
         """query [b, heads, d], key and value [b, groups, d] -> [1, b, heads * d]."""
         cache, (rows, groups, size) = self.cache, key.shape
-        numbers = torch.arange(rows, device=key.device)
-        self.keys[numbers, cache.lengths] = key
-        self.values[numbers, cache.lengths] = value
+        if cache._mask is None:  # all rows are of one length
+            self.keys[:rows, :, cache._longest - 1], self.values[:rows, :, cache._longest - 1] = key, value
+        else:
+            numbers = torch.arange(rows, device=key.device)
+            self.keys[numbers, :, cache.lengths], self.values[numbers, :, cache.lengths] = key, value
         # The query heads of a group stand as if they were several tokens: keys need no copy for each head.
         query = query.view(rows, groups, -1, size)
-        keys, values = (t[:rows, : cache._longest].transpose(1, 2) for t in (self.keys, self.values))
+        keys, values = (memory[:rows, :, : cache._longest] for memory in (self.keys, self.values))
         context = F.scaled_dot_product_attention(query, keys, values, attn_mask=cache._mask, scale=self.scale)
         return context.reshape(1, rows, -1)
 
     def move(self, rows: torch.Tensor, to: torch.Tensor, length: int) -> None:
         """Copy the first `length` tokens of rows, [n] numbers, to others, [n]."""
         for memory in (self.keys, self.values):
-            memory[to, :length] = memory[rows, :length]
+            memory[to, :, :length] = memory[rows, :, :length]

@@ -18,6 +18,7 @@ from megatron_chimed.inference.cache import Cache
 from megatron_chimed.inference.prefixes import Row, rows_of
 from megatron_chimed.inference.request import Generated, Request
 from megatron_chimed.inference.sampling import draw, uniforms
+from megatron_chimed.inference.step import Decoder, decoder_of
 from megatron_chimed.models.branches import describe_row
 from megatron_chimed.models.rotary import angles
 
@@ -64,6 +65,7 @@ def _steps(
     cache = Cache(len(batch.prompts), batch.capacity, batch.device)
     stop = torch.tensor(list(stop), dtype=torch.long, device=batch.device)
     with evaluating(model), cache.attached(model):
+        decoder = decoder_of(model)
         logits = _prefill(model, cache, batch)
         while True:
             tokens = draw(logits[:, :num_ids].float(), *batch.sampling())
@@ -74,7 +76,7 @@ def _steps(
             if len(going_on) < len(tokens):
                 tokens = tokens[going_on]
                 cache.keep(going_on)
-            logits = _step(model, cache, tokens)
+            logits = _step(model, decoder, cache, tokens)
 
 
 @contextlib.contextmanager
@@ -158,12 +160,12 @@ def _prefill(model: GPTModel, cache: Cache, batch: _Batch) -> torch.Tensor:
     return logits_of(model, torch.cat(last))[[numbers[prompt] for prompt in batch.prompts]]
 
 
-def _step(model: GPTModel, cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
+def _step(model: GPTModel, decoder: Decoder, cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
     """tokens [b], one for each row -> logits [b, padded vocabulary] of the next."""
     with cache.extend():
         table = angles(model, cache.capacity)[:, 0, 0][cache.lengths]  # GPTModel.forward would count from 0
         embedded = model.embedding(tokens[:, None], cache.lengths[:, None])
-        return logits_of(model, model.decoder(embedded, None, rotary_pos_emb=table[None, :, None])[0])
+        return logits_of(model, decoder(embedded, table)[0])
 
 
 def row_states(model: GPTModel, row: Row) -> torch.Tensor:

@@ -279,4 +279,4 @@ def test_a_generation_in_the_middle_of_training_changes_no_loss():
     line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES "))
     figures = json.loads(line.removeprefix("FIGURES "))
     assert figures.pop("control_global_draw") is False and figures.pop("control_eval") is False
-    assert figures == {"generation": True, "left_alone": True, "weights_move": True}
+    assert figures == {"generation": True, "left_alone": True, "listeners": True, "weights_move": True}

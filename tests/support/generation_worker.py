@@ -57,6 +57,17 @@ def check_left_alone(model) -> None:
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
 
+def check_listeners(model) -> None:
+    """Hold that a module which something listens to is called for each token, and all say the same."""
+    expected, layer = generate(model), model.decoder.layers[0]
+    steps = max(len(tokens) for tokens in expected)
+    for module in (layer, layer.self_attention, layer.self_attention.linear_qkv, layer.mlp.linear_fc2, model.decoder):
+        calls: list[int] = []
+        handle = module.register_forward_hook(lambda *call, calls=calls: calls.append(1))
+        assert generate(model) == expected and len(calls) == steps, (type(module), len(calls), steps)
+        handle.remove()
+
+
 def main() -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
@@ -64,6 +75,7 @@ def main() -> None:
     figures = {
         "generation": losses(generate) == alone,
         "left_alone": losses(check_left_alone) == alone,
+        "listeners": losses(check_listeners) == alone,
         "control_global_draw": losses(lambda model: torch.rand(1)) == alone,
         "control_eval": losses(lambda model: model.eval()) == alone,
         "weights_move": len(set(alone)) == 3,
