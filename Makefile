@@ -37,7 +37,7 @@ test-real: .venv/.installed ## a real model, SmolLM2-135M-Instruct, through the 
 	@$(IN_VENV) sh examples/smollm2/run.sh
 
 # Two nodes on the loopback device, in a folder of pytest's; all of it ends with the tests.
-test-slurm: .venv/.installed ## jobs on a real Slurm of two nodes on this machine, as root: an hour
+test-slurm: .venv/.installed ## jobs on a real Slurm of two nodes on this machine, as root: 20 minutes
 	@sh tests/slurm/packages.sh
 	@$(IN_VENV) SLURM_TESTS=1 $(PYTHON) -m pytest -q -n 0 --timeout 600 -o faulthandler_timeout=0 tests/slurm
 
