@@ -159,7 +159,8 @@ class Worker:
 
     def _redact(self, text: str, redacted: Counter) -> str:
         text, counts = redact(text)
-        redacted.update(counts)
+        if counts:
+            redacted.update(counts)
         return text
 
     def _tokenize(self, texts: list[Text]) -> Documents:

@@ -7,7 +7,7 @@ pressures, laboratory values, registration and PubMed numbers, an 18-digit numbe
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 D = "[0-9０-９]"
 JOIN = r"[ \-－]?"
@@ -91,6 +91,7 @@ KINDS = tuple(dict.fromkeys(kind for kind, *_ in RULES))
 DIGIT_RUN = re.compile(rf"{D}{{5}}")
 NUMBER = re.compile(rf"{D}(?:{JOIN}{D}){{6}}")  # seven digits, which every number has that its form or a label tells
 WECHAT_LETTERS, QQ_LETTERS = ("微信", "威信", "薇信", *"wWvV"), ("q", "Q", "扣扣", "企鹅")
+NUMBERS = {"id_card", "bank_card", "mobile", "landline"}
 WECHAT_HINT = _compile("[微威薇]信|wechat|weixin|[vw]x|加v")
 DOMAIN_HINT = _compile(rf"[a-z0-9]\.{DOMAINS}")
 
@@ -115,17 +116,27 @@ def redact(text: str) -> tuple[str, Counter]:
             return text, counts
 
 
-def _possible_rules(text: str) -> Iterator[tuple[str, str, re.Pattern, Callable[[str], bool] | None]]:
+def _possible_rules(text: str) -> list[tuple[str, str, re.Pattern, Callable[[str], bool] | None]]:
     """Choose the rules that can match: most texts hold no long number and no address, and a look for those is cheap."""
-    digits = DIGIT_RUN.search(text) is not None
-    numbers = NUMBER.search(text) is not None
-    possible = {
-        "url": "://" in text or ("." in text and DOMAIN_HINT.search(text) is not None),
-        "email": "@" in text or "＠" in text,
-        "wechat": any(one in text for one in WECHAT_LETTERS) and WECHAT_HINT.search(text) is not None,
-        "qq": digits and any(one in text for one in QQ_LETTERS),
-    }
-    return (rule for rule in RULES if possible.get(rule[0], numbers))
+    possible = set()
+    if "." in text and DOMAIN_HINT.search(text) or "://" in text:
+        possible.add("url")
+    if "@" in text or "＠" in text:
+        possible.add("email")
+    if _holds(text, WECHAT_LETTERS) and WECHAT_HINT.search(text):
+        possible.add("wechat")
+    if DIGIT_RUN.search(text) and _holds(text, QQ_LETTERS):
+        possible.add("qq")
+    if NUMBER.search(text):
+        possible |= NUMBERS
+    return [rule for rule in RULES if rule[0] in possible] if possible else []
+
+
+def _holds(text: str, parts: tuple[str, ...]) -> bool:
+    for part in parts:  # noqa: SIM110 (any() of a generator takes as long as the search itself)
+        if part in text:
+            return True
+    return False
 
 
 def _replace(text: str, tag: str, pattern: re.Pattern, check: Callable[[str], bool] | None) -> tuple[str, int]:
