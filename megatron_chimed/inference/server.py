@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ def end_with_engine(lifeline: int, folder: Path) -> None:
     """End this process at once when the other end of a pipe is closed, whatever it is doing, and leave no folder."""
 
     def end() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(20):  # the file in which ranks meet may be written again while another rank removes it
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.05)
         os._exit(1)
 
     watch(lifeline, end)
