@@ -69,19 +69,15 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @cache
-def _turn_of(file: Path) -> tuple[bool, bool, int, str]:
+def turn(file: Path) -> tuple[bool, bool, int, str]:
+    """The order of test files: those that start ranks, then those that need torch, of each kind the large ones."""
     return "integration" not in file.parts, tier(file) == "light", -file.stat().st_size, str(file)
-
-
-def _turn(item) -> tuple[bool, bool, int, str]:
-    return _turn_of(item.path)
 
 
 def pytest_collection_modifyitems(items):
     """Mark every test with its tier; skip the gpu tier where there is no device. The files that take longest come
-    first, so that the last ones that run side by side are short: those that start ranks, then those that need torch, of
-    each kind the large ones."""
-    items.sort(key=_turn)
+    first, so that the last ones that run side by side are short."""
+    items.sort(key=lambda item: turn(item.path))
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("light", "cpu", "gpu")):
             item.add_marker(tier(item.path))
