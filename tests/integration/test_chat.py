@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import importlib.util
 import inspect
 import json
 import os
@@ -334,20 +333,3 @@ def test_an_openai_client_reaches_the_server_which_ends_with_the_command(tmp_pat
     assert not Path(place).exists()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
-
-
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, serve.NEEDED)), reason="the packages of the extra `serve` are not installed"
-)
-def test_the_real_server_says_what_the_terminal_says(models, folder):
-    with serving(folder, "--dtype", "float32", stderr=subprocess.PIPE) as (program, client, _):
-        while "Uvicorn running" not in (line := program.stderr.readline()):
-            assert line, "the server has ended"
-        client.models.list()
-        asked = {"model": "hf", "messages": MESSAGES[:1], "max_tokens": 40, "temperature": 0}
-        whole = client.chat.completions.create(**asked).choices[0].message.content
-        chunks = list(client.chat.completions.create(**asked, stream=True))
-    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    model, tokenizer = models[0]
-    talk = Conversation(model, Renderer(Template(), tokenizer), SamplingParams(40, temperature=0.0))
-    assert whole == streamed == "".join(talk.answer(DIALOGUE[0].text))

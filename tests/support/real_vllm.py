@@ -36,6 +36,7 @@ NEEDED = pytest.mark.skipif(not os.environ.get("VLLM_TESTS"), reason="needs vLLM
 SLOW = pytest.mark.timeout(1800)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2}  # heads of 32, the smallest that vLLM computes on a CPU
 POSITIONS = 512
+TOKENS = 48  # of an answer
 MARK = "MEGATRON_CHIMED_TEST_OF_VLLM"
 """Variable that tells the processes of one test, and all that they start, from others."""
 
@@ -121,6 +122,14 @@ def wait_until_none_is_left(mark: str, seconds: float = 60) -> None:
     while (left := marked(mark)) and time.monotonic() < end:
         time.sleep(0.2)
     assert not left
+
+
+def asked_of(model: Model, count: int, **settings) -> list[Request]:
+    """Requests with the turns of a server and the ids of an engine."""
+    return [
+        Request(model.renderer.render_prompt(turns).tolist(), SamplingParams(TOKENS, seed=number, **settings), turns)
+        for number, turns in enumerate(model.dialogues(count, seed=1))
+    ]
 
 
 class Served:

@@ -14,7 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
-NODES = ("node1", "node2")
+ADDRESSES = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
+NODES = tuple(ADDRESSES)
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 PORTS = (16817, 17001, 17002)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -83,7 +84,8 @@ class Cluster:
         (folder / "munge").chmod(0o700)
         (folder / "munge/key").write_bytes(secrets.token_bytes(1024))
         (folder / "munge/key").chmod(0o400)
-        (folder / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()} {' '.join(NODES)}\n")
+        names = [f"127.0.0.1 localhost {socket.gethostname()}", *(f"{ADDRESSES[node]} {node}" for node in NODES)]
+        (folder / "hosts").write_text("".join(f"{line}\n" for line in names))
         # Devices that exist, for GPUs by pretence.
         (folder / "gres.conf").write_text("Name=gpu Count=8 File=/dev/tty[1-8]\n")
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -127,16 +129,17 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self.daemon(node, "slurmd", "-D", "-N", node)
 
-    def command(self, *words: object) -> str:
-        """The output of one of Slurm's commands."""
+    def command(self, *words: object, folder: Path | None = None, environment: dict[str, str] | None = None) -> str:
+        """The output of one of Slurm's commands, called in this folder and environment or in another."""
         done = subprocess.run(
             [str(word) for word in words],
-            env=os.environ | self.environment,
+            cwd=folder,
+            env=environment or (os.environ | self.environment),
             capture_output=True,
             text=True,
             timeout=120,
         )
-        return done.stdout
+        return done.stdout.strip()
 
     def show(self, job: str) -> dict[str, str]:
         """What Slurm knows of a job."""

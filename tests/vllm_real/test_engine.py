@@ -5,7 +5,18 @@ import sys
 
 import pytest
 from support.checkpoints import write_hf
-from support.real_vllm import MARK, NEEDED, POSITIONS, SHAPE, SLOW, answers, greedy, greedy_of_transformers, marked
+from support.real_vllm import (
+    MARK,
+    NEEDED,
+    POSITIONS,
+    SHAPE,
+    SLOW,
+    TOKENS,
+    answers,
+    greedy,
+    greedy_of_transformers,
+    marked,
+)
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.errors import InputError
@@ -13,7 +24,6 @@ from megatron_chimed.inference.open import open_engine
 from megatron_chimed.inference.request import Request, SamplingParams
 
 pytestmark = [NEEDED, SLOW]
-TOKENS = 48
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +109,20 @@ def test_two_copies_give_what_one_gives_and_end(llama, engine, mark, case):
     left = marked(mark)
     assert found == answers(engine, asked, [2]) and running >= 4 and not left
     case(f"9 of 9; {running} processes, then {len(left)}")
+
+
+def test_tensor_parallel_copies_give_what_one_rank_gives(llama, engine, mark, case, monkeypatch):
+    case("`tensor_parallel: 2` in vLLM: greedy ids and likelihoods = one rank's; its processes end")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # it would give each rank a NUMA node of its own
+    prompts = llama.prompts(20)
+    pairs = [(prompt[:-4], prompt[-4:]) for prompt in prompts]
+    with open_engine(f"vllm:{llama.export}", tensor_parallel=2, tokenizer=llama.renderer.tokenizer) as both:
+        found, running = answers(both, greedy(prompts, TOKENS), [2]), len(marked(mark))
+        scores = both.loglikelihoods(pairs)
+    assert found == answers(engine, greedy(prompts, TOKENS), [2]) and running >= 3 and not marked(mark)
+    for (one, first), (other, second) in zip(scores, engine.loglikelihoods(pairs), strict=True):
+        assert one == pytest.approx(other, rel=1e-4) and first == second
+    case(f"20 of 20; {running} processes, then 0")
 
 
 def test_rewards_by_the_pooling_runner_are_ours(tmp_path, llama, mark, case):

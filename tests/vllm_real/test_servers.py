@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from support.job import Job, write_corpus
 from support.judging import candidates_of, write_rubric
-from support.real_vllm import NEEDED, SLOW, answers, messages_of, serve, write_llama
+from support.real_vllm import NEEDED, SLOW, TOKENS, answers, asked_of, messages_of, serve, write_llama
 
 from megatron_chimed.convert.checkpoint import megatron_to_hf
 from megatron_chimed.errors import InputError
 from megatron_chimed.inference.open import open_engine
-from megatron_chimed.inference.request import Request, SamplingParams
+from megatron_chimed.inference.request import Request
 from megatron_chimed.inference.thinking import spell
 from megatron_chimed.judging import judge
 from megatron_chimed.judging.judge import score_by_judges
@@ -21,7 +21,6 @@ from megatron_chimed.judging.options import JudgeOptions
 from megatron_chimed.records import Prompt, Turn
 
 pytestmark = [NEEDED, SLOW]
-TOKENS = 48
 HOSTILE = [
     (Turn("user", " 头痛\n\n三次  "),),
     (Turn("user", "🩺 血压 37.5℃？"), Turn("assistant", " 休息 "), Turn("user", "再见")),
@@ -58,14 +57,6 @@ def test_a_server_of_a_qwen3_shaped_export_makes_the_ids_of_the_training(qwen3, 
     with serve(qwen3.export, tmp_path / "log") as server:
         server.wait_until_ready()
         case(f"{ids_agree(qwen3, server)} dialogues")
-
-
-def asked_of(model, count: int, **settings) -> list[Request]:
-    """Requests with the turns of a server and the ids of an engine."""
-    return [
-        Request(model.renderer.render_prompt(turns).tolist(), SamplingParams(TOKENS, seed=number, **settings), turns)
-        for number, turns in enumerate(model.dialogues(count, seed=1))
-    ]
 
 
 def texts(urls: list[str], requests: list[Request], name: str = "chimed") -> list[str]:

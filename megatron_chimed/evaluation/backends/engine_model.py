@@ -15,7 +15,23 @@ from megatron_chimed.text.tokenizer import Tokenizer
 MAX_TOKENS = 256
 
 
-class EngineModel(TemplateLM):
+class EngineLikelihoods:
+    """Log-likelihoods by `engine`, in front of a class of lm-eval's."""
+
+    engine: Engine
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
+    ) -> list[tuple[float, bool]]:
+        """By the engine, which reads once what prompts have in common."""
+        return self.engine.loglikelihoods([(context, continuation) for _, context, continuation in requests])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """As in lm-eval, without a bar of its own."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+
+class EngineModel(EngineLikelihoods, TemplateLM):
     """An engine with a tokenizer. seed, cut: as for `HuggingFaceModel`. Closing it ends the engine."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, template: Template):
@@ -39,15 +55,6 @@ class EngineModel(TemplateLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return self.encoder.pair(context, super()._encode_pair(context, continuation), self.engine.max_pair)
-
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
-    ) -> list[tuple[float, bool]]:
-        return self.engine.loglikelihoods([(context, continuation) for _, context, continuation in requests])
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As in lm-eval, without a bar of its own."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """No task here needs it. Raises NotImplementedError."""

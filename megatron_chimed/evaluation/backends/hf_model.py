@@ -7,14 +7,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from megatron_chimed.evaluation.backends.encoding import Encoder
-from megatron_chimed.evaluation.backends.engine_model import until
+from megatron_chimed.evaluation.backends.engine_model import EngineLikelihoods, until
 from megatron_chimed.inference.hf_engine import HuggingFaceEngine
 from megatron_chimed.inference.thinking import spell
 from megatron_chimed.text.template import Template
 from megatron_chimed.text.tokenizer import Tokenizer
 
 
-class HuggingFaceModel(HFLM):
+class HuggingFaceModel(EngineLikelihoods, HFLM):
     """lm-eval's HFLM, for its batches, on one device; how texts become ids is ours.
 
     seed: of the samples of the next call; cut: prompts that were too long -> [tokens, tokens kept].
@@ -58,16 +58,6 @@ class HuggingFaceModel(HFLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return self.encoder.pair(context, super()._encode_pair(context, continuation), self.max_length + 1)
-
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
-    ) -> list[tuple[float, bool]]:
-        """By the engine, which reads once what prompts have in common."""
-        return self.engine.loglikelihoods([(context, continuation) for _, context, continuation in requests])
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As in lm-eval, without a bar of its own."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """As in lm-eval, without a bar of its own; samples depend on `seed` and the requests of the call."""

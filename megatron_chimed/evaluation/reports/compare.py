@@ -1,7 +1,7 @@
 """Two evaluated models item by item: what they answer to the same items is alike, so a difference is taken in pairs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,9 +37,21 @@ def paired_difference(one: str | Path, other: str | Path, task: str, metric: str
     first, second = read_samples(one, task), read_samples(other, task)
     if first.keys() != second.keys():
         raise InputError(f"{one} and {other} have not answered the same items of {task}; evaluate both in the same way")
+    return bootstrap_difference(*item_values([[first], [second]], task, metric))
+
+
+def item_values(
+    sides: Sequence[Sequence[dict[str, dict]]], task: str, metric: str
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], float]:
+    """What `bootstrap_difference` takes: [sides, items, k] numbers that are summed over items, each its mean over runs;
+    the metric of such sums; and the factor to the units of the report.
+
+    sides: the runs of each model, as of `read_samples`, all of the same items.
+    """
     how, scale = KINDS[TASKS[task].kind].metrics[metric], 100.0 if TASKS[task].percent else 1.0
-    values = np.array([[how.row(side[key]["scores"][metric]) for key in first] for side in (first, second)])
-    return bootstrap_difference(values.astype(float), how.ratio, scale)
+    keys = list(sides[0][0])
+    rows = [[[how.row(run[key]["scores"][metric]) for key in keys] for run in side] for side in sides]
+    return np.array(rows, dtype=float).mean(axis=1), how.ratio, scale
 
 
 def bootstrap_difference(

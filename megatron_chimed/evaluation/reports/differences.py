@@ -17,8 +17,7 @@ import numpy as np
 
 from megatron_chimed.errors import InputError
 from megatron_chimed.evaluation.catalog import TASKS
-from megatron_chimed.evaluation.kinds import KINDS
-from megatron_chimed.evaluation.reports.compare import Difference, bootstrap_difference, read_samples
+from megatron_chimed.evaluation.reports.compare import Difference, bootstrap_difference, item_values, read_samples
 
 DRAWS = 10_000
 LEVEL = 0.05
@@ -85,17 +84,14 @@ def _compare(task: str, names: list[str], folders: tuple[Path, Path], figures: l
         if "no such file" not in str(error):
             raise
         return blank._replace(why="no samples are kept")
-    keys = list(sides[0][0])
     if any(run.keys() != sides[0][0].keys() for side in sides for run in side):
         return blank._replace(why="not the same items")
-    how, scale = KINDS[TASKS[task].kind].metrics[metric], 100.0 if TASKS[task].percent else 1.0
-    rows = [[[how.row(run[key]["scores"][metric]) for key in keys] for run in side] for side in sides]
-    values = np.array(rows, dtype=float).mean(axis=1)  # an item's mean over runs, as both have the same number
-    difference = bootstrap_difference(values, how.ratio, scale)
+    values, ratio, scale = item_values(sides, task, metric)
+    difference = bootstrap_difference(values, ratio, scale)
     if math.isnan(difference.value):
         return blank._replace(why="one of them has no value")
     needed = items_needed(difference, points)
-    return blank._replace(difference=difference, p=permutation_p(values, how.ratio), items_needed=needed)
+    return blank._replace(difference=difference, p=permutation_p(values, ratio), items_needed=needed)
 
 
 def permutation_p(values: np.ndarray, ratio: Callable[[np.ndarray], np.ndarray], *, seed: int = 0) -> float:
