@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from megatron_chimed.convert.plan import Planned
+from megatron_chimed.convert.plan import Planned, start_writing
 from megatron_chimed.errors import InputError, short
 from megatron_chimed.jsonl import is_lfs_pointer, read_json, write_json
 
@@ -194,6 +194,7 @@ def _write_safetensors(path: Path, tensors: Sequence[Planned], written: Callable
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             _write_all(file, memoryview(_bytes_of(tensor.made())))
+            start_writing(file)
             written(tensor.nbytes)
         os.fsync(file.fileno())
 

@@ -1,8 +1,10 @@
 """Plan of what a conversion writes: names, shapes and types of all tensors, and how to make each in its turn."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,6 +47,13 @@ class Planned:
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def start_writing(file: Any) -> None:
+    """Have the disk begin with what was written to a file so far: else it rests until a file is closed, which waits for
+    it. What it has written already leaves the page cache, and makes room for more."""
+    file.flush()
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def total_bytes(planned: Iterable[Planned]) -> int:

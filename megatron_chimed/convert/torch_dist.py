@@ -4,19 +4,23 @@ Reading takes any layout of chunks (other tensor- and pipeline-parallel sizes), 
 that such a checkpoint consists of.
 """
 
+import contextlib
 import functools
 import io
+import math
+import mmap
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -24,12 +28,13 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_chimed.backend.cpu import without_compiler
 from megatron_chimed.checkpoints import write_tracker
-from megatron_chimed.convert.plan import Planned
+from megatron_chimed.convert.plan import Planned, start_writing
 from megatron_chimed.errors import InputError
 from megatron_chimed.jsonl import read_json
 
@@ -38,6 +43,8 @@ with without_compiler():
     from megatron.core.safe_globals import SafeUnpickler
 
 COMMON = "common_state/shard_0_1"
+ALIGNMENT = 64
+"""Bytes; torch puts the numbers of a tensor at a multiple of them within what it writes of it."""
 
 
 _METADATA_CLASSES = (
@@ -84,8 +91,7 @@ class TorchDistCheckpoint:
         self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.objects = sorted(entries.keys() - self.tensors.keys())
         self._by_place: dict[str, tuple[int, dict]] = {}
-        self._reader = FileSystemReader(self.folder)
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self._mapped: dict[str, mmap.mmap] = {}
 
     def _check_files(self) -> None:
         """Raise InputError listing the files that are missing or shorter than the metadata says."""
@@ -122,21 +128,43 @@ class TorchDistCheckpoint:
         """Read a block of a tensor, whatever chunks it was saved in.
 
         name: of a tensor of shape tensors[name].size. offsets, sizes: the block's start and shape, one number for each
-        axis; (3, 0, 0) and (1, R, H) is layer 3 of [layers, R, H]. Returns a new tensor [*sizes] of the type in which
-        it was saved. Raises InputError if it is damaged.
+        axis; (3, 0, 0) and (1, R, H) is layer 3 of [layers, R, H]. Returns a tensor [*sizes] of the type in which it
+        was saved, mapped from the file where one chunk holds all of it; to write to it changes no file. Raises
+        InputError if it is damaged.
         """
         entry = self.tensors[name]
         block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         near = replace(entry, chunks=self._chunks_near(name, block))
         items = create_read_items_for_chunk_list(name, near, [block])
-        target = torch.empty(tuple(sizes), dtype=entry.properties.dtype)
-        if sum(item.lengths.numel() for item in items) != target.numel():
+        if sum(item.lengths.numel() for item in items) != math.prod(sizes):
             raise InputError(f"{self.folder}: {name} is not whole; take another copy")
         try:
-            self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
+            if len(items) == 1:
+                return self._part(items[0])
+            target = torch.empty(tuple(sizes), dtype=entry.properties.dtype)
+            for item in items:
+                _narrow(target, item.dest_offsets, item.lengths).copy_(self._part(item))
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError(f"{self.folder}: {name} is damaged ({' '.join(str(error).split())[:160]})") from None
         return target
+
+    def _part(self, item: ReadItem) -> torch.Tensor:
+        """What an item asks for of its chunk, mapped into memory: a copy of the file's bytes would take longer than the
+        rest of a conversion."""
+        place = self._metadata.storage_data[item.storage_index]
+        with open(self.folder / place.relative_path, "rb") as file:
+            if place.relative_path not in self._mapped:
+                self._mapped[place.relative_path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            view = _create_file_view(file, place.offset, place.length)
+            chunk = torch.load(view, map_location="meta", weights_only=True)  # all but its numbers, and where they are
+        storage, mapped = chunk.untyped_storage(), self._mapped[place.relative_path]
+        content = torch.frombuffer(
+            mapped, dtype=torch.uint8, count=storage.nbytes(), offset=place.offset + storage._checkpoint_offset
+        )
+        if content.data_ptr() % chunk.dtype.itemsize:
+            content = content.clone()
+        numbers = content.view(chunk.dtype).as_strided(chunk.size(), chunk.stride(), chunk.storage_offset())
+        return _narrow(numbers, item.storage_offsets, item.lengths)
 
     def _chunks_near(self, name: str, block: ChunkStorageMetadata) -> list[ChunkStorageMetadata]:
         """The chunks that a block may lie in: torch compares it with each, and experts have many thousands."""
@@ -154,22 +182,29 @@ class TorchDistCheckpoint:
         return places.get(tuple(block.offsets[:axes]), [])
 
 
-class _IntoTensor(DefaultLoadPlanner):
-    """Lets the reader copy into parts of one tensor, `target`, of any shape."""
+def _narrow(tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+    """View the block of a tensor that starts at `offsets`, of shape `sizes`."""
+    for axis, (start, length) in enumerate(zip(offsets, sizes, strict=True)):
+        tensor = tensor.narrow(axis, start, length)
+    return tensor
 
-    def __init__(self, target: torch.Tensor):
-        super().__init__()
-        self.target = target
 
-    def resolve_tensor(self, read_item):
-        """Return the part of the target that an item fills."""
-        part = self.target
-        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            part = part.narrow(axis, start, length)
-        return part
+class _Files(FileSystem):
+    """torch's files, with a say between two tensors."""
 
-    def commit_tensor(self, read_item, tensor):
-        """Nothing is left to do."""
+    stream: io.IOBase | None = None
+
+    @contextlib.contextmanager
+    def create_stream(self, path: str | Path, mode: str) -> Iterator[io.IOBase]:
+        """As in torch."""
+        with super().create_stream(path, mode) as self.stream:
+            yield self.stream
+
+    def between(self) -> None:
+        """Have the disk begin with what is there; let the next tensor lie at an address that it can be mapped to."""
+        if self.stream is not None:
+            self.stream.write(bytes(-self.stream.tell() % ALIGNMENT))
+            start_writing(self.stream)
 
 
 def write_checkpoint(
@@ -187,11 +222,13 @@ def write_checkpoint(
     place = folder / "release"
     objects = dict.fromkeys(extra_states, _saved(None))
     objects[COMMON] = _saved({"args": args, "checkpoint_version": 3.0, "iteration": 0})
-    planner = _LazyPlanner(planned, objects, written)
+    writer = FileSystemWriter(place)
+    writer.fs = files = _Files()
+    planner = _LazyPlanner(planned, objects, files.between, written)
     torch.serialization.set_crc32_options(False)  # nothing reads them, and they take longer than the disk
     try:
         with warnings.catch_warnings(action="ignore"):  # that this is one process is on purpose
-            checkpoint.save({}, storage_writer=FileSystemWriter(place), planner=planner, no_dist=True)
+            checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except checkpoint.CheckpointException as error:
         cause = error.failures[0][0]  # what happened on this, the only rank
         if isinstance(cause, RuntimeError):  # torch's writer hides what the disk has said
@@ -214,9 +251,11 @@ def _saved(value: Any) -> io.BytesIO:
 class _LazyPlanner(DefaultSavePlanner):
     """Plans every tensor without having it, and makes it when the writer comes to it."""
 
-    def __init__(self, planned: Iterable[Planned], objects: dict[str, io.BytesIO], written: Callable):
+    def __init__(
+        self, planned: Iterable[Planned], objects: dict[str, io.BytesIO], between: Callable, written: Callable
+    ):
         super().__init__(flatten_state_dict=False)
-        self.objects, self.written = objects, written
+        self.objects, self.between, self.written = objects, between, written
         self.planned = {_index(tensor): tensor for tensor in planned}
 
     def create_local_plan(self) -> SavePlan:
@@ -241,6 +280,7 @@ class _LazyPlanner(DefaultSavePlanner):
             return self.objects[write_item.index.fqn]
         planned = self.planned[write_item.index]
         tensor = planned.made()
+        self.between()
         self.written(planned.nbytes)
         return tensor.contiguous()[(None,) * len(planned.stack)]
 
