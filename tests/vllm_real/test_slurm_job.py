@@ -35,7 +35,8 @@ def test_a_job_serves_on_two_nodes_and_an_engine_spreads_its_requests_over_them(
     case("`sbatch --nodes=2 launch/slurm.sbatch serve`: greedy texts by both servers = our checkpoint's; scancel")
     as_project(tmp_path)
     environment = job_environment(slurm) | {"VLLM": str(Path(sys.executable).with_name("vllm"))}
-    flags = ["--dtype", "float32", "--served-model-name", "chimed"]
+    # The nodes pretend to have GPUs, and an exclusive job has them all: without the last flag vLLM would want eight.
+    flags = ["--dtype", "float32", "--served-model-name", "chimed", "--tensor-parallel-size", "1"]
     command = ["sbatch", "--parsable", "--nodes=2", f"--output={tmp_path / 'log'}", *WITHOUT_GPUS, "--time=30"]
     job = slurm.command(*command, SCRIPT, "serve", llama.export, *flags, folder=tmp_path, environment=environment)
     log = tmp_path / "log"
