@@ -90,6 +90,15 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Ranks of engines are forked, but where a test is about their processes."""
+    if item.get_closest_marker("cpu"):
+        from support.forked import set_forked
+
+        set_forked(not item.get_closest_marker("real_processes"))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Small models gain nothing by more, and lose much where other programs run."""

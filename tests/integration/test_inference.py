@@ -23,7 +23,7 @@ from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
 from megatron_chimed.inference.request import Generated, Request, SamplingParams
 from megatron_chimed.inference.sampling import draw, uniforms
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.real_processes]
 VOCAB, POSITIONS = CONFIG["vocab_size"], CONFIG["max_position_embeddings"]
 
 

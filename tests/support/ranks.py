@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -57,15 +58,22 @@ def start(words: list[str], ranks: int, output: Path, module: str = TRAINING) ->
 
     module: another one with a `main`, which reads its words from sys.argv.
     """
+    with fork_server() as context:
+        words = [str(word) for word in words]
+        process = context.Process(target=_lead, args=(module, words, dict(os.environ), ranks, output))
+        process.start()
+    return Started(process)
+
+
+@contextlib.contextmanager
+def fork_server() -> Iterator[multiprocessing.context.BaseContext]:
+    """The process that has imported torch and Megatron: what is started here is forked from it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.preloaded"])
     path = {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     with mock.patch.dict(os.environ, ON_CPU | path):  # the environment of the first start is that of the imports
         multiprocessing.forkserver.ensure_running()
-        words = [str(word) for word in words]
-        process = context.Process(target=_lead, args=(module, words, dict(os.environ), ranks, output))
-        process.start()
-    return Started(process)
+        yield context
 
 
 def _lead(module: str, words: list[str], environment: dict[str, str], ranks: int, output: Path) -> None:
