@@ -214,6 +214,11 @@ PRIVATE_NAMES = (
         "the patch rng_tracker",
     ),
     PrivateName(
+        "megatron_chimed/convert/torch_dist.py",
+        "torch.distributed.checkpoint.utils._create_file_view",
+        "torch's reader copies what it reads: a part of a file by itself, whose tensor is mapped",
+    ),
+    PrivateName(
         "megatron_chimed/inference/decode.py",
         "torch._C",
         "DisableTorchFunction: without the mode that maps devices a small model decodes twice as fast",

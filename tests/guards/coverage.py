@@ -21,7 +21,7 @@ THROUGH = {
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
     "tests/integration/test_inference.py": ("inference.likelihoods", 
-        "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
+        "inference.cache", "inference.model", "inference.scoring", "inference.worker",
     ),
     "tests/inference/test_vllm_engine.py": ("inference.lifeline",),
     "tests/inference/test_vllm_worker.py": ("convert.stored",),
