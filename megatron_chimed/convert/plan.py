@@ -53,7 +53,8 @@ def start_writing(file: Any) -> None:
     """Have the disk begin with what was written to a file so far: else it rests until a file is closed, which waits for
     it. What it has written already leaves the page cache, and makes room for more."""
     file.flush()
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):  # which macOS has not
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def total_bytes(planned: Iterable[Planned]) -> int:
