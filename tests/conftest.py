@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 from guards import imports, tree
+from support.fork_server import set_forked
 
 LIGHT_ONLY = "not cpu and not gpu and not slow"  # of make test-light
 TORCH = ("torch", "megatron")
+REAL = {"slurm", "vllm_real"}
+"""Folders in which all programs are as users start them."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # files run side by side, and threads that wait for each other spin
@@ -81,6 +84,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("light", "cpu", "gpu")):
             item.add_marker(tier(item.path))
+        if REAL & set(item.path.parts):
+            item.add_marker("real_processes")
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch
@@ -92,11 +97,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Ranks of engines are forked, but where a test is about their processes."""
-    if item.get_closest_marker("cpu"):
-        from support.forked import set_forked
-
-        set_forked(not item.get_closest_marker("real_processes"))
+    """What tests that need torch start is forked, but where a test is about processes."""
+    set_forked(bool(item.get_closest_marker("cpu")) and not item.get_closest_marker("real_processes"))
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,13 @@ from support.corpora import make_texts, write_rows
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
 from support.exam_files import write_ceval
 from support.exam_hf import write_answering_hf
+from support.forked import ON_CPU
 from support.job import MODEL, STAGE, write_corpus
 from support.rankings import make_groups, write_groups
-from support.ranks import ON_CPU
 
 import megatron_chimed as mc
+
+pytestmark = pytest.mark.real_processes
 
 
 @pytest.fixture(scope="module")

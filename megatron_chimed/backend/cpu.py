@@ -94,8 +94,12 @@ class CudaMeansCpu(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.has_bfloat16 = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+        tensor = torch.Tensor
+        self._changed = frozenset((tensor.cuda, tensor.pin_memory, tensor.to, tensor.type, *PRODUCTS))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if not kwargs and func not in self._changed:  # nearly all, a hundred thousand in each second
+            return func(*args)
         kwargs = kwargs or {}
         if func in PRODUCTS and not self.has_bfloat16 and "out" not in kwargs:
             wanted = next((one.dtype for one in args if isinstance(one, torch.Tensor)), None)

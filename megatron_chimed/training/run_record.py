@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -141,7 +142,12 @@ def now() -> str:
 
 def packages() -> dict[str, str]:
     """{name: version} of Python and all that is installed for it."""
-    found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    found = {}
+    for one in importlib.metadata.distributions():
+        text = one.read_text("METADATA") or one.read_text("PKG-INFO") or ""
+        fields = dict(re.findall(r"^(Name|Version): *(.*\S)", text.partition("\n\n")[0], re.MULTILINE))
+        if len(fields) == 2:  # parsed as a mail, as importlib does, each start of a training would take 0.15 s longer
+            found[fields["Name"]] = fields["Version"]
     return {"python": platform.python_version()} | dict(sorted(found.items(), key=lambda one: one[0].lower()))
 
 

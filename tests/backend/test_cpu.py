@@ -9,7 +9,7 @@ import torch
 
 from megatron_chimed.backend.cpu import CudaMeansCpu
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a device is there")
+pytestmark = [pytest.mark.real_processes, pytest.mark.skipif(torch.cuda.is_available(), reason="a device is there")]
 
 PROGRAM = """
 import os

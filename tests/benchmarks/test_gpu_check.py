@@ -29,7 +29,7 @@ from megatron_chimed.errors import InputError  # noqa: E402
 from megatron_chimed.plan import memory  # noqa: E402
 from megatron_chimed.plan.layout import Layout  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+pytestmark = [pytest.mark.real_processes, pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")]
 MEASUREMENTS = measurements.MEASUREMENTS
 NEED_A_GPU = {"flash", "varlen", "amp", "te"}
 MACHINE = {"name": "NVIDIA H200", "packages": dict.fromkeys(measurements.PACKAGES, True)}

@@ -20,6 +20,7 @@ from megatron_chimed.workers import COLUMNS
 
 pytestmark = [
     pytest.mark.cpu,
+    pytest.mark.real_processes,
     pytest.mark.skipif("KILL_DEMO" not in os.environ, reason="two demos take a quarter of an hour: make test-demo"),
 ]
 RUN = ROOT / "examples" / "quickstart" / "run.sh"

@@ -8,8 +8,8 @@ and 1e-3: attention that leaves an instance changes the loss by forty times that
 import pytest
 from support.checkpoints import write_hf
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
+from support.forked import ON_CPU
 from support.job import ON_GPU, LaunchedJob, figures, write_corpus
-from support.ranks import ON_CPU
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues

@@ -21,7 +21,7 @@ THROUGH = {
         "commands.verify_checkpoint", "convert.logits", "convert.transformers_model", "convert.verify_worker",
     ),
     "tests/integration/test_inference.py": ("inference.likelihoods", 
-        "inference.cache", "inference.model", "inference.scoring", "inference.worker",
+        "inference.cache", "inference.model", "inference.processes", "inference.scoring", "inference.worker",
     ),
     "tests/inference/test_vllm_engine.py": ("inference.lifeline",),
     "tests/inference/test_vllm_worker.py": ("convert.stored",),
@@ -61,7 +61,7 @@ THROUGH = {
 """{test file: the modules that are tested through it, and imported by no test}."""
 
 SHOWN_BY_NO_TEXT = {
-    "__main__": "tests/support/ranks.py runs it as a program in a forked process",
+    "__main__": "tests/support/fork_server.py runs it as a program in a forked process",
     "commands.human_evaluation": "only its --help is run; what it calls has tests/evaluation/reports/test_human.py",
     "commands.library": "the package imports it when one of its public names is asked for, as tests/test_api.py does",
     "evaluation.kinds.answers": "listed in KINDS, whose tasks tests/evaluation/test_run.py runs",

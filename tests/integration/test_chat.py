@@ -149,6 +149,7 @@ class Person:
         os.write(self.ours, what.encode())
 
 
+@pytest.mark.real_processes  # at a terminal of their own
 def test_control_c_stops_an_answer_of_the_ranks_and_not_the_program(models, folder):
     flags = ["--model", f"megatron:{folder / 'megatron'}", "--tokenizer", folder / "hf" / "tokenizer.model"]
     person = Person(*command("chat.py", *flags, "--tensor-parallel", "2", "--max-new-tokens", str(POSITIONS)))

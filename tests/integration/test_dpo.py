@@ -11,10 +11,10 @@ import pytest
 import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
+from support.forked import ON_CPU
 from support.job import Job, figures
 from support.paths import ROOT
 from support.rankings import make_groups, whole_answers, write_groups
-from support.ranks import ON_CPU
 from transformers import AutoModelForCausalLM
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
@@ -30,7 +30,7 @@ from megatron_chimed.stages.preferences import plackett_luce, questions_of
 LENGTH, ROWS = 128, 4
 STAGE = {
     "seq-length": LENGTH, "micro-batch-size": 1, "global-batch-size": ROWS, "split": "80,20,0", "lr": 2e-3,
-    "eval-interval": 8, "eval-iters": 2, "train-iters": 24,
+    "eval-interval": 8, "eval-iters": 2, "train-iters": 16,
 }  # fmt: skip
 UNEVEN = ["--pipeline-model-parallel-size", 2, "--decoder-first-pipeline-num-layers", 1]
 PLAIN = ["--optimizer", "sgd", "--sgd-momentum", 0, "--lr", 1, "--weight-decay", 0, "--clip-grad", 0]

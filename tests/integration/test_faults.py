@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.forked import ON_CPU
 from support.job import ROOT, Job, LaunchedJob, figures, kill, write_corpus
 from support.paths import TESTS
-from support.ranks import ON_CPU
 
 from megatron_chimed import checkpoints
 from megatron_chimed.checkpoints import resolve
@@ -199,6 +199,7 @@ def test_a_killed_rank_ends_the_job(run):
     run.is_exact()
 
 
+@pytest.mark.real_processes  # what is stopped is the rank
 def test_a_rank_that_hangs_ends_the_job_within_the_time_limit(run):
     process = run.start()
     run.wait_for(process, run.latest() + 3)  # the limit of seconds holds from the second iteration on
@@ -218,6 +219,7 @@ def test_a_loss_that_explodes_stops_the_run(run):
     run.is_exact()
 
 
+@pytest.mark.real_processes  # the refusal names the launcher
 def test_a_damaged_checkpoint_is_set_aside_and_a_second_job_is_refused(run):
     """The last start of all, so it also finishes the run."""
     if len(checkpoints.iterations(run.save)) < 2:  # this test alone

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import CONFIG, KINDS, write_hf, write_plain
+from support.forked import ON_CPU
 from support.paths import TESTS
 from support.processes import alive, wait_until_ended
-from support.ranks import ON_CPU
 from support.reference import chi_square_z
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -23,7 +23,7 @@ from megatron_chimed.inference.megatron_engine import MegatronEngine as Engine
 from megatron_chimed.inference.request import Generated, Request, SamplingParams
 from megatron_chimed.inference.sampling import draw, uniforms
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.real_processes]
+pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, POSITIONS = CONFIG["vocab_size"], CONFIG["max_position_embeddings"]
 
 
@@ -236,6 +236,7 @@ def test_a_checkpoint_that_cannot_be_served_is_one_line(tmp_path):
         Engine(tmp_path / "one group", tensor_parallel=2, progress=False)
 
 
+@pytest.mark.real_processes
 def test_a_killed_rank_is_one_line_and_takes_the_others_along(checkpoint):
     with Engine(checkpoint, tensor_parallel=2, batch_size=4, progress=False) as engine:
         ranks = [process.pid for process in engine._workers._processes]
@@ -259,6 +260,7 @@ for batch in engine.generate([Request([1, 2], SamplingParams(120, seed=seed)) fo
 """
 
 
+@pytest.mark.real_processes
 def test_the_ranks_end_with_a_parent_that_is_killed(checkpoint):
     command = [sys.executable, "-c", ENDLESS, checkpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

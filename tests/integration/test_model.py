@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from support.forked import ON_CPU
 from support.paths import TESTS
-from support.ranks import ON_CPU
 
 WORKER = TESTS / "support" / "model_worker.py"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from support.fake_srun import processes
+from support.forked import ON_CPU
 from support.job import ROOT, Job, figures, kill, write_corpus
 from support.paths import TESTS
-from support.ranks import ON_CPU
 
 from megatron_chimed.checkpoints import latest_iteration
 
@@ -80,6 +80,7 @@ def test_a_slurm_job_trains_one_model_on_two_nodes_and_continues_when_it_is_queu
     assert job.output().count(REQUEUED) == 1 and not list(tmp_path.glob(".slurm-*"))
 
 
+@pytest.mark.real_processes
 def test_a_job_whose_tasks_are_told_to_stop_is_queued_again(job, tmp_path):
     """Preempted with grace, Slurm sends SIGTERM to every process of the step, and nothing to the batch script."""
     save = tmp_path / "run"

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.forked import ON_CPU
 from support.job import ROOT, write_corpus
 from support.paths import TESTS
-from support.ranks import ON_CPU
 
 from megatron_chimed.convert.families import FAMILIES
 from megatron_chimed.convert.family import Family

@@ -3,13 +3,14 @@
 import argparse
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
+from support.forked import ON_CPU
 from support.job import MODEL, ROOT, Job, figures, write_corpus
-from support.ranks import ON_CPU
 from support.ranks import start as start_ranks
 
 from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
@@ -27,7 +28,7 @@ def launch(*words: object) -> tuple[int, str]:
     done = subprocess.run(
         ["launch/torchrun.sh", *map(str, words)],
         cwd=ROOT,
-        env=os.environ | ON_CPU,
+        env=os.environ | ON_CPU | {"PYTHON": sys.executable},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -162,7 +162,7 @@ def test_a_middle_stage_without_the_boundaries_is_another_loss_with_other_gradie
 
 def test_a_reward_model_starts_from_a_language_model_learns_and_resumes_to_the_digit(tmp_path, world):
     arguments = ["--tensor-model-parallel-size", 2, "--sequence-parallel", "--use-distributed-optimizer", "--bf16"]
-    arguments += ["--save-interval", 3, "--train-iters", 24, "--lr", 5e-3, *start(world, "lm")]
+    arguments += ["--save-interval", 3, "--train-iters", 16, "--lr", 8e-3, *start(world, "lm")]
     job = make_job(tmp_path, world, "lm")
     job.run("--save", tmp_path / "whole", *arguments)
     losses = [float(value) for _, value, _ in figures(tmp_path / "whole", name="ranking loss")]

@@ -170,8 +170,8 @@ def test_a_middle_stage_without_the_boundaries_is_another_loss_with_other_gradie
 def test_answers_of_held_out_dialogues_are_learnt_and_each_source_is_reported(tmp_path, world):
     job = make_job(tmp_path, world)
     output = job.run(
-        *start(world), "--save", tmp_path / "run", "--train-iters", 40, "--tensor-model-parallel-size", 2,
-        "--use-distributed-optimizer", "--eval-interval", 10,
+        *start(world), "--save", tmp_path / "run", "--train-iters", 24, "--tensor-model-parallel-size", 2,
+        "--use-distributed-optimizer", "--eval-interval", 8,
     )  # fmt: skip
     assert "targets/s" in output
     losses = [float(value) for _, value, _ in figures(tmp_path / "run", "valid")]

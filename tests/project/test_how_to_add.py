@@ -11,12 +11,12 @@ import pytest
 import yaml
 from guards import tree
 from support.dialogues import make_dialogues, write_dialogues
+from support.forked import ON_CPU
 from support.job import MODEL, STAGE, write_corpus
-from support.ranks import ON_CPU
 
 from megatron_chimed.training.runlog import read_log
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.real_processes]
 DATA = "megatron_chimed/data"
 READERS = "megatron_chimed/evaluation/readers"
 CATALOG = "megatron_chimed/evaluation/catalog.py"

@@ -7,7 +7,7 @@ import sys
 import pytest
 from guards import imports, tree
 
-pytestmark = pytest.mark.cpu  # what it imports needs torch
+pytestmark = [pytest.mark.cpu, pytest.mark.real_processes]  # what it imports needs torch
 
 PROGRAM = """
 import gc, importlib, json, logging, os, signal, sys, warnings

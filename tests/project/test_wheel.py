@@ -13,10 +13,10 @@ import yaml
 from guards import tree
 from support.checkpoints import write_hf
 from support.dialogues import make_dialogues, write_dialogues
+from support.forked import ON_CPU
 from support.job import STAGE
-from support.ranks import ON_CPU
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.real_processes]
 
 
 @pytest.fixture(scope="module")

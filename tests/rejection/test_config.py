@@ -176,6 +176,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, argum
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"], "a folder was made for nothing"
 
 
+@pytest.mark.real_processes
 def test_the_command_starts_without_torch(tmp_path):
     code = "import sys, megatron_chimed.rejection.loop; print('torch' in sys.modules or 'openai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guards import docs, tree
 
-from support.ranks import ON_CPU
+from support.forked import ON_CPU
 
 DOCUMENTS = [path for path in tree.files() if re.fullmatch(r"(README|CONTRIBUTING|docs/(?!.*\.zh\.).*)\.md", path)]
 """Those in English: the blocks of a Chinese twin are the same (tests/project/test_readme_twin.py)."""

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_chimed.jsonl import sha256_file
 from megatron_chimed.training.runlog import read_log
+from support.forked import ON_CPU, Forked
 from support.paths import ROOT
-from support.ranks import ON_CPU, Started
 from support.ranks import start as start_ranks
 
 ON_GPU = {name: value for name, value in ON_CPU.items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -95,7 +96,7 @@ class Job:
         self.model.write_text(yaml.safe_dump({"megatron": MODEL | (model or {})}))
         self.stage.write_text(yaml.safe_dump({"megatron": STAGE | (stage or {}), "chimed": chimed or {}}))
 
-    def start(self, *overrides: object, ranks: int = 2) -> Started:
+    def start(self, *overrides: object, ranks: int = 2) -> Forked:
         """Start the ranks in a session of their own, output to the job's folder."""
         return start_ranks([self.name, self.model, self.stage, *overrides], ranks, self.folder / "output.txt")
 
@@ -138,7 +139,7 @@ class LaunchedJob(Job):
             return subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env=os.environ | self.environment | {"NPROC": str(ranks)},
+                env=os.environ | self.environment | {"NPROC": str(ranks), "PYTHON": sys.executable},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -146,7 +147,7 @@ class LaunchedJob(Job):
             )
 
 
-def kill(process: Started | subprocess.Popen) -> None:
+def kill(process: Forked | subprocess.Popen) -> None:
     """kill -9 to a job and all that it started; torchrun gives each rank a session of its own, so that a signal to the
     launcher's group would not reach them."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout

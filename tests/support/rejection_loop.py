@@ -11,8 +11,8 @@ from megatron_chimed.packing.dialogues import DialogueRowOptions, pack_dialogues
 from support.checkpoints import write_hf
 from support.corpora import command
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
+from support.forked import ON_CPU
 from support.job import MODEL, ROOT, STAGE
-from support.ranks import ON_CPU
 
 ITERATIONS = 30
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 160}

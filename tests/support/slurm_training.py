@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from megatron_chimed.training.runlog import read_log
+from support.forked import ON_CPU
 from support.job import Job, LaunchedJob, write_corpus
 from support.paths import ROOT
-from support.ranks import ON_CPU
 from support.slurm_cluster import Cluster, until
 
 ITERATIONS = 40

@@ -14,6 +14,8 @@ import pytest
 from megatron_chimed.errors import STOPPED_FILE
 from megatron_chimed.training.launch import STOP_SECONDS, STOPPED, main
 
+pytestmark = pytest.mark.real_processes
+
 RANK = """
 import signal, time
 signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))

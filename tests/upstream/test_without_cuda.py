@@ -9,7 +9,10 @@ import torch
 
 from megatron_chimed.training.upstream import PATCHES
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what fails without CUDA")
+pytestmark = [
+    pytest.mark.real_processes,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="shows what fails without CUDA"),
+]
 
 PROGRAM = """
 import inspect, json, multiprocessing, sys, torch
