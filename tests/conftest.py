@@ -10,6 +10,7 @@ A file that only starts such a program in a subprocess says so itself: ``pytestm
 """
 
 import contextlib
+import gc
 import os
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,17 @@ def tier(file: Path) -> str:
     if path.startswith("tests/gpu/"):
         return "gpu"
     return "cpu" if path.startswith("tests/integration/") or needs_torch(path) else "light"
+
+
+def pytest_configure():
+    """What is imported stays to the end: the garbage collector would go through it again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """From here on it has its work."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_ignore_collect(collection_path, config):
