@@ -43,7 +43,7 @@ from megatron_chimed.jsonl import atomic_output, manifest, sha256_file, write_js
 ROWS_AT_SIZE_1 = {
     "cmd_finetune": 1000, "chimed": 600, "choice": 500, "mc_train": 240, "mc_test": 48, "meddialog": 120, "safety": 160,
     "ranked_train": 320, "chimed_test": 120, "ranked_held_out": 120, "ner_train": 640, "ner_dev": 40, "ner_test": 120,
-    "recall_train": 160, "recall_test": 120,
+    "recall_train": 480, "recall_test": 120,
 }  # fmt: skip
 
 

@@ -46,7 +46,8 @@ OPTIONS, CHARACTERS = 4, 180
 
 def recall_dialogues(world: World, purpose: str, count: int, splits: tuple[str, ...]) -> Iterator[dict]:
     """Rows {"messages": [{"role", "content"}], "options": four values, "answer": which is right, from 0}, of facts of
-    these splits."""
+    these splits. In those to train on the patient has asked for the illness's other facts, as far as they are of these
+    splits, just before: with one question in a dialogue a model of this size has not seen enough of them."""
     draw = world.stream("recall", purpose)
     facts = [(disease, key) for disease in world.diseases for key in ASKED if world.split(disease, key) in splits]
     for _ in range(count):
@@ -57,6 +58,9 @@ def recall_dialogues(world: World, purpose: str, count: int, splits: tuple[str, 
         while sum(map(len, texts)) < CHARACTERS:
             texts += ["".join(draw.sample(TALK, 2)), draw.choice(REPLIES)]
         question, reply = ASKED[key]
+        before = [other for other in ASKED if other != key and world.split(disease, other) in splits]
+        for other in draw.sample(before, len(before)) if purpose == "train" else ():
+            texts += [ASKED[other][0], ASKED[other][1].format(getattr(disease, other))]
         texts += [question, reply.format(options[right])]
         messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
         yield {"messages": messages, "options": [reply.format(one) for one in options], "answer": right}
