@@ -91,7 +91,6 @@ class TorchDistCheckpoint:
         self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.objects = sorted(entries.keys() - self.tensors.keys())
         self._by_place: dict[str, tuple[int, dict]] = {}
-        self._mapped: dict[str, mmap.mmap] = {}
 
     def _check_files(self) -> None:
         """Raise InputError listing the files that are missing or shorter than the metadata says."""
@@ -144,6 +143,8 @@ class TorchDistCheckpoint:
             target = torch.empty(tuple(sizes), dtype=entry.properties.dtype)
             for item in items:
                 _narrow(target, item.dest_offsets, item.lengths).copy_(self._part(item))
+        except OSError as error:
+            raise InputError(f"{self.folder}: {name} cannot be read ({error})") from None
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError(f"{self.folder}: {name} is damaged ({' '.join(str(error).split())[:160]})") from None
         return target
@@ -153,14 +154,14 @@ class TorchDistCheckpoint:
         rest of a conversion."""
         place = self._metadata.storage_data[item.storage_index]
         with open(self.folder / place.relative_path, "rb") as file:
-            if place.relative_path not in self._mapped:
-                self._mapped[place.relative_path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             view = _create_file_view(file, place.offset, place.length)
             chunk = torch.load(view, map_location="meta", weights_only=True)  # all but its numbers, and where they are
-        storage, mapped = chunk.untyped_storage(), self._mapped[place.relative_path]
-        content = torch.frombuffer(
-            mapped, dtype=torch.uint8, count=storage.nbytes(), offset=place.offset + storage._checkpoint_offset
-        )
+            size = chunk.untyped_storage().nbytes()
+            begin = place.offset + chunk.untyped_storage()._checkpoint_offset
+            # Not the whole file: the system promises memory for what might be written to, at most as much as it has.
+            skipped = begin % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(file.fileno(), skipped + size, access=mmap.ACCESS_COPY, offset=begin - skipped)
+        content = torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=skipped)
         if content.data_ptr() % chunk.dtype.itemsize:
             content = content.clone()
         numbers = content.view(chunk.dtype).as_strided(chunk.size(), chunk.stride(), chunk.storage_offset())
