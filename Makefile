@@ -4,8 +4,8 @@ GPU_PYTHON := $(or $(PYTHON),.venv/bin/python)
 PYTHON := .venv/bin/python
 # For commands that call `python` or `torchrun`. Not exported to set-up, which looks for a Python outside .venv.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
-# Test files in as many processes as there are cores, four at most: many start two ranks of their own.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Test files in one process more than there are cores, as some wait, and four at most: many start two ranks of their own.
+SIDE_BY_SIDE := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-light test-thorough test-demo test-real test-slurm test-vllm lint docs dist peers bench gpu-check setup clean
 .DEFAULT_GOAL := help
