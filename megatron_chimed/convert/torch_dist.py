@@ -156,8 +156,8 @@ class TorchDistCheckpoint:
         with open(self.folder / place.relative_path, "rb") as file:
             view = _create_file_view(file, place.offset, place.length)
             chunk = torch.load(view, map_location="meta", weights_only=True)  # all but its numbers, and where they are
-            size = chunk.untyped_storage().nbytes()
-            begin = place.offset + chunk.untyped_storage()._checkpoint_offset
+            storage = chunk.untyped_storage()
+            size, begin = storage.nbytes(), place.offset + storage._checkpoint_offset
             # Not the whole file: the system promises memory for what might be written to, at most as much as it has.
             skipped = begin % mmap.ALLOCATIONGRANULARITY
             mapped = mmap.mmap(file.fileno(), skipped + size, access=mmap.ACCESS_COPY, offset=begin - skipped)

@@ -66,6 +66,7 @@ def _start_store() -> int:
         os.write(here, b"%d" % store.port)
         os.read(watched, 1)
         os._exit(0)
+    os.close(here)  # or a store that fails would be waited for
     return int(os.read(there, 16))
 
 
