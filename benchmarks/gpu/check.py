@@ -54,6 +54,7 @@ def settings(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any
     """What every measurement is given: the shape, as many of its layers as fit, and how much is done."""
     shape = args.shape or ("13b" if args.device == "cuda" else "tiny")
     model, sequence = SHAPES[shape]
+    sequence = args.sequence or sequence
     layers = dict.fromkeys(("ours", "stock"), args.layers or model.layers)
     if args.device == "cuda" and not args.layers:
         for way, scores in {"ours": 0, "stock": SCORE_BYTES}.items():
@@ -105,7 +106,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="examples:\n  python benchmarks/gpu/check.py --output runs/gpu-check\n"
-        "  python benchmarks/gpu/check.py --device cpu --only flex sdpa --steps 30",
+        "  python benchmarks/gpu/check.py --device cpu --only sdpa transformers --sequence 2048",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -116,6 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
     parser.add_argument("--shape", choices=SHAPES, help="of the layers (13b; on a CPU tiny)")
     parser.add_argument("--layers", type=int, help="instead of as many as fit, or all of a shape on a CPU")
+    parser.add_argument("--sequence", type=int, help="tokens of a row, eight times a document's (4096; tiny: 512)")
     parser.add_argument("--micro-batch", type=int, default=1, help="rows of a step (1)")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before those that count (3)")
     parser.add_argument("--steps", type=int, default=8, help="steps that count, by their median (8)")

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from measurements import KERNELS
+from measurements import PACKED
 
 from megatron_chimed.plan import memory
 from megatron_chimed.plan.layout import Layout
@@ -79,7 +79,7 @@ def throughput(model: Model, document: int, tokens: int, seconds: float, device:
 def training_figures(way: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What follows from the steps of a way of training: their median, and the figures of `throughput`."""
     model = dataclasses.replace(SHAPES[given["shape"]][0], layers=found["layers"])
-    document = given["document"] if way in KERNELS else given["sequence"]
+    document = given["document"] if way in PACKED else given["sequence"]
     median = statistics.median(found["steps"])
     rates = throughput(model, document, given["sequence"] * given["micro_batch"], median, given["peak_of"])
     return rates | {"seconds": median}

@@ -44,6 +44,7 @@ MEASUREMENTS = {
     "flex": _training("ours, packed, FlexAttention", *MEGATRON, weight=45),
     "sdpa": _training("ours, packed, SDPA for each document", *MEGATRON),
     "transformers": _training("transformers, {dtype} weights and moments", "torch", "transformers"),
+    "transformers_packed": _training("the same, packed, each document by itself", "torch", "transformers"),
     "amp": _training("transformers, float32 weights under autocast", "torch", "transformers", gpu=True),
     "te": _training("ours on Transformer Engine, whole rows", *MEGATRON, "transformer_engine", gpu=True),
     "dialogues": Measurement("dialogues", "Short dialogues, packed against padded", MEGATRON, 25),
@@ -53,6 +54,9 @@ MEASUREMENTS = {
 
 KERNELS = ("flash", "varlen", "flex", "sdpa")
 """Ways of training that are named after the kernel of packed rows."""
+
+PACKED = (*KERNELS, "transformers_packed")
+"""Ways of training that keep the documents of a row apart."""
 
 
 def absent(one: Measurement, machine: Mapping[str, Any]) -> str | None:

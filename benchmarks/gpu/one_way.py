@@ -19,7 +19,7 @@ OUT_OF_MEMORY = 3
 """Exit code."""
 
 NO_MEMORY = "out of memory"
-MODULES = dict.fromkeys(("stock", "ours", "te", *KERNELS, "transformers", "amp"), "training")
+MODULES = dict.fromkeys(("stock", "ours", "te", *KERNELS, "transformers", "transformers_packed", "amp"), "training")
 MODULES |= {"tests": "suite", "dialogues": "dialogues", "generation": "answers"}
 """Of each way, the module beside this one whose `measure(way, given, path)` gives its figures."""
 

@@ -150,7 +150,8 @@ def transformers(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
     """transformers' LLaMA with its fastest attention and torch's fused AdamW; the clock and the last loss.
 
     "transformers": weights, gradients and moments in the dtype, the fastest and least exact; "amp": float32 ones under
-    autocast, about as exact as Megatron's.
+    autocast, about as exact as Megatron's; "transformers_packed": as the first, each document by itself, as its
+    positions tell.
     """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -170,13 +171,17 @@ def transformers(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
         ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     rows, clock = RandomRows(10**6, given["sequence"], given["document"], given["vocab"]), Clock()
+    positions = None
     with without_backend():
+        if way == "transformers_packed":
+            positions = rows[0]["position_ids"].to(device).expand(given["micro_batch"], -1)
+            require_isolation(model, positions, given["document"])
         for step in range(given["warm_up"] + given["steps"] + 1):
             clock.tick()
             numbers = range(step * given["micro_batch"], (step + 1) * given["micro_batch"])
             tokens = torch.stack([rows[number]["tokens"] for number in numbers]).to(device)
             with torch.autocast(device, dtype, enabled=way == "amp"):
-                loss = model(tokens, labels=tokens).loss
+                loss = model(tokens, labels=tokens, position_ids=positions).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -184,8 +189,19 @@ def transformers(way: str, given: dict[str, Any]) -> tuple[Clock, float]:
     return clock, loss.item()
 
 
+@torch.no_grad()
+def require_isolation(model: torch.nn.Module, positions: torch.Tensor, document: int) -> None:
+    """Raise ValueError unless what a model says of the second document of a row is the same after another first one."""
+    tokens = torch.zeros_like(positions)
+    other = tokens.clone()
+    other[:, :document] = 1
+    first, second = (model(row, position_ids=positions).logits[:, document:] for row in (tokens, other))
+    if not torch.equal(first, second):
+        raise ValueError("documents of a packed row see each other in transformers; this is no comparison")
+
+
 WAYS: dict[str, Callable] = dict.fromkeys(("stock", "ours", "te", *KERNELS), megatron)
-WAYS |= dict.fromkeys(("transformers", "amp"), transformers)
+WAYS |= dict.fromkeys(("transformers", "transformers_packed", "amp"), transformers)
 
 
 def measure(way: str, given: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Supervisor:
         for part in parts:
             total = total + part[0].cpu()
             count = count + (part[1].cpu() if part.numel() == 2 else 1)
-        lost = 0.0 if get_args().fp16 else float(not _are_finite(model))  # loss scaling expects infinite gradients
+        lost = 0.0 if get_args().fp16 else float(not are_finite(model))  # loss scaling expects infinite gradients
         summed = torch.tensor([float(self.signalled), lost, total, count], dtype=torch.double, device="cuda")
         torch.distributed.all_reduce(summed)
         signals, lost, total, count = summed.tolist()
@@ -156,11 +156,13 @@ class Supervisor:
         )
 
 
-def _are_finite(model: list) -> bool:
-    """Whether all of this rank's gradients are finite numbers."""
+def are_finite(model: list) -> bool:
+    """Whether all of this rank's gradients are finite numbers, in the buffers of Megatron's data-parallel wrappers."""
     for part in model:
         for buffer in [*getattr(part, "buffers", []), *getattr(part, "expert_parallel_buffers", [])]:
-            if not torch.isfinite(torch.linalg.vector_norm(buffer.grad_data, ord=torch.inf)):
+            # On a CPU the largest takes 25 times as long as the norm, whose squares may overflow.
+            norms = (torch.linalg.vector_norm(buffer.grad_data, ord=order) for order in (2, torch.inf))
+            if not any(torch.isfinite(norm) for norm in norms):
                 return False
     return True
 

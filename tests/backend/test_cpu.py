@@ -1,4 +1,5 @@
-"""Megatron on a CPU: whether it is needed has one answer in a process, whatever the environment becomes."""
+"""Megatron on a CPU: whether it is needed has one answer in a process, whatever the environment becomes; products in
+bfloat16; Adam in one pass."""
 
 import os
 import subprocess
@@ -48,3 +49,36 @@ def test_products_of_a_cpu_without_bfloat16_are_those_of_float32_rounded(has_bfl
     found[0].sum().backward()
     assert x.grad.dtype == torch.bfloat16
     torch.testing.assert_close(x.grad[0].float(), weight.detach().float().sum(0), rtol=2**-6, atol=2**-4)
+
+
+ADAM = """
+import torch
+from torch.optim import adam
+from megatron_chimed.backend import cpu
+
+def train(**options):
+    weights = [torch.randn(n, 37, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in (1, 20, 300)]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, **options)
+    for _ in range(20):
+        optimizer.zero_grad()
+        sum((weight.sin() * weight).sum() for weight in weights).backward()
+        optimizer.step()
+    return torch.cat(weights), optimizer.state_dict()["param_groups"]
+
+passes, original = [], adam._fused_adam
+adam._fused_adam = lambda *args, **options: passes.append(1) or original(*args, **options)
+expected, groups = train()
+assert not passes
+cpu.install()
+found, groups_now = train()
+assert len(passes) == 20 and groups == groups_now  # nothing of it is in a checkpoint
+torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+asked, _ = train(foreach=True)
+assert len(passes) == 20 and torch.equal(asked, expected)
+print("as it should be")
+"""
+
+
+def test_adam_takes_one_pass_and_its_steps_are_those_of_torch():
+    done = subprocess.run([sys.executable, "-c", ADAM], capture_output=True, text=True)
+    assert done.stdout.strip() == "as it should be", done.stderr

@@ -31,6 +31,7 @@ from megatron_chimed.plan.layout import Layout  # noqa: E402
 
 pytestmark = [pytest.mark.real_processes, pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")]
 MEASUREMENTS = measurements.MEASUREMENTS
+ALL = len(MEASUREMENTS)
 NEED_A_GPU = {"flash", "varlen", "amp", "te"}
 MACHINE = {"name": "NVIDIA H200", "packages": dict.fromkeys(measurements.PACKAGES, True)}
 BARE = ("hypothesis", "xdist", "pytest_timeout", "chardet", "pyarrow", "matplotlib", "ray", "sklearn", "lm_eval")
@@ -100,7 +101,7 @@ def test_each_gets_its_share_of_what_is_left_and_all_together_the_whole():
 
 
 def given(**changes) -> dict:
-    args = SimpleNamespace(shape=None, device="cuda", layers=8, micro_batch=1, warm_up=0, steps=1)
+    args = SimpleNamespace(shape=None, device="cuda", layers=8, sequence=None, micro_batch=1, warm_up=0, steps=1)
     return check.settings(args, MACHINE | {"bytes": 0}) | changes
 
 
@@ -109,7 +110,7 @@ def everything(start, machine=MACHINE, clock=time.monotonic, seconds=480.0) -> d
     return dict(check.measure_all(list(MEASUREMENTS), given(), machine, Path("/nowhere"), budget, start))
 
 
-@pytest.mark.parametrize(("slowness", "measured"), [(1.0, 12), (0.2, 12), (8.0, 1)])
+@pytest.mark.parametrize(("slowness", "measured"), [(1.0, ALL), (0.2, ALL), (8.0, 1)])
 def test_all_of_it_ends_in_its_time_and_what_was_not_reached_is_named(slowness, measured):
     """Measurements that take all of their share, a fifth, and eight times as much."""
     now, limits = [0.0], {}
@@ -122,7 +123,7 @@ def test_all_of_it_ends_in_its_time_and_what_was_not_reached_is_named(slowness, 
     found = everything(start, clock=lambda: now[0])
     assert found.keys() == MEASUREMENTS.keys() and len(limits) == measured
     late = [one["left_out"] for name, one in found.items() if name not in limits]
-    assert late == ["the 8 minutes were over"] * (12 - measured)
+    assert late == ["the 8 minutes were over"] * (ALL - measured)
     if slowness <= 1:
         assert now[0] <= 480 + 1e-6
         total = sum(one.weight for one in MEASUREMENTS.values())

@@ -25,6 +25,14 @@ def fails(call, kind=BaseException, text=""):
     return False
 found["cuda_means_cpu"] = fails(torch.cuda.current_device) and fails(lambda: torch.zeros(1, device="cuda"))
 found["cuda_generator"] = fails(torch.cuda.get_rng_state)
+from torch.optim import adam
+passes, fused = [], adam._fused_adam
+adam._fused_adam = lambda *args, **options: passes.append(1) or fused(*args, **options)
+weight = torch.nn.Parameter(torch.zeros(1))
+weight.grad = torch.ones(1)
+torch.optim.AdamW([weight], fused=True).step()
+torch.optim.AdamW([weight]).step()
+found["fused_adam"] = len(passes) == 1
 import megatron.core.tensor_parallel.random as random
 before = torch.get_rng_state()
 queued = len(torch.cuda._queued_calls)
@@ -66,7 +74,7 @@ def found(tmp_path_factory) -> dict[str, bool]:
 
 NAMES = (
     *("cuda_means_cpu", "cuda_generator", "rng_tracker", "no_compiler", "allow_no_cuda", "skip_compilation"),
-    *("save_without_another_process", "keep_model", "sizes_as_numbers"),
+    *("save_without_another_process", "keep_model", "sizes_as_numbers", "fused_adam"),
 )
 
 
