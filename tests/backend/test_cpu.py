@@ -10,7 +10,7 @@ import torch
 
 from megatron_chimed.backend.cpu import CudaMeansCpu
 
-pytestmark = [pytest.mark.real_processes, pytest.mark.skipif(torch.cuda.is_available(), reason="a device is there")]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a device is there")
 
 PROGRAM = """
 import os
@@ -22,6 +22,7 @@ print(*answers, cpu.is_needed())
 """
 
 
+@pytest.mark.real_processes
 @pytest.mark.parametrize("asked_before", [True, False])
 def test_the_backend_stays_needed_where_torch_is_told_to_count_devices(asked_before):
     """vLLM exports that variable, and so may a user."""

@@ -9,10 +9,11 @@ from megatron_chimed.backend.quiet import fast_imports
 with fast_imports():
     import torch
     from torch.cuda import random
+    from torch.optim import adam
 
     from megatron_chimed.backend import cpu
 
-    before = [(one, dict(vars(one))) for one in (torch.cuda, random)]
+    before = [(one, dict(vars(one))) for one in (torch.cuda, random, adam)]
     compiler = torch.compile
     cpu.install()
 

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.cpu
+
 PROGRAM = """
 import torch
 from types import SimpleNamespace
