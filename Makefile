@@ -22,10 +22,10 @@ test: .venv/.installed ## all tests that this machine can run
 test-light: .venv/.installed ## tests that need no torch, in less than a minute
 	@$(IN_VENV) $(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not cpu and not gpu and not slow"
 
-test-thorough: .venv/.installed ## 1,000 mutants of each form of data, and 20 kills of a rejection round: half an hour
+test-thorough: .venv/.installed ## every family in every stage, 1,000 mutants of each form of data, 20 kills of a round: half an hour
 	@$(IN_VENV) THOROUGH=1 $(PYTHON) -m pytest $(SIDE_BY_SIDE) --timeout 3600 -o faulthandler_timeout=0 \
 		tests/data/test_hostile_inputs.py tests/data/test_rankings.py tests/convert/test_hostile_files.py \
-		tests/convert/test_checkpoint.py tests/integration/test_rejection.py
+		tests/convert/test_checkpoint.py tests/integration/test_rejection.py tests/integration/test_every_stage.py
 
 test-demo: .venv/.installed ## the demo in its tiny size, killed at random moments, against one that was not: 15 minutes
 	@$(IN_VENV) KILL_DEMO=1 $(PYTHON) -m pytest -s --timeout 3600 -o faulthandler_timeout=0 \

@@ -60,13 +60,23 @@ class ExactDeduplicator(Deduplicator[bytes]):
 
     def signature(self, text: str) -> bytes:
         """Compute a digest of 16 bytes."""
-        return hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return _digest(normalise(text))
+
+    def signatures(self, texts: Sequence[str]) -> list[bytes]:
+        """The same of many, in a quarter of the time."""
+        codes, bounds = normalised_codes(texts)
+        text = codes.tobytes().decode("utf-32-le", "surrogatepass")
+        return [_digest(text[start:stop]) for start, stop in itertools.pairwise(bounds.tolist())]
 
     def is_duplicate_signature(self, signature: bytes) -> bool:
         """Whether such a digest was seen; if not, it is remembered."""
         known = len(self._seen)
         self._seen.add(signature)
         return len(self._seen) == known
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @cache

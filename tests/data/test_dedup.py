@@ -152,6 +152,22 @@ def test_a_near_signature_is_an_array_of_the_stated_type_and_size():
     assert signature.dtype == np.uint32 and signature.shape == (64,)
 
 
+def test_exact_signatures_of_many_are_those_of_each():
+    same = [("", " \n"), ("Ａ b", "ab"), ("e\u0301", "\u00e9")]
+    texts = [
+        *(text for pair in same for text in pair),
+        "\ud800x",
+        "头痛\U0001f600",
+        "\ufb01",
+        LONG,
+        "\u1112\u1161\u11ab",
+    ]
+    exact = ExactDeduplicator()
+    found = exact.signatures(texts)
+    assert found == [*map(exact.signature, texts)] == exact.signatures(texts[:5]) + exact.signatures(texts[5:])
+    assert len(set(found)) == len(texts) - len(same)
+
+
 def test_an_exact_signature_is_sixteen_bytes_for_any_text():
     assert {len(ExactDeduplicator().signature(text)) for text in ("", "药", LONG * 1000, "\ud83d")} == {16}
 

@@ -3,20 +3,18 @@
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
+from support.first_batch import ranked_answers
 from support.job import Job, figures
-from support.rankings import make_groups, whole_answers, write_groups
+from support.rankings import make_groups, write_groups
 from support.ranks import WITHOUT
 from transformers import AutoModelForSequenceClassification
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron, megatron_to_hf
 from megatron_chimed.convert.verify import verify
-from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
-from megatron_chimed.datasets.ranking import RankingDataset
 from megatron_chimed.packing.packed_rows import PackedRows
 from megatron_chimed.packing.rankings import RankingRowOptions, pack_rankings
 
@@ -52,26 +50,6 @@ def start(world, kind: str) -> list:
     return ["--load", world / kind, "--finetune", "--tokenizer-type", "NullTokenizer"]
 
 
-def first_batch(world) -> list[list[tuple[np.ndarray, int, int]]]:
-    """[rows][answers] (tokens, rank, group) of the first training step, straight from the packed files."""
-    config = PackedDatasetConfig(
-        random_seed=7, sequence_length=LENGTH, blend=([str(world / "packed")], None), split="80,20,0", vocab_size=10**6
-    )
-    dataset = build_packed_datasets(RankingDataset, config, (ROWS, 0, 0))[0]
-    packed, batch = PackedRows(world / "packed"), []
-    whole = whole_answers(packed)
-    for number in range(ROWS):
-        tokens = dataset[number]["tokens"].numpy()
-        for row in range(len(packed)):
-            segments = packed.segments(row)
-            start, end = (packed.segment_offsets[place] for place in (segments.start, segments.stop))
-            if np.array_equal(tokens[: end - start], packed.tokens[start:end]):
-                groups = dict.fromkeys(packed.arrays["segment_group"][segments.start : segments.stop].tolist())
-                batch.append([(np.array(ids), rank, group) for group in groups for ids, rank in whole[group]])
-                break
-    return batch
-
-
 @pytest.fixture(scope="module")
 def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
     """The first step by transformers, each answer by itself, and a double loop in float64.
@@ -80,7 +58,7 @@ def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
     """
     model, rows = AutoModelForSequenceClassification.from_pretrained(world / "hf_reward"), []
     model.config.pad_token_id = None  # one answer at a time: its last token is scored
-    for answers in first_batch(world):
+    for answers in ranked_answers(world / "packed", LENGTH, ROWS):
         rewards = [model(torch.from_numpy(tokens)[None]).logits[0, 0].double() for tokens, _, _ in answers]
         total, count = torch.zeros((), dtype=torch.float64), 0
         for i, (_, rank, group) in enumerate(answers):

@@ -147,11 +147,11 @@ def continue_greedily(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Ten
     return tokens[:, PROMPT:]
 
 
-def reference_loss(hf, prefix) -> float:
-    """Loss by transformers on the first batch of a training."""
+def reference_loss(hf, prefix, length: int = 64) -> float:
+    """Loss by transformers on the first batch of a training with rows of so many tokens."""
     from transformers import AutoModelForCausalLM
 
-    config = PretrainDatasetConfig(random_seed=7, sequence_length=64, blend=([str(prefix)], None), split="80,20,0")
+    config = PretrainDatasetConfig(random_seed=7, sequence_length=length, blend=([str(prefix)], None), split="80,20,0")
     dataset = build_pretrain_datasets(config, (4, 0, 0))[0]
     samples = [dataset[number] for number in range(4)]
     tokens, labels, mask = (
