@@ -35,6 +35,9 @@ SMALL = {
 }
 """Of dialogues: packed rows and passes that count. Of generation: the longest prompt, new tokens, sizes of batches."""
 
+DOCUMENTS = 8
+"""Of a packed row."""
+
 FEW_LAYERS = 4
 """At most so many for dialogues and generation: they compare two ways of one model, and a file of it is written."""
 
@@ -63,7 +66,7 @@ def settings(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any
     return {
         "device": args.device, "shape": shape, "layers": layers["ours"],
         "layers_of_stock": layers["stock"], "hidden": model.hidden, "ffn": model.ffn,
-        "heads": model.heads, "vocab": model.vocab, "sequence": sequence, "document": sequence // 8,
+        "heads": model.heads, "vocab": model.vocab, "sequence": sequence, "document": sequence // DOCUMENTS,
         "micro_batch": args.micro_batch, "dtype": "bfloat16" if args.device == "cuda" else "float32",
         "warm_up": args.warm_up, "steps": args.steps, "tests": "tests/gpu", **SMALL[args.device],
     }  # fmt: skip
@@ -121,7 +124,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=1, help="rows of a step (1)")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before those that count (3)")
     parser.add_argument("--steps", type=int, default=8, help="steps that count, by their median (8)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.sequence is not None and args.sequence < DOCUMENTS:
+        parser.error(f"--sequence {args.sequence}: a row has {DOCUMENTS} documents; give {DOCUMENTS} tokens or more")
+    return args
 
 
 def prepare(device: str) -> None:

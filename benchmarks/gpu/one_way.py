@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from measurements import KERNELS, PACKAGES
+from measurements import MEASUREMENTS, PACKAGES
 
 from megatron_chimed.backend.quiet import silence_import_warnings
 from megatron_chimed.jsonl import write_json
@@ -19,8 +19,8 @@ OUT_OF_MEMORY = 3
 """Exit code."""
 
 NO_MEMORY = "out of memory"
-MODULES = dict.fromkeys(("stock", "ours", "te", *KERNELS, "transformers", "transformers_packed", "amp"), "training")
-MODULES |= {"tests": "suite", "dialogues": "dialogues", "generation": "answers"}
+_PARTS = {"tests": "suite", "training": "training", "dialogues": "dialogues", "generation": "answers"}
+MODULES = {way: _PARTS[one.part] for way, one in MEASUREMENTS.items()}
 """Of each way, the module beside this one whose `measure(way, given, path)` gives its figures."""
 
 

@@ -216,8 +216,8 @@ def _fuse_adam() -> None:
 
     @functools.wraps(original)
     def fused_adam(*args: Any, **kwargs: Any) -> None:
-        unasked = not any(kwargs.get(way) for way in ("fused", "foreach", "differentiable"))
-        original(*args, **kwargs | ({"fused": True} if unasked else {}))
+        asked = kwargs.get("differentiable") or any(kwargs.get(way) is not None for way in ("fused", "foreach"))
+        original(*args, **kwargs | ({} if asked else {"fused": True}))
 
     adam.adam = fused_adam
 

@@ -74,8 +74,9 @@ cpu.install()
 found, groups_now = train()
 assert len(passes) == 20 and groups == groups_now  # nothing of it is in a checkpoint
 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-asked, _ = train(foreach=True)
-assert len(passes) == 20 and torch.equal(asked, expected)
+for way in ({"foreach": True}, {"foreach": False}, {"fused": False}):
+    asked, _ = train(**way)
+    assert len(passes) == 20 and torch.equal(asked, expected)
 print("as it should be")
 """
 

@@ -110,6 +110,14 @@ def everything(start, machine=MACHINE, clock=time.monotonic, seconds=480.0) -> d
     return dict(check.measure_all(list(MEASUREMENTS), given(), machine, Path("/nowhere"), budget, start))
 
 
+@pytest.mark.parametrize("sequence", [-8, 0, 7])
+def test_a_row_too_short_for_its_documents_is_one_line(sequence):
+    program = [sys.executable, tree.ROOT / "benchmarks/gpu/check.py", "--device", "cpu", "--sequence", str(sequence)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 2 and f"--sequence {sequence}: a row has 8 documents" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("slowness", "measured"), [(1.0, ALL), (0.2, ALL), (8.0, 1)])
 def test_all_of_it_ends_in_its_time_and_what_was_not_reached_is_named(slowness, measured):
     """Measurements that take all of their share, a fifth, and eight times as much."""

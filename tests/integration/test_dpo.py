@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
+from support.first_batch import log_p
 from support.forked import ON_CPU
 from support.job import Job, figures
 from support.paths import ROOT
@@ -61,13 +62,6 @@ def world(tmp_path_factory):
         with torch.no_grad():
             compute_reference(PackedRows(folder / name), hash_model(folder / "lm"), {}, values, lambda done: None)
     return folder
-
-
-def log_p(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """The log-probability of an answer behind its prompt, by itself, float64 []."""
-    tokens = torch.tensor([prompt + answer])
-    logits = model(tokens).logits[0, len(prompt) - 1 : -1].double()
-    return logits.log_softmax(-1).gather(-1, tokens[0, len(prompt) :, None]).sum()
 
 
 def make_job(folder, world, data: str, chimed: dict | None = None, **stage) -> Job:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
 from support.families import EXPERTS, make_model, reference_loss
-from support.first_batch import ranked_answers, ranking_loss, target_loss
+from support.first_batch import instances, log_p, pair_losses, ranked_answers, target_losses
 from support.job import Job, figures, write_corpus
 from support.mutations import THOROUGH
 from support.rankings import make_groups, write_groups
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from megatron_chimed.convert.checkpoint import hf_to_megatron
 from megatron_chimed.convert.lora import hash_model
@@ -92,26 +92,29 @@ def reference(place: Path, ranked: Path) -> Path:
     shutil.copytree(ranked, place / "ranked", dirs_exist_ok=True)
     model = AutoModelForCausalLM.from_pretrained(place / "hf")
 
-    def log_ps(pairs):
-        for prompt, answer in pairs:
-            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
-            yield logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).sum().item()
+    def values(pairs):
+        return [log_p(model, prompt, answer).item() for prompt, answer in pairs]
 
+    packed = PackedRows(place / "ranked")
     with torch.no_grad():
-        compute_reference(
-            PackedRows(place / "ranked"), hash_model(place / "megatron"), {}, lambda pairs: [*log_ps(pairs)],
-            lambda done: None,
-        )  # fmt: skip
+        compute_reference(packed, hash_model(place / "megatron"), {}, values, lambda done: None)
     return place / "ranked"
 
 
+@torch.no_grad()
 def first_loss(stage: str, place: Path, data: Path) -> float:
     """By transformers."""
     if stage == "pretrain":
         return reference_loss(place / "hf", data, LENGTH)
+    if stage == "dpo":
+        return np.log(2)
     if stage == "reward":
-        return ranking_loss(place / "hf", ranked_answers(data, LENGTH, ROWS))
-    return np.log(2) if stage == "dpo" else target_loss(place / "hf", data, LENGTH, ROWS)
+        model = AutoModelForSequenceClassification.from_pretrained(place / "hf")
+        found = [(loss, 1) for row in ranked_answers(data, LENGTH, ROWS) for loss in pair_losses(model, row)]
+    else:
+        model = AutoModelForCausalLM.from_pretrained(place / "hf")
+        found = [one for row in instances(data, LENGTH, ROWS) for one in target_losses(model, row)]
+    return sum(loss.item() for loss, _ in found) / sum(count for _, count in found)
 
 
 def train(stage: str, place: Path, data: Path, save: Path, *arguments: object, ranks: int = 1) -> np.ndarray:

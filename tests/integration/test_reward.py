@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_renderer
-from support.first_batch import ranked_answers
+from support.first_batch import pair_losses, ranked_answers
 from support.job import Job, figures
 from support.rankings import make_groups, write_groups
 from support.ranks import WITHOUT
@@ -57,15 +57,9 @@ def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
     ([(sum of the loss, number of pairs)] of each row, gradient of the step's loss by name).
     """
     model, rows = AutoModelForSequenceClassification.from_pretrained(world / "hf_reward"), []
-    model.config.pad_token_id = None  # one answer at a time: its last token is scored
     for answers in ranked_answers(world / "packed", LENGTH, ROWS):
-        rewards = [model(torch.from_numpy(tokens)[None]).logits[0, 0].double() for tokens, _, _ in answers]
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        for i, (_, rank, group) in enumerate(answers):
-            for j, (_, other_rank, other_group) in enumerate(answers):
-                if group == other_group and rank < other_rank:
-                    total = total + torch.log1p(torch.exp(rewards[j] - rewards[i]))
-                    count += 1
+        losses = pair_losses(model, answers)
+        total, count = sum(losses, torch.zeros((), dtype=torch.float64)), len(losses)
         if count:
             total.backward()
         rows.append((total.item(), count))

@@ -4,11 +4,11 @@ import dataclasses
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from support.checkpoints import weights, write_hf
 from support.dialogues import make_dialogues, make_renderer, write_dialogues
+from support.first_batch import instances, target_losses
 from support.job import Job, figures
 from support.ranks import WITHOUT
 from transformers import AutoModelForCausalLM
@@ -58,23 +58,6 @@ def data_config(world, split: str, seed: int = 7) -> SftDatasetConfig:
     return SftDatasetConfig(random_seed=seed, sequence_length=LENGTH, blend=blend, split=split, vocab_size=10**6)
 
 
-def first_batch(world) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """[rows][instances] (tokens, mask) of the rows of the first training step, straight from the packed files."""
-    dataset = build_packed_datasets(SftDataset, data_config(world, "80,20,0"), (ROWS, 0, 0))[0]
-    packed, batch = PackedRows(world[0]), []
-    texts = [packed.tokens[packed.segment_offsets[r[0]] : packed.segment_offsets[r[-1] + 1]] for r in rows_of(packed)]
-    for number in range(ROWS):
-        tokens = dataset[number]["tokens"].numpy()
-        row = next(i for i, text in enumerate(texts) if np.array_equal(tokens[: len(text)], text))
-        bounds = [packed.segment_offsets[s : s + 2] for s in packed.segments(row)]
-        batch.append([(packed.tokens[a:b].astype(np.int64), packed.loss_mask[a:b] == 1) for a, b in bounds])
-    return batch
-
-
-def rows_of(packed: PackedRows) -> list[range]:
-    return [packed.segments(row) for row in range(len(packed))]
-
-
 @pytest.fixture(scope="module")
 def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
     """The first step by transformers: LlamaForCausalLM's own loss with labels of -100, each instance by itself.
@@ -82,13 +65,11 @@ def reference(world) -> tuple[list[tuple[float, int]], dict[str, torch.Tensor]]:
     ([(mean loss, number of target tokens)] of each row, gradient of the step's loss by name).
     """
     model, rows = AutoModelForCausalLM.from_pretrained(world[1]), []
-    for instances in first_batch(world):
+    for row in instances(world[0], LENGTH, ROWS):
         total, count = 0.0, 0
-        for tokens, mask in instances:
-            labels = torch.from_numpy(np.where(mask, tokens, -100))[None]
-            summed = model(torch.from_numpy(tokens)[None], labels=labels).loss * int(mask.sum())
+        for summed, number in target_losses(model, row):
             summed.backward()
-            total, count = total + summed.item(), count + int(mask.sum())
+            total, count = total + summed.item(), count + number
         rows.append((total / count, count))
     targets = sum(count for _, count in rows)
     return rows, {name: parameter.grad / targets for name, parameter in model.named_parameters()}

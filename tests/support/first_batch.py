@@ -1,10 +1,11 @@
-"""The first batch of a training on packed rows, straight from their files, and its loss by transformers."""
+"""The first batch of a training on packed rows, straight from their files, and its losses by a model of
+transformers, each text by itself."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from megatron_chimed.datasets.packed_dataset import PackedDatasetConfig, build_packed_datasets
 from megatron_chimed.datasets.ranking import RankingDataset
@@ -33,33 +34,46 @@ def ranked_answers(folder: Path, length: int, rows: int) -> list[list[tuple[np.n
     return batch
 
 
-@torch.no_grad()
-def ranking_loss(hf: Path, batch: list[list[tuple[np.ndarray, int, int]]]) -> float:
-    """Mean loss of all pairs of a batch, each answer by itself, pair by pair."""
-    model, losses = AutoModelForSequenceClassification.from_pretrained(hf), []
+def pair_losses(model: torch.nn.Module, answers: list[tuple[np.ndarray, int, int]]) -> list[torch.Tensor]:
+    """The loss of each pair of a row, float64 [] each, pair by pair, each answer by itself."""
     model.config.pad_token_id = None  # one answer at a time: its last token is scored
-    for answers in batch:
-        rewards = [model(torch.from_numpy(tokens)[None]).logits[0, 0].double() for tokens, _, _ in answers]
-        for i, (_, rank, group) in enumerate(answers):
-            for j, (_, other_rank, other_group) in enumerate(answers):
-                if group == other_group and rank < other_rank:
-                    losses.append(torch.log1p(torch.exp(rewards[j] - rewards[i])))
-    return torch.stack(losses).mean().item()
+    rewards = [model(torch.from_numpy(tokens)[None]).logits[0, 0].double() for tokens, _, _ in answers]
+    losses = []
+    for i, (_, rank, group) in enumerate(answers):
+        for j, (_, other_rank, other_group) in enumerate(answers):
+            if group == other_group and rank < other_rank:
+                losses.append(torch.log1p(torch.exp(rewards[j] - rewards[i])))
+    return losses
 
 
-@torch.no_grad()
-def target_loss(hf: Path, folder: Path, length: int, rows: int) -> float:
-    """Mean loss of the target tokens of the first step of a fine-tuning, each dialogue by itself."""
+def log_p(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """The log-probability of an answer behind its prompt, by itself, float64 []."""
+    tokens = torch.tensor([prompt + answer])
+    logits = model(tokens).logits[0, len(prompt) - 1 : -1].double()
+    return logits.log_softmax(-1).gather(-1, tokens[0, len(prompt) :, None]).sum()
+
+
+def instances(folder: Path, length: int, rows: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """[rows][instances] (tokens, mask) of the first step of a fine-tuning with seed 7 and split 80,20,0."""
     config = SftDatasetConfig(
         random_seed=7, sequence_length=length, blend=([str(folder)], None), split="80,20,0", vocab_size=10**6
     )
     dataset = build_packed_datasets(SftDataset, config, (rows, 0, 0))[0]
-    model, total, count = AutoModelForCausalLM.from_pretrained(hf), 0.0, 0.0
-    for row in (dataset[number] for number in range(rows)):
-        starts = [*np.flatnonzero(row["position_ids"] == 0), length]
-        for start, end in zip(starts, starts[1:], strict=False):
-            tokens, labels, mask = (row[name][start:end] for name in ("tokens", "labels", "loss_mask"))
-            if mask.any():
-                nll = torch.nn.functional.cross_entropy(model(tokens[None]).logits[0], labels, reduction="none")
-                total, count = total + (nll * mask).sum().item(), count + mask.sum().item()
-    return total / count
+    packed, batch = PackedRows(folder), []
+    places = [packed.segments(row) for row in range(len(packed))]
+    texts = [packed.tokens[packed.segment_offsets[r[0]] : packed.segment_offsets[r[-1] + 1]] for r in places]
+    for number in range(rows):
+        tokens = dataset[number]["tokens"].numpy()
+        row = next(i for i, text in enumerate(texts) if np.array_equal(tokens[: len(text)], text))
+        bounds = [packed.segment_offsets[s : s + 2] for s in places[row]]
+        batch.append([(packed.tokens[a:b].astype(np.int64), packed.loss_mask[a:b] == 1) for a, b in bounds])
+    return batch
+
+
+def target_losses(
+    model: torch.nn.Module, row: list[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """(summed loss, number) of the target tokens of each instance of a row, by itself, by transformers' own loss."""
+    for tokens, mask in row:
+        labels = torch.from_numpy(np.where(mask, tokens, -100))[None]
+        yield model(torch.from_numpy(tokens)[None], labels=labels).loss * int(mask.sum()), int(mask.sum())
